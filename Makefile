@@ -1,0 +1,105 @@
+# Every target sets up what it needs, in a virtual environment of its own; `make` alone lists them.
+# Another Python, without the semantic tier:  make test PYTHON=python3.13 VENV=.venv313 EXTRAS=compress,cli
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= semantic,offline,compress,cli
+# Handed to pytest:  make test ARGS='-k disk -x'
+ARGS =
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+comma := ,
+extras := $(subst $(comma), ,$(EXTRAS))
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check
+constraints := .ci/constraints-cpu.txt
+torch_index := https://download.pytorch.org/whl/cpu
+traffic := examples/traffic/support.jsonl
+
+# `offline` is here too: its package requires sentence-transformers, which requires torch.
+needs_torch := $(filter semantic gpu offline all,$(extras))
+has_semantic := $(filter semantic gpu all,$(extras))
+ifneq ($(and $(filter gpu,$(extras)),$(filter semantic all,$(extras))),)
+$(error EXTRAS: `gpu` stands instead of `semantic` and `all`, never beside them)
+endif
+marks := $(if $(filter gpu,$(extras)),,$(if $(has_semantic),not gpu,not semantic and not gpu))
+
+# Stamps name what they stand for: with other EXTRAS the install runs again, on top of what is there.
+made := $(VENV)/.stamp-made
+torch := $(VENV)/.stamp-torch
+installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))
+bench_installed := $(installed)-bench
+install = $(pip) install -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
+
+quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: help venv test demo bench lint types pyright layers docs check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+venv: $(installed) ## the virtual environment, with EXTRAS and the tools of development
+
+test: $(installed) ## the tests; without the extra `semantic`, all that do not need it
+	$(quiet_hub) $(bin)/python -m pytest -m "$(marks)" $(ARGS)
+
+demo: $(installed) ## replay a support desk's recorded requests through memory, disk and near matches
+	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic)
+
+bench: $(bench_installed) ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
+	$(quiet_hub) $(bin)/python benchmarks/run.py
+
+lint: $(installed) ## ruff: rules and formatting
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+types: $(installed) ## mypy --strict
+	$(bin)/mypy
+
+pyright: $(installed) ## pyright on the examples, as a user's editor sees them (fetches itself from npm)
+	$(bin)/pyright --pythonpath $(bin)/python
+
+layers: $(installed) ## import-linter: each layer imports only from those below it
+	$(bin)/lint-imports --no-logo
+
+docs: $(installed) ## run the examples in README, docs and docstrings
+	$(quiet_hub) $(bin)/python -m pytest -q tests/test_docs.py
+
+check: lint types layers docs ## lint, types, layers and docs
+
+clean: ## remove caches and build output; virtual environments stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .cache
+	rm -rf build dist benchmarks/out *.egg-info
+	find semcache tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(made):
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name one, 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: semcache needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1 | head -n 1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# PyTorch's own index has the CPU build: one try of ten seconds (what torch needs comes with the next install), then
+# the default index with the same pin. For `gpu` the default index has the right build.
+$(torch): $(made) $(constraints)
+ifeq ($(filter gpu,$(extras)),)
+	@echo "PyTorch, CPU build, from $(torch_index)"
+	@$(pip) install --retries 0 --timeout 10 --no-deps --index-url $(torch_index) -c $(constraints) torch 2>/dev/null || { \
+		echo "make: not to be had there; taking the same version from the default index (on Linux with CUDA, which is large)" >&2; \
+		$(pip) install -c $(constraints) torch; }
+else
+	$(pip) install -c $(constraints) torch
+endif
+	@touch $@
+
+$(installed): $(made) $(if $(needs_torch),$(torch)) $(constraints) pyproject.toml
+	$(call install,dev)
+	@touch $@
+
+$(bench_installed): $(installed)
+	$(call install,dev$(comma)bench)
+	@touch $@

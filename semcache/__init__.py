@@ -1,0 +1,1 @@
+"""semcache: the cache in front of language models, embedding models and retrieval."""

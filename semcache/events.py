@@ -1,0 +1,246 @@
+"""Events: the facts about lookups and faults, who hears them, and their sums.
+
+Laws:
+- an observer cannot break a lookup: what it raises is logged once for each observer, and dropped;
+- every finished lookup is one event, with the wall-clock nanoseconds of each of its stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Literal
+
+from semcache.model import Decision
+
+logger = logging.getLogger("semcache")
+
+STAGES = ("key", "memory", "wait", "store", "embed", "search", "decide", "load", "put")
+
+Kind = Literal["hit", "miss", "bypass", "fault", "invalidated"]
+
+
+@dataclass(slots=True)
+class Event:
+    """One fact.
+
+    `kind` is "hit", "miss" or "bypass" for a lookup, "fault" for what went wrong away from one, or "invalidated".
+    `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
+    `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
+    bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
+    """
+
+    kind: Kind
+    function: str = ""
+    namespace: str = ""
+    tier: str | None = None
+    key: bytes = b""
+    similarity: float | None = None
+    neighbour: bytes | None = None
+    decision: Decision | None = None
+    age: float | None = None
+    load_seconds: float | None = None
+    reason: str | None = None
+    shared: bool = False
+    failed: bool = False
+    stages: dict[str, int] = field(default_factory=dict)
+    faults: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def is_hit(self) -> bool:
+        return self.kind == "hit"
+
+    def fault(self, tier: str, error: BaseException) -> None:
+        """Note what made a tier a miss."""
+        self.faults.append((tier, getattr(error, "reason", None) or type(error).__name__, str(error)))
+
+    def took(self, stage: str, nanoseconds: int) -> None:
+        """Add to a stage's time."""
+        self.stages[stage] = self.stages.get(stage, 0) + nanoseconds
+
+
+Observer = Callable[[Event], None]
+
+
+class Trace:
+    """The lookups made inside a `with semcache.trace()`, oldest first."""
+
+    __slots__ = ("lookups",)
+
+    def __init__(self) -> None:
+        self.lookups: list[Event] = []
+
+
+# A memory hit leaves a function that makes its event, not the event: most callers never look.
+_last: ContextVar[Event | Callable[[], Event] | None] = ContextVar("semcache_last", default=None)
+_traces: ContextVar[tuple[Trace, ...]] = ContextVar("semcache_traces", default=())
+remember = _last.set
+tracing = _traces.get
+
+
+def last() -> Event | None:
+    """Return how the latest cached call of this thread or task was answered, or None."""
+    latest = _last.get()
+    if latest is None or isinstance(latest, Event):
+        return latest
+    event = latest()
+    _last.set(event)
+    return event
+
+
+@contextmanager
+def trace() -> Iterator[Trace]:
+    """Collect the events of the lookups made inside, also those of the tasks started there."""
+    collected = Trace()
+    token = _traces.set((*_traces.get(), collected))
+    try:
+        yield collected
+    finally:
+        _traces.reset(token)
+
+
+@dataclass(slots=True)
+class Stats:
+    """Sums since the cache was made. `stages` are seconds of wall-clock time; `saved_seconds` is net of lookup time."""
+
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: int = 0
+    bypasses: dict[str, int] = field(default_factory=dict)
+    loads: int = 0
+    load_errors: int = 0
+    shared: int = 0
+    not_served: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    saved_seconds: float = 0.0
+    tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over hits and misses; bypasses are no lookups."""
+        hits = sum(self.hits.values())
+        return hits / (hits + self.misses) if hits + self.misses else 0.0
+
+
+class Recorder:
+    """Takes every event: sums it, remembers it for `last` and `trace`, and tells the observers."""
+
+    def __init__(self, observers: list[Observer]) -> None:
+        self._observers = observers
+        self._broken: set[int] = set()
+        self._warned: set[str] = set()
+        self._lock = Lock()
+        self._hits: Counter[str] = Counter()
+        self._bypasses: Counter[str] = Counter()
+        self._not_served: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._stages: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._saved_seconds = 0.0
+        self.quick_hits = 0
+        self.quick_key_ns = 0
+        self.quick_memory_ns = 0
+        self.quick_saved_seconds = 0.0
+
+    @property
+    def watches(self) -> bool:
+        """Whether somebody must be told of every event as it happens."""
+        return bool(self._observers)
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell `observer` every event from now on."""
+        self._observers.append(observer)
+
+    def quick_hit(self, key_ns: int, memory_ns: int, load_seconds: float) -> None:
+        """Sum a memory hit without making its event."""
+        with self._lock:
+            self.quick_hits += 1
+            self.quick_key_ns += key_ns
+            self.quick_memory_ns += memory_ns
+            self.quick_saved_seconds += load_seconds
+
+    def lookup(self, event: Event) -> None:
+        """Take the event of a finished lookup."""
+        self._sum(event)
+        remember(event)
+        for collected in tracing():
+            collected.lookups.append(event)
+        self.tell(event)
+
+    def fault(self, tier: str, reason: str, error: BaseException) -> None:
+        """Take a fault met away from any lookup: in a writer, a worker, a sweep."""
+        with self._lock:
+            self._faults[f"{tier}: {reason}"] += 1
+        self.tell(Event("fault", tier=tier, reason=reason, faults=[(tier, reason, str(error))]))
+
+    def tell(self, event: Event) -> None:
+        """Tell the observers, none of which can break us."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # whatever an observer raises is its own affair
+                if id(observer) not in self._broken:
+                    self._broken.add(id(observer))
+                    logger.exception("observer %r failed; its further failures are not logged", observer)
+
+    def warn_once(self, about: str, message: str, stacklevel: int = 4) -> None:
+        """Warn the developer of something that happens at many calls, once."""
+        with self._lock:
+            if about in self._warned:
+                return
+            self._warned.add(about)
+        # Under `-W error` a warning raises, and the caller's call must not fail because of us.
+        try:
+            warnings.warn(message, SemcacheWarning, stacklevel=stacklevel)
+        except SemcacheWarning:
+            logger.warning("%s", message)
+
+    def _sum(self, event: Event) -> None:
+        with self._lock:
+            if event.kind == "hit":
+                self._hits[event.tier or ""] += 1
+                spent = (sum(event.stages.values()) - event.stages.get("put", 0)) / 1e9
+                self._saved_seconds += (event.load_seconds or 0.0) - spent
+            elif event.kind == "bypass":
+                self._bypasses[event.reason or ""] += 1
+            else:
+                self._counts["misses"] += 1
+                if event.reason:
+                    self._not_served[event.reason] += 1
+            if event.shared:
+                self._counts["shared"] += 1
+            elif event.kind != "hit":
+                self._counts["loads"] += 1
+                self._counts["load_errors"] += event.failed
+            for tier, reason, _ in event.faults:
+                self._faults[f"{tier}: {reason}"] += 1
+            self._stages.update(event.stages)
+
+    def stats(self) -> Stats:
+        """Return the sums, without the tiers' own."""
+        with self._lock:
+            hits = self._hits + Counter({"memory": self.quick_hits})
+            stages = self._stages + Counter({"key": self.quick_key_ns, "memory": self.quick_memory_ns})
+            quick_spent = (self.quick_key_ns + self.quick_memory_ns) / 1e9
+            return Stats(
+                hits=dict(hits),
+                misses=self._counts["misses"],
+                bypasses=dict(self._bypasses),
+                loads=self._counts["loads"],
+                load_errors=self._counts["load_errors"],
+                shared=self._counts["shared"],
+                not_served=dict(self._not_served),
+                faults=dict(self._faults),
+                stages={stage: stages[stage] / 1e9 for stage in STAGES if stages[stage]},
+                saved_seconds=self._saved_seconds + self.quick_saved_seconds - quick_spent,
+            )
+
+
+class SemcacheWarning(UserWarning):
+    """Something in the use of the cache costs its owner hits; the message holds the mend."""

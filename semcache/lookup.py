@@ -1,0 +1,280 @@
+"""A lookup: the heart of the cache, once, for threads and tasks alike.
+
+The order in which things happen is the whole of it:
+
+1. *Board.* Before anything slow is asked, the caller boards the key's flight. The first one leads. Who comes later
+   follows: it waits, and is given what the leader got. (Law 6.)
+2. *Find.* The leader asks the tiers, nearest first. The memory tier was probed before the plan was built, by a plain
+   function; here it is asked again, because this may have happened in between:
+
+       caller A            caller B
+       probe: miss
+                           probe: miss, board, load, put in memory, land
+       board: leads (B's flight is gone)
+       find: memory hit    -- without this second look, A would load what B has just loaded
+
+   A tier that is late, broken or still loading is a miss and a fault in the event; after some failures its breaker
+   opens, and it is not asked at all for a while. (Law 10.) An exact hit fills the tiers before the one that gave it,
+   with the life that remains. A near match fills nothing: it is an answer to another question. (Laws 3 and 5.)
+3. *Load.* The log's position is read before the origin is called: what is invalidated from here on is newer than the
+   answer, and the put that follows is refused. (Law 8.) The origin's error goes to whoever waits, as it was, and is
+   kept nowhere. (Law 7.)
+4. *Keep.* The answer is encoded, put into the exact tiers (a slow one queues it and reads its own queue), and only then
+   does the flight land: who comes a moment later finds the answer. The near tiers come last, with the evidence that
+   the miss brought along, so that nothing is embedded twice.
+
+A leader that is cancelled, at whatever step, abandons its flight, and one of its followers boards as the new leader.
+Nothing here does I/O: what must be waited for is yielded, and `plan.run` or `plan.arun` waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+from semcache.codec import Codec
+from semcache.errors import DecodeError, EncodeError, TierError
+from semcache.events import Event, Recorder
+from semcache.flight import Abandoned, Flight, Flights, enter, leave
+from semcache.model import Entry, Evidence, Hit, Request
+from semcache.plan import Load, Outcome, Plan, Wait
+from semcache.tier import Breaker, Tier
+
+
+@dataclass(slots=True)
+class Landing:
+    """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself."""
+
+    value: bytes | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Chain:
+    """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share."""
+
+    tiers: Sequence[tuple[Tier, Breaker]]
+    codec: Codec
+    recorder: Recorder
+    position: Callable[[], int]
+    flight_timeout: float
+    max_value_bytes: int
+    flights: Flights[Landing] = field(default_factory=Flights)
+
+
+@dataclass(slots=True)
+class Origin:
+    """What loads an answer, and which answers are worth keeping."""
+
+    load: Callable[[], Any]
+    keeps: Callable[[Any], bool] | None = None
+
+
+def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Any]:
+    """Answer a request from the nearest tier that can, or from its origin, whose error is raised as it was.
+
+    `blocks` says that waiting stops the caller's whole thread. The event is filled in and given to the recorder.
+    """
+    event.key = request.key
+    if request.mode == "off":
+        outcome = yield from load(origin, None, event)
+        event.kind, event.reason = "bypass", "mode: off"
+        return finish(chain, event, outcome)
+    flight = None
+    while True:
+        key = request.key if request.mode != "refresh" else request.key + b"refresh"
+        flight, leads = chain.flights.board(key, blocks=blocks)
+        if flight is None or leads:
+            break
+        followed = yield from follow(chain, flight, event)
+        if followed is not None:
+            return finish(chain, event, followed)
+        if event.faults:  # the leader is too slow to wait for
+            flight = None
+            break
+    try:
+        outcome = yield from lead(chain, request, origin, event, flight)
+    except BaseException:
+        if flight is not None:
+            chain.flights.abandon(flight)
+        raise
+    return finish(chain, event, outcome)
+
+
+def finish(chain: Chain, event: Event, outcome: Outcome[Any]) -> Any:
+    """Record a lookup and give its caller the answer or the origin's error."""
+    event.failed = outcome.error is not None
+    chain.recorder.lookup(event)
+    return outcome.unwrap()
+
+
+def follow(chain: Chain, flight: Flight[Landing], event: Event) -> Plan[Outcome[Any] | None]:
+    """Wait for the flight to land; None where it was abandoned, was too slow, or brought nothing to share."""
+    began = perf_counter_ns()
+    try:
+        landing: Landing = yield Wait(flight.future, chain.flight_timeout)  # type: ignore[arg-type]
+    except Abandoned:
+        return None
+    except TimeoutError:
+        event.fault("flight", TierError("late", f"the leader took over {chain.flight_timeout:g} s"))
+        return None
+    finally:
+        chain.flights.unboard(flight)
+        event.took("wait", perf_counter_ns() - began)
+    if landing.error is not None:
+        event.shared = True
+        return Outcome(error=landing.error)
+    if landing.value is None:
+        event.fault("flight", TierError("unshared", "the leader's answer could not be encoded"))
+        return None
+    event.kind, event.tier, event.shared = "hit", "flight", True
+    return Outcome(chain.codec.decode(landing.value))
+
+
+def lead(
+    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None
+) -> Plan[Outcome[Any]]:
+    """Find the answer, or load and keep it; land the flight with it."""
+    evidence = None
+    if request.mode != "refresh":
+        found, value, evidence = yield from find(chain, request, event)
+        if found is not None:
+            if flight is not None:
+                chain.flights.land(flight, Landing(found.entry.value))
+            return Outcome(value)
+    born = chain.position()
+    outcome = yield from load(origin, flight, event)
+    began = perf_counter_ns()
+    landing = Landing(error=outcome.error)
+    if outcome.error is None:
+        entry = to_entry(chain, request, origin, outcome.value, born, event)
+        if entry is not None:
+            landing.value = entry.value
+            if event.reason != TOO_LARGE:
+                yield from keep(chain, request, entry, evidence, event, exact=True)
+    if flight is not None:
+        chain.flights.land(flight, landing)
+    if landing.value is not None and event.reason != TOO_LARGE:
+        yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
+    event.took("put", perf_counter_ns() - began)
+    return outcome
+
+
+def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[Outcome[Any]]:
+    """Call the origin, marked as the inside of its flight, so that it cannot wait for itself."""
+    began = perf_counter_ns()
+    token = enter(flight) if flight is not None else None
+    try:
+        outcome: Outcome[Any] = yield Load(origin.load)
+    finally:
+        if token is not None:
+            leave(token)
+    took = perf_counter_ns() - began
+    event.took("load", took)
+    event.load_seconds = took / 1e9
+    return outcome
+
+
+def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
+    """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss."""
+    evidence = None
+    for place, (tier, breaker) in enumerate(chain.tiers):
+        if not tier.exact and (request.mode == "exact" or request.scope is None):
+            continue
+        if not breaker.allows():
+            event.fault(tier.name, TierError("open", "it failed too often and is left alone for a while"))
+            continue
+        began = perf_counter_ns()
+        try:
+            found = yield from tier.get(request)
+            breaker.succeeded()
+            if isinstance(found, Hit):
+                value = chain.codec.decode(found.entry.value)
+        except DecodeError as error:
+            event.fault(tier.name, error)
+            continue
+        except Exception as error:  # noqa: BLE001 - whatever a tier raises is a miss (law 10)
+            breaker.failed()
+            late = TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error
+            event.fault(tier.name, late)
+            continue
+        finally:
+            note_time(event, tier, perf_counter_ns() - began)
+        if found.evidence is not None:
+            evidence = found.evidence
+            note_evidence(event, evidence)
+        if isinstance(found, Hit):
+            event.kind, event.tier = "hit", tier.name
+            event.similarity, event.age, event.load_seconds = found.similarity, found.entry.age, found.entry.load_seconds
+            if found.similarity is None:
+                yield from keep(chain, request, found.entry, None, event, exact=True, before=place)
+            else:
+                event.neighbour = found.key
+            return found, value, evidence
+        if found.reason:
+            event.reason = found.reason
+    return None, None, evidence
+
+
+def note_time(event: Event, tier: Tier, nanoseconds: int) -> None:
+    """Book a tier's time; a near tier tells its own stages, and what is left over is waiting."""
+    if tier.exact:
+        event.took("memory" if tier.name == "memory" else "store", nanoseconds)
+    else:
+        event.took("wait", nanoseconds)
+
+
+def note_evidence(event: Event, evidence: Evidence) -> None:
+    """Take over what a near tier learned: its stages were booked as waiting so far."""
+    for stage, nanoseconds in evidence.stages.items():
+        event.took(stage, nanoseconds)
+    told = sum(evidence.stages.values())
+    event.stages["wait"] = max(0, event.stages["wait"] - told)
+    event.decision = evidence.decision
+
+
+TOO_LARGE = "over max_value"
+UNWANTED = "not kept: when"
+
+
+def to_entry(
+    chain: Chain, request: Request, origin: Origin, value: object, born: int, event: Event
+) -> Entry | None:
+    """Encode a loaded answer; None, with a fault or a reason in the event, where it is not to be kept or shared."""
+    try:
+        if origin.keeps is not None and not origin.keeps(value):
+            event.reason = UNWANTED
+            return None
+        data = chain.codec.encode(value)
+    except EncodeError as error:
+        event.fault("codec", error)
+        return None
+    except Exception as error:  # noqa: BLE001 - the user's own predicate
+        event.fault("when", error)
+        return None
+    if len(data) > chain.max_value_bytes:
+        event.reason = TOO_LARGE
+    own = request.ttl is not None
+    entry = Entry(data, born=born, own_ttl=own, load_seconds=event.load_seconds or 0.0)
+    if request.ttl is not None:
+        entry.life = request.ttl
+    return entry
+
+
+def keep(
+    chain: Chain, request: Request, entry: Entry, evidence: Evidence | None, event: Event, *,
+    exact: bool, before: int | None = None,
+) -> Plan[None]:  # fmt: skip
+    """Put an entry into the exact tiers or the near ones; with `before`, into those nearer than that place."""
+    for tier, breaker in chain.tiers[:before]:
+        if tier.exact is not exact or (not exact and (request.scope is None or request.mode == "exact")):
+            continue
+        if not breaker.allows():
+            continue
+        try:
+            yield from tier.put(request, entry, evidence)
+        except Exception as error:  # noqa: BLE001 - the caller has the answer; keeping it is our affair (law 10)
+            breaker.failed()
+            event.fault(tier.name, error)

@@ -1,0 +1,142 @@
+"""Plans: procedures without I/O that say what to wait for, and the two drivers that carry them out.
+
+A plan is a generator. It yields steps and is sent their results; `run` carries it out in a thread, `arun` on an
+asyncio loop. So a procedure stands once for both colours, and a test can walk it step by step.
+
+Laws:
+- a plan does nothing that can block; what can, it yields;
+- the origin's errors never travel through a plan's frames: `load` sends back an Outcome (an origin may raise
+  StopIteration, which no generator can let through unchanged); only what must stop the plan itself
+  (cancellation, KeyboardInterrupt) is thrown in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from inspect import isawaitable
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Outcome(Generic[T]):
+    """What came of a load: a value, or the origin's error."""
+
+    __slots__ = ("error", "value")
+
+    def __init__(self, value: T | None = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    def unwrap(self) -> T:
+        """Return the value, or raise the origin's error as it was."""
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.value)
+
+
+class Call:
+    """Call a function; under `arun`, what it returns is awaited if it can be. Its errors are thrown into the plan."""
+
+    __slots__ = ("args", "function")
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function = function
+        self.args = args
+
+    def run(self) -> Any:
+        return self.function(*self.args)
+
+    async def arun(self) -> Any:
+        result = self.function(*self.args)
+        return await cast("Awaitable[Any]", result) if isawaitable(result) else result
+
+
+class Load:
+    """Call the origin; sends back an Outcome, whatever kind of Exception it raised."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+
+    def run(self) -> Outcome[Any]:
+        try:
+            return Outcome(self.function())
+        except Exception as error:  # noqa: BLE001 - the origin's error, whatever it is, is its caller's
+            return Outcome(error=error)
+
+    async def arun(self) -> Outcome[Any]:
+        try:
+            result = self.function()
+            return Outcome(await result if isawaitable(result) else result)
+        except Exception as error:  # noqa: BLE001 - the origin's error, whatever it is, is its caller's
+            return Outcome(error=error)
+
+
+class Wait:
+    """Wait for a future, at most `timeout` seconds; TimeoutError is thrown into the plan, the future is left alone."""
+
+    __slots__ = ("future", "timeout")
+
+    def __init__(self, future: Future[Any], timeout: float | None = None) -> None:
+        self.future = future
+        self.timeout = timeout
+
+    def run(self) -> Any:
+        return self.future.result(self.timeout)
+
+    async def arun(self) -> Any:
+        if self.future.done():
+            return self.future.result()
+        import asyncio  # noqa: PLC0415 - only an async call may load asyncio (law 13)
+
+        # asyncio.wait, unlike wait_for, cancels nothing when the time is up. Cancelling the wrapper would cancel the
+        # shared future, were that not marked as running by whoever made it.
+        waiter = asyncio.wrap_future(self.future)
+        done, _ = await asyncio.wait([waiter], timeout=self.timeout)
+        if not done:
+            waiter.add_done_callback(_retrieve)
+            raise TimeoutError
+        return waiter.result()
+
+
+def _retrieve(waiter: Any) -> None:
+    """Look at the error of a future nobody waits for any more, so that asyncio does not report it as lost."""
+    if not waiter.cancelled():
+        waiter.exception()
+
+
+Step: TypeAlias = Call | Load | Wait
+Plan: TypeAlias = Generator[Step, Any, T]
+
+
+def run(plan: Plan[T]) -> T:
+    """Carry out a plan in this thread."""
+    try:
+        step = next(plan)
+        while True:
+            try:
+                result = step.run()
+            except BaseException as error:  # noqa: BLE001 - the plan decides what a failed step means
+                step = plan.throw(error)
+            else:
+                step = plan.send(result)
+    except StopIteration as stop:
+        return cast("T", stop.value)
+
+
+async def arun(plan: Plan[T]) -> T:
+    """Carry out a plan on the running loop."""
+    try:
+        step = next(plan)
+        while True:
+            try:
+                result = await step.arun()
+            except BaseException as error:  # noqa: BLE001 - the plan decides what a failed step means
+                step = plan.throw(error)
+            else:
+                step = plan.send(result)
+    except StopIteration as stop:
+        return cast("T", stop.value)

@@ -1,0 +1,46 @@
+"""The policy that everybody has: serve what is at least so similar."""
+
+from __future__ import annotations
+
+import warnings
+
+from semcache.errors import ConfigurationError
+from semcache.model import Decision, Neighbour, Verdict
+
+
+class Threshold:
+    """Serves near matches of at least this similarity (a cosine, -1 to 1).
+
+    A cut does not transfer between embedders or domains: what serves 3% wrong answers here may serve 19% there.
+    Measure yours with `semcache replay`.
+    """
+
+    def __init__(self, cut: float) -> None:
+        if isinstance(cut, bool) or not isinstance(cut, int | float) or not -1 <= cut <= 1:
+            raise ConfigurationError(f"a threshold is a cosine, from -1 to 1; got {cut!r}")
+        self.cut = float(cut)
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
+        """Serve it if it is similar enough."""
+        similarity = neighbour.similarity
+        if similarity >= self.cut:
+            return Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
+        return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+
+    def __repr__(self) -> str:
+        return f"Threshold({self.cut:g})"
+
+
+class UnmeasuredThresholdWarning(UserWarning):
+    """A threshold was set that nobody has measured on this traffic."""
+
+
+def warn_unmeasured(policy: object) -> None:
+    """Say, once for each place that sets one, that a threshold is a guess until it is measured."""
+    if isinstance(policy, Threshold):
+        warnings.warn(
+            f"{policy!r} is a guess until it is measured on your traffic and embedder: run `semcache replay` on a "
+            "recording to see the wrong hits it serves",
+            UnmeasuredThresholdWarning,
+            stacklevel=3,
+        )

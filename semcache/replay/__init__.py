@@ -1,0 +1,1 @@
+"""Recorded traffic, run through the cache, and what came of it."""

@@ -1,0 +1,1 @@
+"""Observers that ship with the package, one system a file."""

@@ -1,0 +1,172 @@
+"""The semantic tier: finds a stored text near to the one asked, and fetches that text's answer by its key.
+
+Laws:
+- only texts of one scope are compared, inside the search (law 2);
+- the index holds keys; the answer comes from an exact tier, so expiry, eviction and invalidation hold here too; a
+  neighbour without an answer is dropped and the next is tried (law 4);
+- nothing near is served without a policy that says so and a tenant whose answers may meet;
+- a near answer is not put back under the text that asked for it (law 3): `put` is only ever given loaded answers;
+- a model that is still loading is a miss, not a wait (law 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+from semcache.errors import TierError
+from semcache.model import Decision, Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
+from semcache.plan import Plan, Wait
+from semcache.policy import Policy
+from semcache.semantic.batcher import Batcher, Found
+from semcache.tier import Clock
+
+NEIGHBOURS = 4
+_ROUNDS = 3
+
+# Called with (reason, message) when a policy would have served but the request names no tenant.
+Warn = Callable[[str, str], None]
+
+
+class Values(Protocol):
+    """An exact tier that can be asked by key alone."""
+
+    def peek(self, key: bytes) -> Hit | Miss:
+        """Look an entry up by its key."""
+        ...
+
+
+class SemanticTier:
+    """A near tier over the exact tiers `values`, nearest first; `attach` keeps a vector that a put computed late."""
+
+    name = "semantic"
+    exact = False
+
+    def __init__(
+        self, batcher: Batcher, policy: Policy, values: Sequence[Values], *, ttl: float, timeout: float, clock: Clock,
+        jitter: float = 0.0, random: Callable[[], float], warn: Warn,
+        attach: Callable[[bytes, Any], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.batcher = batcher
+        self.policy = policy
+        self._values = values
+        self._ttl = ttl
+        self._timeout = timeout
+        self._now = clock.monotonic
+        self._jitter = jitter
+        self._random = random
+        self._warn = warn
+        self._attach = attach
+
+    def get(self, request: Request) -> Plan[Hit | Miss]:
+        """Search the request's scope and serve the nearest neighbour that the policy lets through."""
+        scope, text = request.scope, request.text
+        if scope is None or text is None:
+            return Miss(request.exact_only)
+        has_scope = self.batcher.has_scope(scope)
+        if has_scope is None:
+            self.batcher.start()
+            return Miss(f"the embedder is {self.batcher.state}")
+        if not has_scope:  # nothing to compare with: the text is embedded behind the answer
+            return Miss()
+        deadline = self._now() + self._timeout
+        evidence = Evidence()
+        for _ in range(_ROUNDS):
+            try:
+                found: Found = yield Wait(self.batcher.search(scope, text, NEIGHBOURS), self._timeout)
+            except TierError as error:
+                if error.reason != "uncovered":
+                    raise
+                return Miss(f"exact only: {error}")
+            _learn(evidence, found)
+            began = perf_counter_ns()
+            hit, gone = self._decide(request, found.neighbours, evidence)
+            evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
+            if hit is not None:
+                return hit
+            if not gone or self._now() >= deadline:
+                break
+            self.batcher.remove(gone)
+        return Miss(evidence.decision.reason if evidence.decision else None, evidence)
+
+    def _decide(
+        self, request: Request, neighbours: list[Neighbour], evidence: Evidence
+    ) -> tuple[Hit | None, list[bytes]]:
+        """Ask the policy about each neighbour; also tell those whose answers are gone, if none is served."""
+        gone: list[bytes] = []
+        for neighbour in neighbours:
+            decision = self._judge(request, neighbour)
+            if evidence.decision is None or decision.verdict is Verdict.REUSE:
+                evidence.decision = decision
+            found = self._fetch(neighbour.key)
+            if found is None:
+                gone.append(neighbour.key)
+                if evidence.decision is decision:
+                    evidence.decision = None
+            elif decision.verdict is Verdict.REUSE:
+                return Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence), gone
+        return None, gone
+
+    def _judge(self, request: Request, neighbour: Neighbour) -> Decision:
+        decision = self.policy.decide(request.text or "", neighbour)
+        if decision.verdict is not Verdict.REUSE:
+            return decision
+        if request.mode == "shadow":
+            reason = "mode: shadow"
+        elif not request.tenanted:
+            reason = "no tenant"
+            self._warn(
+                "no tenant",
+                "a near match was found but not served, because nobody said whose answers may meet: "
+                "set tenant= on the cache or the call (semcache.SHARED if all users may share answers)",
+            )
+        else:
+            return decision
+        return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut)
+
+    def _fetch(self, key: bytes) -> Hit | None:
+        for tier in self._values:
+            found = tier.peek(key)
+            if isinstance(found, Hit):
+                return found
+        return None
+
+    def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
+        """Index a loaded answer's text, with the vector that its miss computed, if it did."""
+        if request.scope is None or request.text is None:
+            return
+        self.batcher.start()
+        expires = self._now() + min(self._ttl, entry.life) * (1 - self._jitter * self._random())
+        vector = evidence.vector if evidence is not None else None
+        self.batcher.add(
+            request.key, request.scope, request.text, vector, expires, self._attach if vector is None else None
+        )
+        return
+        yield
+
+    def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:  # noqa: ARG002 - the protocol's
+        """Drop a key's row; rows of other facets go as their answers are missed."""
+        if facet == "key":
+            self.batcher.remove([value])  # type: ignore[list-item]
+        return 0
+        yield
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return rows, scopes, bytes, evictions and the batcher's counters."""
+        return self.batcher.stats()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put can be found."""
+        return self.batcher.flush(timeout)
+
+    def close(self) -> None:
+        """Stop the worker."""
+        self.batcher.close()
+
+
+def _learn(evidence: Evidence, found: Found) -> None:
+    evidence.vector = found.vector
+    evidence.neighbours = found.neighbours
+    for stage, nanoseconds in (("embed", found.embed_ns), ("search", found.search_ns)):
+        evidence.stages[stage] = evidence.stages.get(stage, 0) + nanoseconds

@@ -1,0 +1,92 @@
+"""Durations and sizes as people write them, and the ttl and timeout of each tier.
+
+A duration is a number of seconds or "250ms", "5m", "1h", "1d"; a size is a number of bytes or "64MB", "512MiB"
+(MB is 10**6 bytes, MiB is 2**20).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import isfinite
+
+from semcache.errors import ConfigurationError
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+Duration = int | float | str
+Size = int | str
+
+
+def seconds(duration: Duration, what: str = "a duration") -> float:
+    """Return a duration in seconds; it must be positive and finite."""
+    value: float | None = None
+    if isinstance(duration, str):
+        match = _AMOUNT.fullmatch(duration)
+        unit = _SECONDS.get((match[2] or "s").lower()) if match else None
+        value = float(match[1]) * unit if match and unit else None
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        value = float(duration)
+    if value is None or not isfinite(value) or value <= 0:
+        message = f'{what} must be a positive number of seconds, or text like "250ms", "5m", "1h", "1d"; got {duration!r}'
+        raise ConfigurationError(message)
+    return value
+
+
+def size_bytes(size: Size, what: str = "a size") -> int:
+    """Return a size in bytes; 0 is allowed."""
+    value: int | None = None
+    if isinstance(size, str):
+        match = _AMOUNT.fullmatch(size)
+        unit = _BYTES.get((match[2] or "b").lower()) if match else None
+        value = int(float(match[1]) * unit) if match and unit else None
+    elif isinstance(size, int) and not isinstance(size, bool):
+        value = size
+    if value is None or value < 0:
+        raise ConfigurationError(f'{what} must be a number of bytes, or text like "64MB", "1GiB"; got {size!r}')
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class TTL:
+    """How long each tier keeps an entry, in seconds or as text; `jitter` shortens each life by up to that share.
+
+    Jitter keeps entries that were written together from expiring together.
+    """
+
+    memory: Duration = "5m"
+    disk: Duration = "1d"
+    semantic: Duration = "1h"
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        for tier in ("memory", "disk", "semantic"):
+            object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
+        if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter < 1:
+            raise ConfigurationError(f"jitter is a share of the ttl, at least 0 and below 1; got {self.jitter!r}")
+
+    def of(self, tier: str) -> float:
+        """Return a tier's ttl in seconds."""
+        return float(getattr(self, tier))
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a lookup waits for each tier before it goes on without it, and a follower for its leader."""
+
+    disk: Duration = "25ms"
+    semantic: Duration = "250ms"
+    flight: Duration = "30s"
+
+    def __post_init__(self) -> None:
+        for name in ("disk", "semantic", "flight"):
+            object.__setattr__(self, name, seconds(getattr(self, name), f"timeout of {name}"))
+
+    def of(self, name: str) -> float:
+        """Return a timeout in seconds."""
+        return float(getattr(self, name))

@@ -1,0 +1,1 @@
+"""What makes a user's function cached."""
