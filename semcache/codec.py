@@ -82,12 +82,19 @@ class Codec:
 
     def encode(self, value: object) -> bytes:
         """Return the bytes of a value. Raises EncodeError."""
-        data = pack(value)
+        return self._framed(pack(value))
+
+    def _framed(self, data: bytes) -> bytes:
         if self._compresses and len(data) >= _COMPRESS_FROM_BYTES:
             packed: bytes = _zstandard().ZstdCompressor().compress(data)
             if len(packed) < len(data):
                 return _ZSTD_HEADER + packed
         return _HEADER + data
+
+    def join(self, items: list[bytes]) -> bytes:
+        """Return the bytes of the list whose items were packed one by one."""
+        header: bytes = msgpack.Packer(autoreset=True).pack_array_header(len(items))
+        return self._framed(header + b"".join(items))
 
     @staticmethod
     def decode(data: bytes) -> Any:
@@ -102,6 +109,11 @@ class Codec:
             except _zstandard().ZstdError as error:
                 raise DecodeError(f"damaged: {error}") from None
         raise DecodeError("not our bytes, or of another version")
+
+
+def plain_body(data: bytes) -> memoryview | None:
+    """Return the msgpack inside bytes that are ours and not compressed."""
+    return memoryview(data)[2:] if data[:2] == _HEADER else None
 
 
 def _zstandard() -> Any:

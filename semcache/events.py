@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 from semcache.model import Decision
 
 logger = logging.getLogger("semcache")
+
+# So many memory hits are noted before they are summed.
+FOLD_AT = 4096
 
 STAGES = ("key", "memory", "wait", "store", "embed", "search", "decide", "load", "put")
 
@@ -77,8 +80,9 @@ class Trace:
         self.lookups: list[Event] = []
 
 
-# A memory hit leaves a function that makes its event, not the event: most callers never look.
-_last: ContextVar[Event | Callable[[], Event] | None] = ContextVar("semcache_last", default=None)
+# A memory hit leaves what its event can be made of, not the event: most callers never look.
+Unmade = tuple[Any, ...]
+_last: ContextVar[Event | Unmade | None] = ContextVar("semcache_last", default=None)
 _traces: ContextVar[tuple[Trace, ...]] = ContextVar("semcache_traces", default=())
 remember = _last.set
 tracing = _traces.get
@@ -89,7 +93,7 @@ def last() -> Event | None:
     latest = _last.get()
     if latest is None or isinstance(latest, Event):
         return latest
-    event = latest()
+    event: Event = latest[0].memory_hit(*latest[1:])
     _last.set(event)
     return event
 
@@ -132,7 +136,7 @@ class Recorder:
     """Takes every event: sums it, remembers it for `last` and `trace`, and tells the observers."""
 
     def __init__(self, observers: list[Observer]) -> None:
-        self._observers = observers
+        self.observers = observers
         self._broken: set[int] = set()
         self._warned: set[str] = set()
         self._lock = Lock()
@@ -143,27 +147,36 @@ class Recorder:
         self._stages: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._saved_seconds = 0.0
-        self.quick_hits = 0
-        self.quick_key_ns = 0
-        self.quick_memory_ns = 0
-        self.quick_saved_seconds = 0.0
-
-    @property
-    def watches(self) -> bool:
-        """Whether somebody must be told of every event as it happens."""
-        return bool(self._observers)
+        self._calls: dict[str, Counter[str]] = {}
+        self._quick_hits: dict[str, int] = {}
+        # A memory hit is noted here without a lock (deque.append is atomic) and summed later, many at once.
+        self.quick: deque[tuple[str, int, int, float]] = deque()
 
     def add_observer(self, observer: Observer) -> None:
         """Tell `observer` every event from now on."""
-        self._observers.append(observer)
+        self.observers.append(observer)
 
-    def quick_hit(self, key_ns: int, memory_ns: int, load_seconds: float) -> None:
-        """Sum a memory hit without making its event."""
+    def fold(self) -> None:
+        """Sum the memory hits noted so far."""
         with self._lock:
-            self.quick_hits += 1
-            self.quick_key_ns += key_ns
-            self.quick_memory_ns += memory_ns
-            self.quick_saved_seconds += load_seconds
+            self._fold()
+
+    def _fold(self) -> None:
+        """Sum the memory hits noted so far; the lock is held."""
+        quick = self.quick
+        for _ in range(len(quick)):
+            function, key_ns, memory_ns, load_seconds = quick.popleft()
+            self._quick_hits[function] = self._quick_hits.get(function, 0) + 1
+            self._stages["key"] += key_ns
+            self._stages["memory"] += memory_ns
+            self._saved_seconds += load_seconds - (key_ns + memory_ns) / 1e9
+
+    def counts(self, function: str) -> tuple[int, int, int]:
+        """Return a function's hits, misses and bypasses."""
+        with self._lock:
+            self._fold()
+            calls = self._calls.get(function) or Counter()
+            return calls["hit"] + self._quick_hits.get(function, 0), calls["miss"], calls["bypass"]
 
     def lookup(self, event: Event) -> None:
         """Take the event of a finished lookup."""
@@ -181,7 +194,7 @@ class Recorder:
 
     def tell(self, event: Event) -> None:
         """Tell the observers, none of which can break us."""
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 observer(event)
             except Exception:  # whatever an observer raises is its own affair
@@ -201,8 +214,13 @@ class Recorder:
         except SemcacheWarning:
             logger.warning("%s", message)
 
+    def after_fork(self) -> None:
+        """Begin with a lock of our own: the old one may be held by a thread that the fork left behind."""
+        self._lock = Lock()
+
     def _sum(self, event: Event) -> None:
         with self._lock:
+            self._calls.setdefault(event.function, Counter())[event.kind] += 1
             if event.kind == "hit":
                 self._hits[event.tier or ""] += 1
                 spent = (sum(event.stages.values()) - event.stages.get("put", 0)) / 1e9
@@ -225,9 +243,9 @@ class Recorder:
     def stats(self) -> Stats:
         """Return the sums, without the tiers' own."""
         with self._lock:
-            hits = self._hits + Counter({"memory": self.quick_hits})
-            stages = self._stages + Counter({"key": self.quick_key_ns, "memory": self.quick_memory_ns})
-            quick_spent = (self.quick_key_ns + self.quick_memory_ns) / 1e9
+            self._fold()
+            hits = self._hits + Counter({"memory": sum(self._quick_hits.values())})
+            stages = self._stages
             return Stats(
                 hits=dict(hits),
                 misses=self._counts["misses"],
@@ -238,7 +256,7 @@ class Recorder:
                 not_served=dict(self._not_served),
                 faults=dict(self._faults),
                 stages={stage: stages[stage] / 1e9 for stage in STAGES if stages[stage]},
-                saved_seconds=self._saved_seconds + self.quick_saved_seconds - quick_spent,
+                saved_seconds=self._saved_seconds,
             )
 
 

@@ -109,6 +109,11 @@ def enter(flight: Flight[T]) -> Token[Any]:
     return _inside.set((*_inside.get(), flight))  # type: ignore[arg-type]
 
 
+def is_inside(flight: Flight[T]) -> bool:
+    """Say whether this call runs inside the flight's load."""
+    return any(one is flight for one in _inside.get())
+
+
 def leave(token: Token[Any]) -> None:
     """End what `enter` began."""
     _inside.reset(token)

@@ -59,6 +59,18 @@ def canonical(value: object, where: str = "") -> bytes:
         raise UnkeyableError(error.message, where + error.where) from None
 
 
+def canonical_items(items: Sequence[Any]) -> bytes:
+    """Return the canonical bytes of a tuple of values: the hot form, for a call's arguments."""
+    if len(items) == 1 and items[0].__class__ is str:
+        return f"u1:s{len(items[0])}:{items[0]}".encode("utf-8", "surrogatepass")
+    chunks: Chunks = []
+    try:
+        _write_items("u", items, chunks)
+    except RecursionError:
+        raise UnkeyableError("it is nested too deeply, or holds itself") from None
+    return "".join(chunks).encode("utf-8", "surrogatepass")
+
+
 def _write(value: Any, chunks: Chunks) -> None:
     kind = value.__class__
     if kind is str:

@@ -49,6 +49,7 @@ class Landing:
 
     value: bytes | None = None
     error: Exception | None = None
+    load_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ def follow(chain: Chain, flight: Flight[Landing], event: Event) -> Plan[Outcome[
     if landing.value is None:
         event.fault("flight", TierError("unshared", "the leader's answer could not be encoded"))
         return None
-    event.kind, event.tier, event.shared = "hit", "flight", True
+    event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
     return Outcome(chain.codec.decode(landing.value))
 
 
@@ -142,21 +143,18 @@ def lead(
         found, value, evidence = yield from find(chain, request, event)
         if found is not None:
             if flight is not None:
-                chain.flights.land(flight, Landing(found.entry.value))
+                chain.flights.land(flight, Landing(found.entry.value, load_seconds=found.entry.load_seconds))
             return Outcome(value)
     born = chain.position()
     outcome = yield from load(origin, flight, event)
     began = perf_counter_ns()
-    landing = Landing(error=outcome.error)
-    if outcome.error is None:
-        entry = to_entry(chain, request, origin, outcome.value, born, event)
-        if entry is not None:
-            landing.value = entry.value
-            if event.reason != TOO_LARGE:
-                yield from keep(chain, request, entry, evidence, event, exact=True)
+    entry = None if outcome.error is not None else encode(chain, request, outcome.value, born, event)
+    kept = entry is not None and is_kept(chain, origin.keeps, entry, outcome.value, event)
+    if kept:
+        yield from keep(chain, request, entry, evidence, event, exact=True)  # type: ignore[arg-type]
     if flight is not None:
-        chain.flights.land(flight, landing)
-    if landing.value is not None and event.reason != TOO_LARGE:
+        chain.flights.land(flight, Landing(entry.value if entry else None, outcome.error, event.load_seconds or 0.0))
+    if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
     event.took("put", perf_counter_ns() - began)
     return outcome
@@ -235,32 +233,39 @@ def note_evidence(event: Event, evidence: Evidence) -> None:
     event.decision = evidence.decision
 
 
-TOO_LARGE = "over max_value"
-UNWANTED = "not kept: when"
-
-
-def to_entry(
-    chain: Chain, request: Request, origin: Origin, value: object, born: int, event: Event
-) -> Entry | None:
-    """Encode a loaded answer; None, with a fault or a reason in the event, where it is not to be kept or shared."""
+def encode(chain: Chain, request: Request, value: object, born: int, event: Event) -> Entry | None:
+    """Encode a loaded answer; None, with a fault in the event, where it would not come back as it is."""
     try:
-        if origin.keeps is not None and not origin.keeps(value):
-            event.reason = UNWANTED
-            return None
         data = chain.codec.encode(value)
     except EncodeError as error:
         event.fault("codec", error)
         return None
+    return to_entry(request, data, born, event)
+
+
+def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
+    """Make an entry of encoded bytes; the request's own ttl is its life."""
+    entry = Entry(data, born=born, load_seconds=event.load_seconds or 0.0)
+    if request.ttl is not None:
+        entry.life, entry.own_ttl = request.ttl, True
+    return entry
+
+
+def is_kept(
+    chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event
+) -> bool:
+    """Say whether an answer is to be stored; if not, the event says why."""
+    if len(entry.value) > chain.max_value_bytes:
+        event.reason = "not kept: over max_value"
+        return False
+    try:
+        wanted = keeps is None or keeps(value)
     except Exception as error:  # noqa: BLE001 - the user's own predicate
         event.fault("when", error)
-        return None
-    if len(data) > chain.max_value_bytes:
-        event.reason = TOO_LARGE
-    own = request.ttl is not None
-    entry = Entry(data, born=born, own_ttl=own, load_seconds=event.load_seconds or 0.0)
-    if request.ttl is not None:
-        entry.life = request.ttl
-    return entry
+        return False
+    if not wanted:
+        event.reason = "not kept: when"
+    return bool(wanted)
 
 
 def keep(

@@ -9,10 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Mode = Literal["live", "shadow", "exact", "refresh", "off"]
 MODES: tuple[Mode, ...] = ("live", "shadow", "exact", "refresh", "off")
+
+
+class Shared(Enum):
+    """The tenant of those who share their answers with everybody."""
+
+    SHARED = "shared"
+
+
+SHARED = Shared.SHARED
+Tenant: TypeAlias = str | Shared
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ _BYTES = {
 }  # fmt: skip
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
+MEMORY_SECONDS = 300.0
+
 Duration = int | float | str
 Size = int | str
 
@@ -56,22 +58,26 @@ def size_bytes(size: Size, what: str = "a size") -> int:
 class TTL:
     """How long each tier keeps an entry, in seconds or as text; `jitter` shortens each life by up to that share.
 
-    Jitter keeps entries that were written together from expiring together.
+    `memory` is "5m" by default; where there is no disk or server and memory is the exact store, it is `semantic`'s, so
+    that a near match finds its answer. Jitter keeps entries that were written together from expiring together.
     """
 
-    memory: Duration = "5m"
+    memory: Duration | None = None
     disk: Duration = "1d"
     semantic: Duration = "1h"
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
         for tier in ("memory", "disk", "semantic"):
-            object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
+            if getattr(self, tier) is not None:
+                object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter < 1:
             raise ConfigurationError(f"jitter is a share of the ttl, at least 0 and below 1; got {self.jitter!r}")
 
-    def of(self, tier: str) -> float:
+    def of(self, tier: str, *, is_store: bool = False) -> float:
         """Return a tier's ttl in seconds."""
+        if tier == "memory" and self.memory is None:
+            return self.of("semantic") if is_store else MEMORY_SECONDS
         return float(getattr(self, tier))
 
 

@@ -1,5 +1,8 @@
 """The memory tier: an LRU in this process, bounded in bytes, each entry with its own expiry.
 
+A probe takes no lock: it reads the entry, checks its expiry and notes the key; the notes are applied to the LRU's order
+many at once, before the next put at the latest (as Caffeine's read buffer does), so pressure drops what was not used.
+
 Laws: it holds encoded answers, never objects, so that who mutates a hit changes nobody else's (law 9); an entry born
 before a mark of one of its facets is not taken (law 8).
 """
@@ -10,8 +13,10 @@ from collections.abc import Callable, Mapping
 from random import Random
 from threading import Lock
 
+from cachetools import Cache as CacheOf
 from cachetools import TLRUCache
 
+from semcache.codec import plain_body
 from semcache.log import Marks
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan
@@ -19,16 +24,25 @@ from semcache.tier import Clock, facet_pairs
 
 # What an entry costs beside its answer: the objects here and in the LRU; measured, and held by a test.
 ENTRY_BYTES = 900
+_NOTES = 256
 _LONGEST_LOAD_SECONDS = 3600.0
 
 
-class Kept:
-    """An entry in memory; `expires` and `since` are readings of the monotonic clock."""
+# What the LRU is made of, without its reordering: one read of a dict, which needs no lock.
+_read = CacheOf.__getitem__
 
-    __slots__ = ("born", "expires", "facets", "load_seconds", "own_ttl", "since", "value")
+
+class Kept:
+    """An entry in memory; `expires` and `since` are readings of the monotonic clock.
+
+    `body` is the msgpack inside `value`, ready to unpack; None where it is packed in another way.
+    """
+
+    __slots__ = ("body", "born", "expires", "facets", "load_seconds", "own_ttl", "since", "value")
 
     def __init__(self, entry: Entry, facets: Facets, since: float, expires: float) -> None:
         self.value = entry.value
+        self.body = plain_body(entry.value)
         self.expires = expires
         self.since = since
         self.born = entry.born
@@ -67,6 +81,7 @@ class MemoryTier:
         self._now = clock.monotonic
         self._lock = Lock()
         self._too_large = 0
+        self._touched: dict[bytes, None] = {}
         self._marks = Marks(clock.monotonic, _LONGEST_LOAD_SECONDS)
         self._entries = _Entries(
             max_bytes, ttu=lambda _key, kept, _now: kept.expires, timer=clock.monotonic, getsizeof=_weigh
@@ -74,11 +89,24 @@ class MemoryTier:
 
     def probe(self, key: bytes) -> Kept | None:
         """Return the entry of a key: a plain function, for the call that is answered here."""
-        with self._lock:
-            try:
-                return self._entries[key]
-            except KeyError:
-                return None
+        try:
+            kept = _read(self._entries, key)
+        except KeyError:
+            return None
+        if kept.expires <= self._now():
+            return None
+        touched = self._touched
+        touched[key] = None
+        if len(touched) > _NOTES:
+            with self._lock:
+                self._apply_touches()
+        return kept
+
+    def _apply_touches(self) -> None:
+        """Bring the LRU's order up to date; the lock is held."""
+        touched, self._touched = self._touched, {}
+        for key in list(touched):
+            self._entries.get(key)
 
     def peek(self, key: bytes) -> Hit | Miss:
         """Look an entry up by its key alone."""
@@ -106,6 +134,7 @@ class MemoryTier:
             if self._marks.cover(facet_pairs(request.facets, request.key), entry.born):
                 return
             try:
+                self._apply_touches()
                 self._entries[request.key] = kept
             except ValueError:  # larger than the whole tier
                 self._too_large += 1

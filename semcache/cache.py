@@ -1,0 +1,406 @@
+"""The cache: what users build, and what its parts share.
+
+Construction checks every setting and opens nothing slow: the model loads behind the first lookup that wants it. From
+then on only `invalidate` raises (law 10). A cache flushes and closes itself when the interpreter exits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, TypeVar
+
+from semcache.codec import Codec
+from semcache.context import current
+from semcache.errors import ConfigurationError, InvalidationError, MissingExtraError
+from semcache.events import Event, Observer, Recorder, Stats
+from semcache.explain import Explanation, explain
+from semcache.keys import FORMAT, canonical, digest
+from semcache.log import Log
+from semcache.lookup import Chain, Origin, lookup
+from semcache.model import MODES, SHARED, Facets, Mode, Request, Tenant
+from semcache.plan import Plan, Wait, arun, run
+from semcache.policy import Policy, Shadow
+from semcache.policy.threshold import warn_unmeasured
+from semcache.tier import Breaker, Clock, SystemClock, Tier
+from semcache.tiers.memory import Kept, MemoryTier
+from semcache.ttl import TTL, Duration, Size, Timeouts, seconds, size_bytes
+
+T = TypeVar("T")
+
+_EXIT_SECONDS = 10.0
+
+
+class Cache:
+    """Tiers in order, nearest first, and one lookup through them.
+
+    `namespace` keeps services apart; it is required with `disk`. `memory`, `disk_size` and `semantic` bound the tiers
+    in bytes ("64MB"; 0: no such tier). `disk` is the path of an SQLite file. `embedder` is a sentence-transformers
+    name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
+    matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
+    `compress="zstd"` packs answers over 1 kB. Raises ConfigurationError, with the mend, for settings that are wrong.
+    """
+
+    def __init__(
+        self,
+        namespace: str = "",
+        *,
+        memory: Size = "64MB",
+        disk: str | os.PathLike[str] | None = None,
+        disk_size: Size = "1GB",
+        embedder: Any = None,
+        semantic: Size = "512MB",
+        device: str = "auto",
+        policy: Policy | None = None,
+        tenant: Tenant | None = None,
+        mode: Mode = "live",
+        ttl: TTL | None = None,
+        timeouts: Timeouts | None = None,
+        max_value: Size = "1MB",
+        compress: str | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Clock | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not isinstance(namespace, str):
+            raise ConfigurationError(f"namespace is text; got {namespace!r}")
+        if disk is not None and not namespace:
+            raise ConfigurationError('a store on disk may be shared: name the service, as in namespace="shop"')
+        if mode not in MODES:
+            raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+        self.namespace = namespace
+        self.tenant = tenant
+        self.mode = mode
+        self.is_read = mode not in ("off", "refresh")
+        self.policy: Policy = Shadow() if policy is None else policy
+        if not callable(getattr(self.policy, "decide", None)):
+            raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
+        warn_unmeasured(self.policy)
+        self.recorder = Recorder(list(observers))
+        self._clock = clock or SystemClock()
+        self.now = self._clock.monotonic
+        self._random = Random(seed).random  # noqa: S311 - spreads expiries, keeps no secret
+        self._ttl = ttl or TTL()
+        self._timeouts = timeouts or Timeouts()
+        self._closed = False
+
+        memory_bytes, semantic_bytes = size_bytes(memory, "memory"), size_bytes(semantic, "semantic")
+        disk_bytes = size_bytes(disk_size, "disk_size")
+        self.memory = self._make_memory(memory_bytes, is_store=disk is None) if memory_bytes else None
+        self.disk = self._make_disk(Path(disk), disk_bytes) if disk is not None else None
+        self.log = Log(self.disk)
+        self.embedder_identity = ""
+        self.semantic = None
+        if embedder is not None and semantic_bytes:
+            self.semantic = self._make_semantic(embedder, device, semantic_bytes)
+        tiers = [tier for tier in (self.memory, self.disk, self.semantic) if tier is not None]
+        self.chain = Chain(
+            tiers=[(tier, Breaker(self._clock.monotonic)) for tier in tiers],
+            codec=Codec(compress),
+            recorder=self.recorder,
+            position=self.log.position,
+            flight_timeout=self._timeouts.of("flight"),
+            max_value_bytes=size_bytes(max_value, "max_value"),
+        )
+        _watch(self)
+
+    def _make_memory(self, max_bytes: int, *, is_store: bool) -> MemoryTier:
+        return MemoryTier(
+            max_bytes, self._ttl.of("memory", is_store=is_store), clock=self._clock, jitter=self._ttl.jitter,
+            is_store=is_store, random=self._random,
+        )  # fmt: skip
+
+    def _make_disk(self, path: Path, max_bytes: int) -> Any:
+        from semcache.tiers.disk import DiskTier
+
+        return DiskTier(
+            path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
+            timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, random=self._random,
+            on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
+        )  # fmt: skip
+
+    def _make_semantic(self, embedder: Any, device: str, max_bytes: int) -> Any:
+        _require_semantic()
+        from semcache.semantic.batcher import Batcher
+        from semcache.semantic.embedder import as_embedder
+        from semcache.semantic.index import FlatIndex
+        from semcache.tiers.semantic import SemanticTier
+
+        values = [tier for tier in (self.memory, self.disk) if tier is not None]
+        if not values:
+            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk=")
+        made = as_embedder(embedder, device)
+        self.embedder_identity = made.identity
+        disk, now, ttl = self.disk, self._clock.monotonic, self._ttl.of("semantic")
+
+        def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
+            for key, scope, text, vector, remaining in disk.rows(made.identity) if disk else ():
+                yield key, scope, text, vector, now() + min(remaining, ttl)
+
+        batcher = Batcher(
+            made,
+            lambda dimension: FlatIndex(dimension, max_bytes),
+            now,
+            restore=restore,
+            on_fault=lambda reason, error: self.recorder.fault("semantic", reason, error),
+        )
+        return SemanticTier(
+            batcher, self.policy, values, ttl=ttl, timeout=self._timeouts.of("semantic"), clock=self._clock,
+            jitter=self._ttl.jitter, random=self._random, warn=self.recorder.warn_once,
+            attach=disk.attach if disk else None,
+        )  # fmt: skip
+
+    # What a call means
+
+    def tenant_of(self, tenant: Tenant | None) -> Tenant | None:
+        """Return whose call it is: the context's word, then the call's, then the cache's."""
+        options = current.get()
+        if options is not None and options.tenant is not None:
+            return options.tenant
+        return self.tenant if tenant is None else tenant
+
+    def request(
+        self,
+        *parts: object,
+        text: str | None = None,
+        tenant: Tenant | None = None,
+        ttl: Duration | None = None,
+        function: str = "",
+        version: str = "",
+        model: str = "",
+        exact_only: str | None = None,
+    ) -> Request:
+        """Make a request of parts, which must all be equal, and a text, which may match nearly.
+
+        `exact_only` is the reason why no near match may answer it. Raises UnkeyableError for a part that has no key.
+        """
+        prefix = self.prefix(function, version)
+        rest = canonical(parts) + canonical(model)
+        key = digest(prefix, rest, canonical(text), self.tenant_bytes(self.tenant_of(tenant)))
+        return self.complete(
+            key, prefix, rest, text, tenant, None if ttl is None else seconds(ttl, "ttl"),
+            Facets(self.namespace, function, version, "", model), exact_only,
+        )  # fmt: skip
+
+    def prefix(self, function: str, version: str) -> bytes:
+        """Return what begins every key and scope of a function."""
+        return FORMAT + canonical([self.namespace, function, version])
+
+    @staticmethod
+    def tenant_bytes(tenant: Tenant | None) -> bytes:
+        """Return a tenant's part in keys: none at all for those who share, or say nothing."""
+        return b"" if tenant is None or tenant is SHARED else b"tenant" + canonical(tenant)
+
+    def complete(
+        self, key: bytes, prefix: bytes, rest: bytes, text: str | None, tenant: Tenant | None, ttl: float | None,
+        facets: Facets, exact_only: str | None,
+    ) -> Request:  # fmt: skip
+        """Make a request of a key and all that stands around its text, in the mode of the context or the cache."""
+        options = current.get()
+        tenant = self.tenant_of(tenant)
+        mode: Mode = self.mode
+        if options is not None:
+            mode = options.mode or mode
+            ttl = options.ttl if options.ttl is not None else ttl
+        owner = self.tenant_bytes(tenant)
+        if owner:
+            facets.tenant = str(tenant)
+        if text is not None and not text and exact_only is None:
+            exact_only = "the text is empty"
+        scope = None
+        if self.semantic is not None and text is not None and exact_only is None:
+            scope = digest(b"scope", prefix, rest, owner, canonical(self.embedder_identity))
+        return Request(
+            key, scope, text, facets, tenant is not None, ttl, mode, self.embedder_identity if scope else "", exact_only
+        )
+
+    # Lookups
+
+    def get_or_load(self, request: Request, load: Callable[[], T], *, when: Callable[[T], bool] | None = None) -> T:
+        """Answer a request from the nearest tier that can, or call `load` and keep what it returns.
+
+        Raises what `load` raises, unchanged. `when` says which answers are worth keeping.
+        """
+        answer: T = run(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=True))
+        return answer
+
+    async def aget_or_load(
+        self, request: Request, load: Callable[[], Any], *, when: Callable[[Any], bool] | None = None
+    ) -> Any:
+        """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
+        return await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
+
+    def event(self, request: Request) -> Event:
+        """Begin the event of a lookup; it is a miss until something is found."""
+        return Event("miss", request.facets.function, self.namespace, key=request.key, reason=request.exact_only)
+
+    def probe(self, key: bytes) -> Kept | None:
+        """Look into memory alone."""
+        return self.memory.probe(key) if self.memory is not None else None
+
+    def explain(self, request: Request) -> Explanation:
+        """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
+        return run(explain(self.chain.tiers, request))
+
+    # Invalidation
+
+    def invalidate(self, *, key: bytes | str | None = None, function: str | Callable[..., Any] | None = None) -> int:
+        """Drop one key (bytes, or hex), or all entries of a function (its name, or the function), durably.
+
+        Returns how many entries were dropped from the exact store, or from memory where there is no store. Answers
+        whose load has begun before are not kept. Raises InvalidationError if the store cannot make it durable.
+        """
+        return run(self._invalidate(key, function))
+
+    async def ainvalidate(
+        self, *, key: bytes | str | None = None, function: str | Callable[..., Any] | None = None
+    ) -> int:
+        """Invalidate as `invalidate` does, without blocking the loop."""
+        return await arun(self._invalidate(key, function))
+
+    def _invalidate(self, key: bytes | str | None, function: str | Callable[..., Any] | None) -> Plan[int]:
+        if (key is None) == (function is None):
+            raise ConfigurationError("invalidate takes key= or function=, one of them")
+        facet, value = ("key", _key_bytes(key)) if key is not None else ("function", _function_name(function))
+        try:
+            position, stored = yield Wait(self.log.mark(facet, value))
+        except Exception as error:
+            yield from self._forget(facet, value, self.log.position() + 1)
+            raise InvalidationError(
+                f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
+                "after a restart it may be served again; try again when the store is writable"
+            ) from error
+        dropped = yield from self._forget(facet, value, position)
+        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
+        return int(stored) if self.disk is not None else dropped
+
+    def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
+        dropped = 0
+        for tier in (self.memory, self.semantic):
+            if tier is not None:
+                dropped += yield from tier.remove(facet, value, position)
+        return dropped
+
+    # Life
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """The tiers, nearest first."""
+        return [tier for tier, _ in self.chain.tiers]
+
+    def stats(self) -> Stats:
+        """Return the sums since the cache was made, and what each tier counts."""
+        stats = self.recorder.stats()
+        stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
+        return stats
+
+    def warm(self) -> None:
+        """Load the model and the index now, rather than behind the first lookup. Raises what loading raises."""
+        run(self._warm())
+
+    async def awarm(self) -> None:
+        """Load the model and the index without blocking the loop."""
+        await arun(self._warm())
+
+    def _warm(self) -> Plan[None]:
+        if self.semantic is not None:
+            yield Wait(self.semantic.batcher.warm())
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
+        return all([tier.flush(timeout) for tier in reversed(self.tiers)])  # noqa: C419 - every tier is flushed
+
+    def close(self) -> None:
+        """Flush, stop the threads and close the files; later calls go to their origins."""
+        if not self._closed:
+            self._closed = True
+            self.flush(_EXIT_SECONDS)
+            self.mode, self.is_read = "off", False
+            for tier in reversed(self.tiers):
+                tier.close()
+
+    async def aclose(self) -> None:
+        """Close as `close` does, without blocking the loop."""
+        import asyncio
+
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Cache:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        tiers = " > ".join(tier.name for tier in self.tiers)
+        return f"Cache({self.namespace!r}, {tiers or 'no tier'}, policy={self.policy!r}, mode={self.mode!r})"
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: locks, flights and threads are the parent's."""
+        self.chain.flights.forget()
+        self.recorder.after_fork()
+        self.log.after_fork()
+        if self.memory is not None:
+            self.memory.after_fork()
+
+
+def _require_semantic() -> None:
+    from importlib.util import find_spec
+
+    for package in ("numpy", "faiss"):
+        if find_spec(package) is None:
+            raise MissingExtraError("an embedder", "semantic")
+
+
+def _key_bytes(key: bytes | str | None) -> bytes:
+    try:
+        return key if isinstance(key, bytes) else bytes.fromhex(key or "")
+    except ValueError:
+        raise ConfigurationError(f"a key is bytes or their hex digits, as an event's key.hex(); got {key!r}") from None
+
+
+def _function_name(function: str | Callable[..., Any] | None) -> str:
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__semcache_name__", None)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"invalidate(function=) takes a cached function or its name; got {function!r}")
+    return name
+
+
+_live: weakref.WeakSet[Cache] = weakref.WeakSet()
+_hooks: list[Callable[[], None]] = []
+
+
+def _watch(cache: Cache) -> None:
+    """Close the cache when the interpreter exits, and begin it anew in a forked child."""
+    if not _hooks:  # at the first cache, not at import (law 13); hooks of a process, registered once
+        _hooks.append(_close_all)
+        atexit.register(_close_all)
+        os.register_at_fork(after_in_child=_after_fork)
+    _live.add(cache)
+
+
+def _close_all() -> None:
+    for cache in list(_live):
+        cache.close()
+
+
+def _after_fork() -> None:
+    for cache in list(_live):
+        cache.after_fork()

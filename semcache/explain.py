@@ -1,0 +1,69 @@
+"""Explain: how a request would be answered now, told for people.
+
+Every tier is asked, also behind a hit, and nothing is loaded or filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from semcache.model import Decision, Hit, Neighbour, Request
+from semcache.plan import Plan
+from semcache.tier import Breaker, Tier
+
+
+@dataclass(slots=True)
+class Explanation:
+    """Which tier would answer, and what each of the others said.
+
+    `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, and
+    `neighbours` the nearest rows of the scope, nearest first.
+    """
+
+    tier: str | None = None
+    key: bytes = b""
+    similarity: float | None = None
+    age: float | None = None
+    remaining: float | None = None
+    decision: Decision | None = None
+    neighbours: list[Neighbour] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"key {self.key.hex()}: {'hit in ' + self.tier if self.tier else 'miss'}"]
+        if self.tier and self.age is not None and self.remaining is not None:
+            lines.append(f"  stored {self.age:.0f} s ago, {self.remaining:.0f} s left")
+        lines += [f"  {tier}: {said}" for tier, said in self.said]
+        if self.decision is not None:
+            lines.append(f"  policy: {self.decision.verdict.value}, {self.decision.reason}")
+        lines += [f"  {near.similarity:.4f}  {near.text[:90]!r}" for near in self.neighbours]
+        return "\n".join(lines)
+
+
+def explain(tiers: Sequence[tuple[Tier, Breaker]], request: Request) -> Plan[Explanation]:
+    """Ask every tier, and tell what each says."""
+    explanation = Explanation(key=request.key)
+    for tier, breaker in tiers:
+        if breaker.is_open:
+            explanation.said.append((tier.name, "left alone for a while: it failed too often"))
+            continue
+        if not tier.exact and request.scope is None:
+            explanation.said.append((tier.name, f"not asked: {request.exact_only or 'the call has no text'}"))
+            continue
+        try:
+            found = yield from tier.get(request)
+        except Exception as error:  # noqa: BLE001 - what a tier raises is what there is to tell
+            explanation.said.append((tier.name, f"failed: {error!r}"))
+            continue
+        if found.evidence is not None:
+            explanation.decision = found.evidence.decision
+            explanation.neighbours = found.evidence.neighbours
+        if isinstance(found, Hit):
+            explanation.said.append((tier.name, "hit"))
+            if explanation.tier is None:
+                explanation.tier, explanation.similarity = tier.name, found.similarity
+                explanation.age, explanation.remaining = found.entry.age, found.entry.life
+        else:
+            explanation.said.append((tier.name, found.reason or "miss"))
+    return explanation

@@ -1,0 +1,1 @@
+"""What touches the device: embedders, the index of vectors, and the one thread that owns both."""

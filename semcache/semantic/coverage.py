@@ -1,0 +1,112 @@
+"""Whether an embedder sees a text whole (law 12): what it does not see is exact only, with a reason in words.
+
+Each function returns the reason, or None. What costs least is asked first: a text of 100,000 characters must not be
+tokenised to learn that it is too long.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from semcache.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CHARACTERS_PER_TOKEN = 10
+"""Text with more characters than this for each token of a window is longer than that window, without counting."""
+
+_LANGUAGES_OF = {
+    "LATIN": "af az bs ca cs cy da de en eo es et eu fi fr ga gl hr hu id is it la lb lt lv ms mt nb nl nn no pl pt ro sk "
+    "sl so sq sr sv sw tl tr uz vi zu",
+    "CYRILLIC": "be bg kk ky mk mn ru sr tg uk",
+    "GREEK": "el",
+    "ARMENIAN": "hy",
+    "HEBREW": "he yi",
+    "ARABIC": "ar fa ps ur",
+    "DEVANAGARI": "hi mr ne sa",
+    "BENGALI": "as bn",
+    "GURMUKHI": "pa",
+    "GUJARATI": "gu",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "KANNADA": "kn",
+    "MALAYALAM": "ml",
+    "SINHALA": "si",
+    "THAI": "th",
+    "LAO": "lo",
+    "KHMER": "km",
+    "MYANMAR": "my",
+    "GEORGIAN": "ka",
+    "ETHIOPIC": "am ti",
+    "HANGUL": "ko",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "KATAKANA-HIRAGANA": "ja",
+    "CJK": "ja ko zh",
+    "IDEOGRAPHIC": "ja ko zh",
+}
+_SCRIPTS_OF = {
+    code: {script for script, codes in _LANGUAGES_OF.items() if code in codes.split()}
+    for code in " ".join(_LANGUAGES_OF.values()).split()
+}
+
+_OF_ALL_SCRIPTS = frozenset({"MICRO", "FEMININE", "MASCULINE"})
+"""First words of the names of letters that every script uses: the micro sign, the ordinal indicators."""
+_UNREADABLE = frozenset({"Cn", "Co", "Cs"})
+"""Categories that say nothing to any embedder: unassigned, private use, surrogates."""
+
+
+def scripts_of(languages: Iterable[str]) -> frozenset[str]:
+    """Return the scripts that languages are written in; a language is an ISO 639-1 code, with or without a region.
+
+    Raises ConfigurationError for a code that is not in the table.
+    """
+    scripts: set[str] = set()
+    for language in languages:
+        code = language.replace("_", "-").partition("-")[0].lower()
+        if code not in _SCRIPTS_OF:
+            raise ConfigurationError(
+                f"an embedder's languages are ISO 639-1 codes such as 'en', 'zh'; {language!r} is none that is known; "
+                "leave `languages` out for an embedder of all languages"
+            )
+        scripts |= _SCRIPTS_OF[code]
+    return frozenset(scripts)
+
+
+def unreadable(text: str, scripts: frozenset[str] | None) -> str | None:
+    """Say why a text cannot be read, window apart: it is empty, or has characters that mean nothing, or other letters."""
+    if not text or text.isspace():
+        return "the text is empty"
+    has_latin = scripts is None or "LATIN" in scripts
+    if has_latin and text.isascii():
+        return None
+    for character in dict.fromkeys(text):
+        if has_latin and character.isascii():
+            continue
+        if unicodedata.category(character) in _UNREADABLE:
+            return f"the text has a character without meaning: {character!a}"
+        if scripts is not None and character.isalpha() and not _is_written_in(character, scripts):
+            return f"the text has letters outside the embedder's languages: {character!r}"
+    return None
+
+
+def too_long(characters: int, window: int | None) -> str | None:
+    """Say why a text of so many characters cannot fit a window of tokens, without counting them."""
+    if window is not None and characters > CHARACTERS_PER_TOKEN * window:
+        return f"the text is longer than the embedder's window of {window} tokens"
+    return None
+
+
+def too_many(tokens: int, window: int | None) -> str | None:
+    """Say why so many tokens do not fit a window."""
+    if window is not None and tokens > window:
+        return f"the text has {tokens} tokens, the embedder's window {window}"
+    return None
+
+
+def _is_written_in(letter: str, scripts: frozenset[str]) -> bool:
+    words = unicodedata.name(letter, "").split()
+    # "FULLWIDTH LATIN CAPITAL LETTER A", "HALFWIDTH KATAKANA LETTER A", "CJK UNIFIED IDEOGRAPH-65E5"
+    return any(word in scripts or word in _OF_ALL_SCRIPTS for word in words[:2])

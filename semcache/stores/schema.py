@@ -1,0 +1,103 @@
+"""The tables of a store's file, and one word for each kind of trouble that SQLite has with it.
+
+Laws:
+- an index row goes with its entry and a 'marked' row with its mark, whoever deletes them: triggers see to it;
+- a position is never given twice: the log counts on from what it ever held, and a new file begins past all older ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+
+from semcache.errors import TierError
+
+APPLICATION_ID = 0x73656D63  # "semc"
+SCHEMA_VERSION = 1
+
+# The value stands last, so that what is asked of an entry beside it is read without its overflow pages.
+TABLES = (
+    """CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID""",
+    """CREATE TABLE facets (
+        id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, function TEXT NOT NULL, version TEXT NOT NULL,
+        tenant TEXT NOT NULL, model TEXT NOT NULL, UNIQUE (namespace, function, version, tenant, model))""",
+    """CREATE TABLE entries (
+        id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, checksum INTEGER NOT NULL, expires REAL NOT NULL,
+        written REAL NOT NULL, touched REAL NOT NULL, born INTEGER NOT NULL, load_seconds REAL NOT NULL,
+        is_own_ttl INTEGER NOT NULL, facets INTEGER NOT NULL, position INTEGER, size INTEGER NOT NULL,
+        value BLOB NOT NULL)""",
+    """CREATE INDEX entries_by_expiry ON entries (expires)""",
+    """CREATE INDEX entries_by_touch ON entries (touched)""",
+    """CREATE INDEX entries_by_facets ON entries (facets)""",
+    """CREATE TABLE log (
+        position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('added', 'marked')), key BLOB,
+        scope BLOB, embedder TEXT, expires REAL, facets INTEGER, text TEXT, vector BLOB)""",
+    """CREATE TABLE marks (
+        position INTEGER PRIMARY KEY, namespace TEXT NOT NULL, facet TEXT NOT NULL, value NOT NULL,
+        written REAL NOT NULL, UNIQUE (namespace, facet, value))""",
+    """CREATE TRIGGER entry_gone AFTER DELETE ON entries BEGIN
+        DELETE FROM log WHERE position = old.position;
+        DELETE FROM facets WHERE id = old.facets AND NOT EXISTS (SELECT 1 FROM entries WHERE facets = old.facets);
+    END""",
+    """CREATE TRIGGER mark_gone AFTER DELETE ON marks BEGIN DELETE FROM log WHERE position = old.position; END""",
+    """INSERT INTO meta VALUES ('longest_life', 0.0)""",
+)
+
+READ = (
+    "SELECT value, checksum, expires, written, touched, born, load_seconds, is_own_ttl FROM entries WHERE key = ?"
+)  # fmt: skip
+# What READ gives, in its order; an entry that waits to be written has the same shape.
+Row = tuple[bytes, int, float, float, float, int, float, int]
+
+POSITION = "SELECT seq FROM sqlite_sequence WHERE name = 'log'"
+COUNT = "SELECT count(*) FROM entries"
+INDEX_PAGE = """
+    SELECT position, key, scope, text, vector, expires FROM log
+    WHERE position > ? AND kind = 'added' AND embedder = ? AND expires > ?
+        AND facets IN (SELECT id FROM facets WHERE namespace = ?)
+    ORDER BY position LIMIT ?"""
+
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_FULL: "space",
+    sqlite3.SQLITE_READONLY: "readonly",
+    sqlite3.SQLITE_PERM: "readonly",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+    sqlite3.SQLITE_CANTOPEN: "unreachable",
+    sqlite3.SQLITE_IOERR: "io",
+}
+_OS_REASONS = {
+    errno.ENOSPC: "space", errno.EDQUOT: "space", errno.EFBIG: "space",
+    errno.EROFS: "readonly", errno.EACCES: "readonly", errno.EPERM: "readonly",
+    errno.EAGAIN: "busy",
+}  # fmt: skip
+_MENDS = {
+    "busy": "another process holds the file; this passes",
+    "space": "make room on the disk, or give a smaller bound",
+    "readonly": "let this user write the file and its directory, or give another path",
+    "damaged": "it is moved aside and begun anew as soon as no other process uses it",
+    "unreachable": "is there such a directory?",
+}
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one word for what went wrong; "record" where it is not the file's fault but one record's."""
+    if isinstance(error, TierError):
+        return error.reason
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return "record" if code is None else _REASONS.get(code & 0xFF, "record")
+    if isinstance(error, OSError):
+        return _OS_REASONS.get(error.errno or 0, "unreachable")
+    return "record"
+
+
+def trouble(error: BaseException, path: str) -> TierError:
+    """Return an error as the tier's own, with the mend where there is one."""
+    if isinstance(error, TierError):
+        return TierError(error.reason, str(error))
+    reason = reason_of(error)
+    mend = _MENDS.get(reason)
+    return TierError(reason, f"{path}: {error}" + (f" ({mend})" if mend else ""))

@@ -1,0 +1,251 @@
+"""The embedded exact store: one SQLite file, read in place by any thread, written behind by one.
+
+Laws:
+- a reader has a connection to itself while it reads; idle ones wait in a stack, from which taking and giving is atomic;
+- what is queued is read before the file is (`Writer.pending`), so a process reads what it wrote;
+- several processes may use the file at once; a process never reads what was invalidated before its read began.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from semcache.errors import TierError
+from semcache.stores import schema
+from semcache.stores.changes import Record, used_bytes
+from semcache.stores.file import StoreFile
+from semcache.stores.fork import forking
+from semcache.stores.schema import READ, Row, reason_of, trouble
+from semcache.stores.writer import OnFault, Writer
+from semcache.tier import Clock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MAX_IDLE = 16
+_PAGE_ROWS = 1000
+_FORK_WAIT_SECONDS = 5.0
+
+
+class IndexRow(NamedTuple):
+    """A row of the index as the store keeps it; `vector` is float32[d], `remaining` in seconds."""
+
+    key: bytes
+    scope: bytes
+    text: str
+    vector: NDArray[np.float32] | None
+    remaining: float
+
+
+class SqliteStore:
+    """Entries, index rows and invalidations of one namespace in one file of at most about `max_bytes`."""
+
+    def __init__(
+        self, path: Path, *, namespace: str, timeout: float, max_bytes: int, clock: Clock, on_fault: OnFault
+    ) -> None:
+        self._path = path
+        self._namespace = namespace
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._on_fault = on_fault
+        self._inherited: list[Writer] = []
+        self._is_closed = False
+        self._begin()
+        self._writer.prepare()
+        forking().add(self)
+
+    def _begin(self) -> None:
+        self._file = StoreFile(self._path, self._timeout)
+        self._opening = Lock()
+        self._readers: set[sqlite3.Connection] = set()
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._writer = Writer(
+            self._file, self._namespace, max_bytes=self._max_bytes, clock=self._clock, on_fault=self._on_fault,
+            close_readers=self._close_readers,
+        )  # fmt: skip
+        self._backlog = self._writer.backlog
+        self._pending = self._backlog.pending
+
+    # Reading
+
+    def read(self, key: bytes) -> Row | None:
+        """Return an entry as `schema.READ` describes it, be it in the file or on its way there."""
+        record = self._pending.get(key)
+        if record is not None:
+            return record.row
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._open_reader()
+        try:
+            row: Row | None = connection.execute(READ, (key,)).fetchone()
+        except BaseException as error:
+            self._give_up(connection, error)
+            raise
+        idle.append(connection)
+        if idle is not self._idle or len(idle) > _MAX_IDLE:
+            self._thin(idle)
+        return row
+
+    def position(self) -> int:
+        """Return the log's latest position."""
+        return int(self._ask(schema.POSITION)[0][0])
+
+    def rows(self, embedder: str) -> Iterator[IndexRow]:
+        """Return the live index rows of this namespace and embedder, in order of position, a page at a time."""
+        position = 0
+        while True:
+            now = self._clock.time()
+            page = self._ask(schema.INDEX_PAGE, position, embedder, now, self._namespace, _PAGE_ROWS)
+            for position, key, scope, text, vector, expires in page:  # noqa: B007 - the next page begins after the last
+                yield IndexRow(key, scope, text, _from_float16(vector), expires - now)
+            if len(page) < _PAGE_ROWS:
+                return
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return entries and bytes of the file, and what this process has done to it and still has to do."""
+        found = {"entries": 0, "bytes": 0}
+        with suppress(TierError):  # the file cannot be asked; the counts are known all the same
+            found = {"entries": self._ask(schema.COUNT)[0][0], "bytes": self._used_bytes()}
+        return found | dict(self._writer.counts) | self._backlog.sizes()
+
+    def _used_bytes(self) -> int:
+        with self._reader() as connection:
+            return used_bytes(connection)
+
+    def _ask(self, question: str, *values: Any) -> list[Any]:
+        with self._reader() as connection:
+            return connection.execute(question, values).fetchall()
+
+    # Writing
+
+    def put(self, record: Record) -> None:
+        """Take an entry; it can be read at once."""
+        self._writer.start()
+        self._backlog.put(record)
+
+    def attach(self, key: bytes, vector: Any, embedder: str | None) -> None:
+        """Give the index row of an entry the vector it lacks."""
+        self._writer.start()
+        self._backlog.attach(key, vector, embedder)
+
+    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
+        """Invalidate durably; the future gives the mark's position and how many entries went."""
+        self._writer.start()
+        return self._backlog.mark(facet, value)
+
+    def touch(self, key: bytes, when: float) -> None:
+        """Remember that an entry was read."""
+        self._backlog.touch(key, when)
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until all that was put is in the file; False where the time was up, or something could not be kept."""
+        return self._backlog.flush(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Flush for at most `timeout` seconds, stop the thread, close the file."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        forking().discard(self)
+        self._writer.close(timeout)
+        self._pending.clear()
+        self._close_readers()
+
+    # Connections
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._open_reader()
+        try:
+            yield connection
+        except BaseException as error:
+            self._give_up(connection, error)
+            raise
+        idle.append(connection)
+        self._thin(idle)
+
+    def _open_reader(self) -> sqlite3.Connection:
+        if self._is_closed:
+            raise TierError("closed", f"{self._path} was closed")
+        try:
+            with self._opening:
+                connection = self._file.connect_reader()
+                self._readers.add(connection)
+        except (sqlite3.Error, OSError, TierError) as error:
+            raise self._troubled(error) from error
+        return connection
+
+    def _give_up(self, connection: sqlite3.Connection, error: BaseException) -> None:
+        self._close_reader(connection)
+        if isinstance(error, sqlite3.Error):
+            raise self._troubled(error) from error
+
+    def _troubled(self, error: BaseException) -> TierError:
+        if reason_of(error) == "damaged":
+            self._writer.start()
+            self._backlog.suspect(error)
+        return trouble(error, str(self._path))
+
+    def _thin(self, idle: deque[sqlite3.Connection]) -> None:
+        """Close what is too much in a stack: beyond some, or all where it is no longer in use."""
+        with suppress(IndexError):
+            while idle is not self._idle or len(idle) > _MAX_IDLE:
+                self._close_reader(idle.pop())
+
+    def _close_readers(self) -> None:
+        """Close the idle connections; those in use are closed by whoever uses them."""
+        idle, self._idle = self._idle, deque()
+        self._thin(idle)
+
+    def _close_reader(self, connection: sqlite3.Connection) -> None:
+        with suppress(sqlite3.Error):  # a damaged file cannot even be closed well
+            connection.close()
+        self._readers.discard(connection)
+
+    # Forks
+
+    def before_fork(self) -> None:
+        """Wait for what is under way, and close every connection."""
+        locks = (self._writer.transacting, self._backlog.lock, self._opening)
+        self._held = [lock for lock in locks if lock.acquire(timeout=_FORK_WAIT_SECONDS)]
+        if self._writer.transacting in self._held:
+            self._writer.disconnect()
+        self._close_readers()
+        deadline = time.monotonic() + 2 * self._timeout
+        while self._readers and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        for lock in self._held:
+            lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: threads and locks have stayed behind, and what waits is the parent's to write."""
+        self._inherited.append(self._writer)  # kept, so that nothing of the parent's is closed here
+        self._file.leave()
+        self._begin()
+
+
+def _from_float16(vector: bytes | None) -> NDArray[np.float32] | None:
+    if vector is None:
+        return None
+    import numpy as np
+
+    return np.frombuffer(vector, dtype="<f2").astype(np.float32)

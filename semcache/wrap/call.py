@@ -1,0 +1,263 @@
+"""What a call of a cached function means: its key, its scope and its text.
+
+`begin` is the hot path: one plain function from the arguments to an answer in memory, and only if there is none, the
+plan of a lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from threading import Lock
+from time import perf_counter_ns
+from typing import Any
+
+from semcache.cache import Cache
+from semcache.codec import Codec, unpack
+from semcache.context import current
+from semcache.errors import ConfigurationError, DecodeError, UnkeyableError
+from semcache.events import FOLD_AT, Event, remember, tracing
+from semcache.keys import KEY_BYTES, blake2b, canonical, canonical_items
+from semcache.lookup import Origin, finish, load, lookup
+from semcache.model import Facets, Request, Tenant
+from semcache.plan import Plan
+from semcache.tiers.memory import Kept
+from semcache.wrap.options import Options
+from semcache.wrap.shared import Stream
+from semcache.wrap.signature import Signature
+
+_decode = Codec.decode
+_options = current.get
+_UNREAD = ("off", "refresh")
+
+
+class Call:
+    """One cached function in one cache: what its calls mean."""
+
+    def __init__(
+        self, cache: Cache, options: Options, signature: Signature, function: Callable[..., Any], name: str,
+        version: str, *, is_method: bool,
+    ) -> None:  # fmt: skip
+        self.cache = cache
+        self.function = function
+        self.name = name
+        self.version = version
+        self.when = options.when
+        self.streams: dict[tuple[bytes, int], Stream] = {}
+        self.streams_lock = Lock()
+        self._options = options
+        self._is_method = is_method
+        self._signature = signature
+        self._prefix = cache.prefix(name, version)
+        self._copy_base = blake2b(self._prefix, digest_size=KEY_BYTES).copy
+        self._probe = cache.memory.probe if cache.memory is not None else _nothing
+        self._count = signature.count
+        self._is_bare = signature.is_bare and not is_method and options.key is None
+        self._text_place = signature.names.index(options.text) if isinstance(options.text, str) else None
+        self._tenant_name = options.tenant if isinstance(options.tenant, str) else None
+        self._tenant_fixed = self._tenant_name is None and not callable(options.tenant)
+        self._takes_callables = any(callable(one) for one in (options.key, options.text, options.tenant))
+        # In the common case a key is a digest of the arguments and nothing else.
+        self._is_plain = options.key is None and self._tenant_fixed and options.tenant is None and cache.tenant is None
+
+    def values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what the key is made of. Raises UnkeyableError, or TypeError for a call that does not fit."""
+        values = self._signature.bind(args, kwargs)
+        if self._options.key is not None:
+            return (self._options.key(*args, **kwargs),)
+        if self._is_method and not hasattr(type(values[0]), "__semcache_key__"):
+            raise UnkeyableError(
+                f"a method's object enters the key only by __semcache_key__(), which "
+                f"{type(values[0]).__qualname__} has not",
+                "argument 'self'",
+            )
+        return values
+
+    def tenant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenant | None:
+        """Return whose call it is."""
+        tenant = self._options.tenant
+        if self._tenant_name is not None:
+            return _tenant(self._signature.arguments(args, kwargs)[self._tenant_name])
+        if not self._tenant_fixed:
+            return _tenant(tenant(*args, **kwargs))  # type: ignore[operator]
+        return tenant  # type: ignore[return-value]
+
+    def plan(
+        self, opened: tuple[Request | None, Event], args: tuple[Any, ...], kwargs: dict[str, Any], *, blocks: bool
+    ) -> Plan[Any]:
+        """Return the plan that answers a call which memory did not."""
+        request, event = opened
+        origin = Origin(partial(self.function, *args, **kwargs), self.when)
+        if request is None:
+            return self.bypass(event, origin)
+        return lookup(self.cache.chain, request, origin, event, blocks=blocks)
+
+    def open(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple[Request | None, Event] | None]:
+        """Return the answer in memory and None; or None, and the request, None if it has no key, with its event.
+
+        This is the hot path, written out in one piece: each call that it does not make is a twentieth of a hit.
+        """
+        began = perf_counter_ns()
+        cache = self.cache
+        options = _options()
+        tenant: Tenant | None = None
+        owner = b""
+        try:
+            if self._is_bare and not kwargs and len(args) == self._count:
+                values = args
+            else:
+                values = self.values(args, kwargs)
+            if options is not None or not self._is_plain:
+                tenant = self.tenant(args, kwargs)
+                owner = cache.tenant_bytes(cache.tenant_of(tenant))
+            hasher = self._copy_base()
+            hasher.update(canonical_items(values))
+            if owner:
+                hasher.update(owner)
+            key = hasher.digest()
+        except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
+            return None, (None, self._unkeyable(error))
+        keyed = perf_counter_ns()
+        if cache.is_read and (options is None or options.mode not in _UNREAD):
+            kept = self._probe(key)
+            if kept is not None:
+                try:
+                    value = unpack(kept.body) if kept.body is not None else _decode(kept.value)
+                except DecodeError:
+                    pass  # the lookup meets it again, counts it and overwrites it
+                else:
+                    recorder = cache.recorder
+                    key_ns = keyed - began
+                    memory_ns = perf_counter_ns() - keyed
+                    if recorder.observers or tracing():
+                        recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns))
+                    else:
+                        quick = recorder.quick
+                        quick.append((self.name, key_ns, memory_ns, kept.load_seconds))
+                        if len(quick) > FOLD_AT:
+                            recorder.fold()
+                        remember((self, key, kept, key_ns, memory_ns))
+                    return value, None
+        try:
+            request = self.request(key, values, args, kwargs, tenant)
+        except Exception as error:  # noqa: BLE001 - the user's own text callable
+            return None, (None, self._unkeyable(error))
+        event = cache.event(request)
+        event.stages["key"] = keyed - began
+        event.stages["memory"] = perf_counter_ns() - keyed
+        return None, (request, event)
+
+    def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int) -> Event:
+        """Make the event of a memory hit."""
+        return Event(
+            "hit", self.name, self.cache.namespace, "memory", key, age=self.cache.now() - kept.since,
+            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns},
+        )  # fmt: skip
+
+    def bypass(self, event: Event, origin: Origin) -> Plan[Any]:
+        """Call the origin alone, and record that it was."""
+        outcome = yield from load(origin, None, event)
+        return finish(self.cache.chain, event, outcome)
+
+    def _unkeyable(self, error: Exception) -> Event:
+        """Count a call that has no key, and say why, once."""
+        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable")
+        if isinstance(error, UnkeyableError):
+            error = self._named(error)
+            about, why = error.where, str(error)
+        elif isinstance(error, TypeError) and not self._takes_callables:
+            event.reason = "the arguments do not fit the function"
+            return event
+        else:
+            event.reason = "key, text or tenant failed"
+            about, why = type(error).__name__, f"key=, text= or tenant= raised {error!r}"
+        event.fault("key", error)
+        self.cache.recorder.warn_once(f"{self.name}: {about}", f"{self.name} is not cached for this call: {why}")
+        return event
+
+    def _named(self, error: UnkeyableError) -> UnkeyableError:
+        """Say which argument it is that has no key."""
+        place, _, inside = error.where.removeprefix("[").partition("]")
+        if not place.isdigit():
+            return error
+        where = "key=" if self._options.key is not None else f"argument {self._signature.names[int(place)]!r}"
+        return UnkeyableError(error.message, where + inside)
+
+    def request(
+        self, key: bytes, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], tenant: Tenant | None
+    ) -> Request:
+        """Make the whole request of a call that memory did not answer."""
+        text, rest, exact_only = self._text(values, args, kwargs)
+        return self.cache.complete(
+            key, self._prefix, rest, text, tenant, self._options.ttl,
+            Facets(self.cache.namespace, self.name, self.version), exact_only,
+        )  # fmt: skip
+
+    def _text(
+        self, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str | None, bytes, str | None]:
+        """Return the text, the canonical rest of the arguments, and why there is no near match, if so."""
+        if self._options.text is None or self.cache.semantic is None:
+            return None, b"", None
+        if self._text_place is not None:
+            text = values[self._text_place]
+            rest = (*values[: self._text_place], None, *values[self._text_place + 1 :])
+        else:
+            text, rest = _cut_out(self._options.text(*args, **kwargs), values)  # type: ignore[operator]
+        if not isinstance(text, str):
+            return None, b"", f"the text is a {type(text).__name__}, not a str"
+        if rest is None:
+            return text, b"", "the text does not stand in the arguments as it is"
+        return text, canonical(rest), None
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+        """Return the request of a call. Raises UnkeyableError."""
+        values = self.values(args, kwargs)
+        tenant = self.tenant(args, kwargs)
+        hasher = self._copy_base()
+        hasher.update(canonical_items(values) + self.cache.tenant_bytes(self.cache.tenant_of(tenant)))
+        key = hasher.digest()
+        return self.request(key, values, args, kwargs, tenant)
+
+
+def _nothing(key: bytes) -> Kept | None:  # noqa: ARG001 - the probe of a cache without memory
+    return None
+
+
+def _tenant(value: Any) -> Tenant | None:
+    """Take a tenant as the call gives it; a number is a fine name for one."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, int):
+        return str(value)
+    raise ConfigurationError(f"a tenant is text or a number; got {value!r}")
+
+
+def _cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Split what a text callable returned into the text and the rest of the call.
+
+    It may return (text, rest) itself. Where it returns the text alone, the rest is the arguments with the text cut
+    out wherever it stands in them: equal rests then differ in the text alone.
+    """
+    if isinstance(told, tuple):
+        text, rest = told
+        return text, rest
+    if not isinstance(told, str) or not told:
+        return told, values
+    found = [False]
+    rest = _without(told, values, found)
+    return told, rest if found[0] else None
+
+
+def _without(text: str, value: Any, found: list[bool]) -> Any:
+    if isinstance(value, str):
+        parts = value.split(text)
+        found[0] = found[0] or len(parts) > 1
+        return ("cut", *parts)
+    if isinstance(value, dict):
+        return {key: _without(text, item, found) for key, item in value.items()}
+    if value.__class__ in (list, tuple):
+        return [value.__class__.__name__, *(_without(text, item, found) for item in value)]
+    return value

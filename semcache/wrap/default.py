@@ -1,0 +1,73 @@
+"""The default cache: built at its first use from `configure(...)`, or from the environment."""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+from typing import Any
+
+from semcache.cache import Cache
+from semcache.errors import ConfigurationError
+from semcache.policy import Threshold
+
+_lock = Lock()
+_built: list[Cache] = []
+_settings: dict[str, Any] = {}
+
+# Settings that are text in the environment as in Python.
+_TEXT = ("namespace", "memory", "disk", "disk_size", "embedder", "semantic", "device", "mode", "max_value", "compress")
+
+
+def configure(**settings: Any) -> None:
+    """Set what the default cache is built with; takes what `Cache` takes. Call it before the first cached call."""
+    with _lock:
+        if _built:
+            raise ConfigurationError(
+                "the default cache is in use already: call configure() before the first cached call, "
+                "or make a Cache of your own and pass it to cached"
+            )
+        _settings.clear()
+        _settings.update(settings)
+
+
+def default_cache() -> Cache:
+    """Return the default cache, building it at the first call; memory alone if nothing is set."""
+    with _lock:
+        if not _built:
+            _built.append(Cache(**{**_environment(), **_settings}))
+        return _built[0]
+
+
+def reset() -> None:
+    """Close the default cache and forget its settings: the next use builds it anew. For tests."""
+    with _lock:
+        _settings.clear()
+        for cache in _built:
+            cache.close()
+        _built.clear()
+
+
+def _environment() -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name in _TEXT:
+        value = os.environ.get(f"SEMCACHE_{name.upper()}")
+        if value:
+            settings[name] = value
+    policy = os.environ.get("SEMCACHE_POLICY")
+    if policy:
+        settings["policy"] = policy_of(policy)
+    return settings
+
+
+def policy_of(text: str) -> Threshold | None:
+    """Return the policy that "threshold:0.92" or "shadow" names. Raises ConfigurationError."""
+    kind, _, cut = text.partition(":")
+    if kind == "shadow" and not cut:
+        return None
+    try:
+        if kind == "threshold":
+            return Threshold(float(cut))
+    except ValueError as error:
+        if isinstance(error, ConfigurationError):
+            raise
+    raise ConfigurationError(f'a policy is "shadow" or "threshold:0.92"; got {text!r}')

@@ -1,0 +1,296 @@
+"""`cached`: a function whose calls are answered from the cache, of the same kind and type as the function itself.
+
+The wrapper is a plain function of the function's own kind (def, async def, generator, async generator), so whatever
+inspects it sees what it saw before. Methods get a descriptor, which warns at the first bound access of an object that
+has no `__semcache_key__`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from threading import Lock
+from types import MethodType
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+
+from semcache.cache import Cache
+from semcache.errors import ConfigurationError
+from semcache.explain import Explanation
+from semcache.model import Tenant
+from semcache.plan import arun, run
+from semcache.ttl import Duration
+from semcache.wrap.call import Call
+from semcache.wrap.default import default_cache
+from semcache.wrap.options import Options, options
+from semcache.wrap.signature import Signature, register_returned
+from semcache.wrap.stream import areplay, replay
+from semcache.wrap.version import name_of, unwrap_partial, version_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class CacheInfo(NamedTuple):
+    """The calls of one function so far, in this process."""
+
+    hits: int
+    misses: int
+    bypasses: int
+
+
+class Cached(Protocol[P, R_co]):
+    """What `cached` makes of a function."""
+
+    __wrapped__: Callable[P, R_co]
+    __semcache_name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None, /) -> Cached[P, R_co]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Callable[..., R_co]: ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return the hits, misses and bypasses so far."""
+        ...
+
+    def cache_clear(self) -> int:
+        """Invalidate every answer of this function, as `cache.invalidate(function=)` does."""
+        ...
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
+        """Invalidate the answer of one call."""
+        ...
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Tell how a call would be answered now, and why."""
+        ...
+
+
+class _Decorator(Protocol):
+    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
+
+
+@overload
+def cached(function: Callable[P, R], /) -> Cached[P, R]: ...
+@overload
+def cached(
+    cache: Cache | None = None,
+    /,
+    *,
+    text: str | Callable[..., Any] | None = None,
+    key: Callable[..., Any] | None = None,
+    tenant: Tenant | Callable[..., Any] | None = None,
+    ttl: Duration | None = None,
+    version: str | None = None,
+    ignore: str | Iterable[str] = (),
+    when: Callable[[Any], bool] | None = None,
+) -> _Decorator: ...
+def cached(
+    target: Any = None,
+    /,
+    *,
+    text: str | Callable[..., Any] | None = None,
+    key: Callable[..., Any] | None = None,
+    tenant: Tenant | Callable[..., Any] | None = None,
+    ttl: Duration | None = None,
+    version: str | None = None,
+    ignore: str | Iterable[str] = (),
+    when: Callable[[Any], bool] | None = None,
+) -> Any:
+    """Cache a function: `@cached`, in the default cache, or `@cached(cache, ...)`.
+
+    `text` names the argument that may match nearly, or is a callable of the arguments that returns it (or returns
+    `(text, rest)`). `key` is a callable that returns what alone makes the key. `tenant` names the argument whose value
+    is the tenant, or is a callable of the arguments, or SHARED. `ttl` is the life of an answer. `version` replaces the
+    digest of source and closure. `ignore` names arguments or closed-over variables that cannot change the answer.
+    `when` says of a result (of a generator: the list of its items) whether to keep it. Raises ConfigurationError.
+    """
+    checked = options(text=text, key=key, tenant=tenant, ttl=ttl, version=version, ignore=ignore, when=when)
+    if target is None or isinstance(target, Cache):
+        return functools.partial(_decorate, target, checked)
+    if not callable(target) and not isinstance(target, classmethod | staticmethod):
+        raise ConfigurationError(f"cached takes a function or a Cache; got {target!r}")
+    return _decorate(None, checked, target)
+
+
+def _decorate(cache: Cache | None, checked: Options, function: Any) -> Any:
+    if isinstance(function, classmethod | staticmethod):
+        return type(function)(_decorate(cache, checked, function.__func__))
+    wrapping = Wrapping(cache, checked, function)
+    wrapper = wrapping.wrapper()
+    return _Method(wrapper, wrapping) if wrapping.is_method else wrapper
+
+
+class Wrapping:
+    """One decorated function: what is known of it at decoration, and its Call, made at its first use."""
+
+    def __init__(self, cache: Cache | None, checked: Options, function: Any) -> None:
+        inner, _, _ = unwrap_partial(function)
+        if isinstance(inner, type) or not hasattr(inner, "__qualname__"):
+            raise ConfigurationError(f"cached takes a function; {inner!r} is none: wrap it in one")
+        self.function = function
+        self.name = name_of(inner)
+        self._inner = inner
+        self._cache = cache
+        self._lock = Lock()
+        self.bound: Call | None = None
+        owner = inner.__qualname__.rpartition(".")[0]
+        parameters = list(inspect.signature(function).parameters)
+        # A function of a class body whose first parameter is its object; classmethods come here unwrapped, with cls.
+        self.is_method = bool(owner) and not owner.endswith("<locals>") and parameters[:1] == ["self"]
+        closed_over = frozenset(getattr(getattr(inner, "__code__", None), "co_freevars", ()))
+        self._signature = Signature(function, checked.ignore, self.name)
+        for name in checked.ignore - closed_over:
+            self._signature.require(name, "ignore")
+        for option in ("text", "tenant"):
+            if isinstance(getattr(checked, option), str):
+                self._signature.require(getattr(checked, option), option)
+        if isinstance(checked.text, str) and checked.text in checked.ignore:
+            raise ConfigurationError(f"text={checked.text!r} is ignored too: the text must be in the key")
+        version = checked.version
+        if version is None:
+            version = version_of(function, self.name, checked.ignore)
+        if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+            version += ":items"  # what is stored is a list of items, whatever version= says
+        register_returned(inner)
+        self._version = version
+        self._options = checked
+
+    @property
+    def call(self) -> Call:
+        """The function in its cache; the default cache is built here, at the first use."""
+        with self._lock:
+            if self.bound is None:
+                self.bound = Call(
+                    self._cache or default_cache(),
+                    self._options,
+                    self._signature,
+                    self.function,
+                    self.name,
+                    self._version,
+                    is_method=self.is_method,
+                )
+            return self.bound
+
+    def wrapper(self) -> Any:
+        """Make the wrapper, of the function's own kind."""
+        inner = self._inner
+        if inspect.isasyncgenfunction(inner):
+            made: Any = _async_generator(self)
+        elif inspect.isgeneratorfunction(inner):
+            made = _generator(self)
+        elif inspect.iscoroutinefunction(inner):
+            made = _coroutine(self)
+        else:
+            made = _function(self)
+        functools.update_wrapper(made, inner)
+        made.__wrapped__ = self.function
+        made.__semcache_name__ = self.name
+        made.cache_info = self.cache_info
+        made.cache_clear = self.cache_clear
+        made.invalidate = self.invalidate
+        made.explain = self.explain
+        return made
+
+    def cache_info(self) -> CacheInfo:
+        """Return the hits, misses and bypasses so far."""
+        return CacheInfo(*self.call.cache.recorder.counts(self.name))
+
+    def cache_clear(self) -> int:
+        """Invalidate every answer of this function."""
+        return self.call.cache.invalidate(function=self.name)
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> int:
+        """Invalidate the answer of one call."""
+        return self.call.cache.invalidate(key=self.call.of(args, kwargs).key)
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Tell how a call would be answered now."""
+        return self.call.cache.explain(self.call.of(args, kwargs))
+
+
+def _function(wrapping: Wrapping) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        call = wrapping.bound or wrapping.call
+        value, opened = call.open(args, kwargs)
+        return value if opened is None else run(call.plan(opened, args, kwargs, blocks=True))
+
+    return wrapper
+
+
+def _coroutine(wrapping: Wrapping) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        call = wrapping.bound or wrapping.call
+        value, opened = call.open(args, kwargs)
+        return value if opened is None else await arun(call.plan(opened, args, kwargs, blocks=False))
+
+    return wrapper
+
+
+def _generator(wrapping: Wrapping) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        return (yield from replay(wrapping.call, args, kwargs))
+
+    return wrapper
+
+
+def _async_generator(wrapping: Wrapping) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        items = areplay(wrapping.call, args, kwargs)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await items.aclose()
+
+    return wrapper
+
+
+class _Method:
+    """A cached method: binds as functions do, and warns once where its object cannot be keyed."""
+
+    def __init__(self, wrapper: Any, wrapping: Wrapping) -> None:
+        functools.update_wrapper(self, wrapper)  # type: ignore[arg-type]
+        self._wrapper = wrapper
+        self._wrapping = wrapping
+        self._seen: set[type] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._wrapper(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        kind = type(instance)
+        if kind not in self._seen:
+            self._seen.add(kind)
+            problem = _without_key(kind)
+            if problem is not None:
+                self._wrapping.call.cache.recorder.warn_once(
+                    f"{self._wrapping.name}: argument 'self'", f"{self._wrapping.name} is not cached: {problem}", 3
+                )
+        return MethodType(self._wrapper, instance)
+
+
+def _without_key(kind: type) -> str | None:
+    if hasattr(kind, "__semcache_key__"):
+        return None
+    return (
+        f"{kind.__qualname__} has no __semcache_key__(); let it return what its answers depend on, "
+        "as in `def __semcache_key__(self): return (self.model, self.prompt)`"
+    )
+
+
+def check(cls: type) -> None:
+    """Refuse a class with cached methods whose objects cannot be keyed: call it where the class is made.
+
+    Raises ConfigurationError, which at run time would be a counted bypass and one warning.
+    """
+    methods = [name for base in cls.__mro__ for name, one in vars(base).items() if isinstance(one, _Method)]
+    problem = _without_key(cls) if methods else None
+    if problem is not None:
+        raise ConfigurationError(f"{', '.join(sorted(methods))}: {problem}")
