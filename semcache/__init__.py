@@ -1,11 +1,11 @@
 """semcache: the cache in front of language models, embedding models and retrieval.
 
-    import semcache
+import semcache
 
-    cache = semcache.Cache(memory="64MB")
+cache = semcache.Cache(memory="64MB")
 
-    @semcache.cached(cache)
-    def answer(question: str) -> str: ...
+@semcache.cached(cache)
+def answer(question: str) -> str: ...
 """
 
 from semcache.cache import Cache

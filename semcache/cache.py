@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from semcache.codec import Codec
 from semcache.context import current
@@ -30,6 +30,10 @@ from semcache.policy.threshold import warn_unmeasured
 from semcache.tier import Breaker, Clock, SystemClock, Tier
 from semcache.tiers.memory import Kept, MemoryTier
 from semcache.ttl import TTL, Duration, Size, Timeouts, seconds, size_bytes
+
+if TYPE_CHECKING:
+    from semcache.tiers.disk import DiskTier
+    from semcache.tiers.semantic import SemanticTier
 
 T = TypeVar("T")
 
@@ -95,7 +99,7 @@ class Cache:
         self.disk = self._make_disk(Path(disk), disk_bytes) if disk is not None else None
         self.log = Log(self.disk)
         self.embedder_identity = ""
-        self.semantic = None
+        self.semantic: SemanticTier | None = None
         if embedder is not None and semantic_bytes:
             self.semantic = self._make_semantic(embedder, device, semantic_bytes)
         tiers = [tier for tier in (self.memory, self.disk, self.semantic) if tier is not None]
@@ -115,7 +119,7 @@ class Cache:
             is_store=is_store, random=self._random,
         )  # fmt: skip
 
-    def _make_disk(self, path: Path, max_bytes: int) -> Any:
+    def _make_disk(self, path: Path, max_bytes: int) -> DiskTier:
         from semcache.tiers.disk import DiskTier
 
         return DiskTier(
@@ -124,7 +128,7 @@ class Cache:
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip
 
-    def _make_semantic(self, embedder: Any, device: str, max_bytes: int) -> Any:
+    def _make_semantic(self, embedder: Any, device: str, max_bytes: int) -> SemanticTier:
         _require_semantic()
         from semcache.semantic.batcher import Batcher
         from semcache.semantic.embedder import as_embedder
@@ -135,6 +139,7 @@ class Cache:
         if not values:
             raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk=")
         made = as_embedder(embedder, device)
+        assert made is not None  # noqa: S101 - an embedder was given
         self.embedder_identity = made.identity
         disk, now, ttl = self.disk, self._clock.monotonic, self._ttl.of("semantic")
 
@@ -330,7 +335,7 @@ class Cache:
 
         await asyncio.to_thread(self.close)
 
-    def __enter__(self) -> Cache:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -338,7 +343,7 @@ class Cache:
     ) -> None:
         self.close()
 
-    async def __aenter__(self) -> Cache:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

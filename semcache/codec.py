@@ -118,7 +118,7 @@ def plain_body(data: bytes) -> memoryview | None:
 
 def _zstandard() -> Any:
     try:
-        import zstandard  # noqa: PLC0415 - an extra
+        import zstandard
     except ImportError:
         raise MissingExtraError('compress="zstd"', "compress") from None
     return zstandard
@@ -127,9 +127,7 @@ def _zstandard() -> Any:
 def pack(value: object) -> bytes:
     """Return msgpack bytes without our header. Raises EncodeError."""
     try:
-        return bytes(
-            msgpack.packb(value, default=_to_extension, strict_types=True, unicode_errors="surrogatepass")
-        )
+        return bytes(msgpack.packb(value, default=_to_extension, strict_types=True, unicode_errors="surrogatepass"))
     except EncodeError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -139,9 +137,7 @@ def pack(value: object) -> bytes:
 def unpack(data: bytes | memoryview) -> Any:
     """Return the value of msgpack bytes. Raises DecodeError, whatever the bytes are."""
     try:
-        return msgpack.unpackb(
-            data, ext_hook=_from_extension, strict_map_key=False, unicode_errors="surrogatepass"
-        )
+        return msgpack.unpackb(data, ext_hook=_from_extension, strict_map_key=False, unicode_errors="surrogatepass")
     except DecodeError:
         raise
     except Exception as error:  # foreign bytes may break any constructor below us, in any way
@@ -219,7 +215,7 @@ _TO: dict[type, tuple[int, Callable[[Any], Any]]] = {
 
 
 def _from_numpy(value: Any) -> msgpack.ExtType:
-    import numpy as np  # noqa: PLC0415 - the value is numpy's, so it is loaded
+    import numpy as np
 
     if value.__class__ not in (np.ndarray, *np.sctypeDict.values()):
         raise EncodeError(f"a {type_name(value.__class__)} cannot be stored exactly; return an ndarray")
@@ -231,7 +227,7 @@ def _from_numpy(value: Any) -> msgpack.ExtType:
 
 
 def _to_numpy(content: Any) -> Any:
-    import numpy as np  # noqa: PLC0415 - only where such a value was stored
+    import numpy as np
 
     dtype, shape, data = content
     # A bytearray of our own makes the array writable, as the stored one was.
@@ -270,7 +266,7 @@ def _to_record(content: Any) -> Any:
     for field in kind.__dataclass_fields__.keys() - fields.keys():  # type: ignore[attr-defined]
         if kind.__dataclass_fields__[field].init:  # type: ignore[attr-defined]
             raise DecodeError(f"{name} has the field {field!r}, which it had not when it was stored")
-    record = kind.__new__(kind)
+    record: Any = object.__new__(kind)
     for field, value in fields.items():  # not __init__: it may compute, validate, or refuse what it once made
         object.__setattr__(record, field, value)
     return record
@@ -281,7 +277,7 @@ def _to_model(content: Any) -> Any:
     kind = _class(name)
     if fields.keys() != kind.__pydantic_fields__.keys():  # type: ignore[attr-defined]
         raise DecodeError(f"{name} has other fields than when it was stored")
-    model = kind.__new__(kind)
+    model: Any = object.__new__(kind)
     object.__setattr__(model, "__dict__", fields)
     object.__setattr__(model, "__pydantic_extra__", extra)
     object.__setattr__(model, "__pydantic_private__", private)
@@ -304,7 +300,7 @@ def _to_named_tuple(content: Any) -> Any:
 
 
 def _to_path(content: Any) -> PurePath:
-    import pathlib  # noqa: PLC0415 - for its classes by name, from a closed list
+    import pathlib
 
     name, text = content
     if name not in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):

@@ -28,9 +28,7 @@ current: ContextVar[Options | None] = ContextVar("semcache_options", default=Non
 
 
 @contextmanager
-def context(
-    *, tenant: str | None = None, ttl: Duration | None = None, mode: Mode | None = None
-) -> Iterator[Options]:
+def context(*, tenant: str | None = None, ttl: Duration | None = None, mode: Mode | None = None) -> Iterator[Options]:
     """Set tenant, ttl or mode for the cached calls inside; an inner context adds to the outer one."""
     if mode is not None and mode not in MODES:
         raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")

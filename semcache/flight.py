@@ -22,7 +22,6 @@ T = TypeVar("T")
 _inside: ContextVar[tuple[Flight[Any], ...]] = ContextVar("semcache_inside", default=())
 
 
-
 class Abandoned(Exception):  # noqa: N818 - a message between flights, no error anybody sees
     """The leader was cancelled: board anew."""
 
@@ -67,7 +66,7 @@ class Flights(Generic[T]):
                 if _reaches(flight, inside):
                     return None, False
                 for outer in inside:
-                    outer.waits_for.add(flight)  # type: ignore[arg-type]
+                    outer.waits_for.add(flight)
             flight.followers += 1
             if flight.future is None:
                 flight.future = Future()
@@ -79,7 +78,7 @@ class Flights(Generic[T]):
         with self._lock:
             flight.followers -= 1
             for outer in _inside.get():
-                outer.waits_for.discard(flight)  # type: ignore[arg-type]
+                outer.waits_for.discard(flight)
 
     def land(self, flight: Flight[T], result: T) -> None:
         """Hand the result to all who wait, and let the next caller look for itself."""
@@ -106,7 +105,7 @@ class Flights(Generic[T]):
 
 def enter(flight: Flight[T]) -> Token[Any]:
     """Mark this context, and what it starts, as the flight's load; returns the token for `leave`."""
-    return _inside.set((*_inside.get(), flight))  # type: ignore[arg-type]
+    return _inside.set((*_inside.get(), flight))
 
 
 def is_inside(flight: Flight[T]) -> bool:
@@ -122,7 +121,7 @@ def leave(token: Token[Any]) -> None:
 def _reaches(flight: Flight[T], inside: tuple[Flight[Any], ...]) -> bool:
     """Say whether waiting for `flight` would, over whatever its load waits for, wait for one of our own."""
     seen: set[int] = set()
-    waiting: list[Flight[Any]] = [flight]  # type: ignore[list-item]
+    waiting: list[Flight[Any]] = [flight]
     while waiting:
         one = waiting.pop()
         if any(one is own for own in inside):

@@ -282,7 +282,7 @@ def _write_pydantic(value: Any, chunks: Chunks) -> None:
 
 def _write_numpy(value: Any, chunks: Chunks) -> None:
     """Write dtype, shape and a digest of the bytes in C order; both byte orders of one dtype have one form."""
-    import numpy as np  # noqa: PLC0415 - the value is numpy's, so it is loaded
+    import numpy as np
 
     if isinstance(value, np.dtype):
         chunks.append("y")

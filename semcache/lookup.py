@@ -38,7 +38,7 @@ from semcache.codec import Codec
 from semcache.errors import DecodeError, EncodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
-from semcache.model import Entry, Evidence, Hit, Request
+from semcache.model import Entry, Evidence, Hit, Miss, Request
 from semcache.plan import Load, Outcome, Plan, Wait
 from semcache.tier import Breaker, Tier
 
@@ -181,39 +181,51 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
     for place, (tier, breaker) in enumerate(chain.tiers):
         if not tier.exact and (request.mode == "exact" or request.scope is None):
             continue
-        if not breaker.allows():
-            event.fault(tier.name, TierError("open", "it failed too often and is left alone for a while"))
-            continue
-        began = perf_counter_ns()
-        try:
-            found = yield from tier.get(request)
-            breaker.succeeded()
-            if isinstance(found, Hit):
-                value = chain.codec.decode(found.entry.value)
-        except DecodeError as error:
-            event.fault(tier.name, error)
-            continue
-        except Exception as error:  # noqa: BLE001 - whatever a tier raises is a miss (law 10)
-            breaker.failed()
-            late = TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error
-            event.fault(tier.name, late)
-            continue
-        finally:
-            note_time(event, tier, perf_counter_ns() - began)
+        found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
             evidence = found.evidence
             note_evidence(event, evidence)
         if isinstance(found, Hit):
-            event.kind, event.tier = "hit", tier.name
-            event.similarity, event.age, event.load_seconds = found.similarity, found.entry.age, found.entry.load_seconds
-            if found.similarity is None:
+            note_hit(event, tier, found)
+            if tier.exact:
                 yield from keep(chain, request, found.entry, None, event, exact=True, before=place)
-            else:
-                event.neighbour = found.key
             return found, value, evidence
         if found.reason:
             event.reason = found.reason
     return None, None, evidence
+
+
+def ask(
+    chain: Chain, tier: Tier, breaker: Breaker, request: Request, event: Event
+) -> Plan[tuple[Hit | Miss, Any]]:  # fmt: skip
+    """Ask one tier; whatever goes wrong is a miss, and a fault in the event (law 10)."""
+    if not breaker.allows():
+        event.fault(tier.name, TierError("open", "it failed too often and is left alone for a while"))
+        return Miss(), None
+    began = perf_counter_ns()
+    try:
+        found = yield from tier.get(request)
+        breaker.succeeded()
+        return found, chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
+    except DecodeError as error:  # bytes of another version or another hand: they will be overwritten
+        event.fault(tier.name, error)
+    except TimeoutError:
+        breaker.failed()
+        event.fault(tier.name, TierError("late", "no answer in time"))
+    except Exception as error:  # noqa: BLE001 - a tier may fail in any way
+        breaker.failed()
+        event.fault(tier.name, error)
+    finally:
+        note_time(event, tier, perf_counter_ns() - began)
+    return Miss(), None
+
+
+def note_hit(event: Event, tier: Tier, hit: Hit) -> None:
+    """Take over what is known of an answer that was found."""
+    event.kind, event.tier, event.reason = "hit", tier.name, None
+    event.age, event.load_seconds = hit.entry.age, hit.entry.load_seconds
+    if hit.similarity is not None:
+        event.similarity, event.neighbour = hit.similarity, hit.key
 
 
 def note_time(event: Event, tier: Tier, nanoseconds: int) -> None:
@@ -251,9 +263,7 @@ def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
     return entry
 
 
-def is_kept(
-    chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event
-) -> bool:
+def is_kept(chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event) -> bool:
     """Say whether an answer is to be stored; if not, the event says why."""
     if len(entry.value) > chain.max_value_bytes:
         event.reason = "not kept: over max_value"

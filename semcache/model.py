@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Mode = Literal["live", "shadow", "exact", "refresh", "off"]
 MODES: tuple[Mode, ...] = ("live", "shadow", "exact", "refresh", "off")
@@ -42,8 +42,8 @@ class Request:
 
     `key` covers everything that can change the answer. `scope` covers everything that must be equal before `text`
     may be compared with another text; it is None where near matches are out of the question, and `exact_only` says
-    why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where the caller said whose near matches may be served. `ttl` is the entry's own life in
-    seconds.
+    why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
+    the caller said whose near matches may be served. `ttl` is the entry's own life in seconds.
     """
 
     key: bytes
@@ -93,7 +93,7 @@ class Evidence:
     `stages` the nanoseconds that embed, search and decide took.
     """
 
-    vector: object | None = None
+    vector: Any = None
     neighbours: list[Neighbour] = field(default_factory=list)
     decision: Decision | None = None
     stages: dict[str, int] = field(default_factory=dict)

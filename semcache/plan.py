@@ -12,7 +12,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from inspect import isawaitable
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -50,7 +50,7 @@ class Call:
 
     async def arun(self) -> Any:
         result = self.function(*self.args)
-        return await cast("Awaitable[Any]", result) if isawaitable(result) else result
+        return await result if isawaitable(result) else result
 
 
 class Load:
@@ -90,7 +90,7 @@ class Wait:
     async def arun(self) -> Any:
         if self.future.done():
             return self.future.result()
-        import asyncio  # noqa: PLC0415 - only an async call may load asyncio (law 13)
+        import asyncio
 
         # asyncio.wait, unlike wait_for, cancels nothing when the time is up. Cancelling the wrapper would cancel the
         # shared future, were that not marked as running by whoever made it.

@@ -35,7 +35,9 @@ def seconds(duration: Duration, what: str = "a duration") -> float:
     elif isinstance(duration, int | float) and not isinstance(duration, bool):
         value = float(duration)
     if value is None or not isfinite(value) or value <= 0:
-        message = f'{what} must be a positive number of seconds, or text like "250ms", "5m", "1h", "1d"; got {duration!r}'
+        message = (
+            f'{what} must be a positive number of seconds, or text like "250ms", "5m", "1h", "1d"; got {duration!r}'
+        )
         raise ConfigurationError(message)
     return value
 

@@ -2,7 +2,7 @@
 
 Laws:
 - a row is a number, its slab's index times 1,024 plus its offset; the rows of a block that are in use are its first;
-- slabs are made one at a time, so growing copies nothing, and a slab without a block in use goes back to the system at once;
+- slabs are made one at a time, so growing copies nothing; a slab without a block in use goes back to the system;
 - where half of a size's blocks are free and two slabs' worth of them, the emptiest slab of that size is drained:
   it gets no more blocks, and the index moves what it still holds. So no size keeps more free blocks than used ones
   and two slabs, whatever the order in which blocks came and went.

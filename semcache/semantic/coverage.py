@@ -18,8 +18,8 @@ CHARACTERS_PER_TOKEN = 10
 """Text with more characters than this for each token of a window is longer than that window, without counting."""
 
 _LANGUAGES_OF = {
-    "LATIN": "af az bs ca cs cy da de en eo es et eu fi fr ga gl hr hu id is it la lb lt lv ms mt nb nl nn no pl pt ro sk "
-    "sl so sq sr sv sw tl tr uz vi zu",
+    "LATIN": "af az bs ca cs cy da de en eo es et eu fi fr ga gl hr hu id is it la lb lt lv ms mt nb nl nn no pl pt ro "
+    "sk sl so sq sr sv sw tl tr uz vi zu",
     "CYRILLIC": "be bg kk ky mk mn ru sr tg uk",
     "GREEK": "el",
     "ARMENIAN": "hy",
@@ -76,7 +76,7 @@ def scripts_of(languages: Iterable[str]) -> frozenset[str]:
 
 
 def unreadable(text: str, scripts: frozenset[str] | None) -> str | None:
-    """Say why a text cannot be read, window apart: it is empty, or has characters that mean nothing, or other letters."""
+    """Say why a text cannot be read: it is empty, has characters without meaning, or letters of other scripts."""
     if not text or text.isspace():
         return "the text is empty"
     has_latin = scripts is None or "LATIN" in scripts

@@ -66,21 +66,23 @@ class CallableEmbedder:
         identity = getattr(function, "identity", None)
         if not isinstance(identity, str) or not identity:
             raise ConfigurationError(
-                f"the embedder {function!r} does not say whose vectors it makes: give it an attribute `identity`, a text "
-                "that changes with the model, its revision and its prefix, such as embed.identity = 'bge-small-en-v1.5'"
+                f"the embedder {function!r} does not say whose vectors it makes: give it an attribute `identity`, "
+                "a text that changes with the model, its revision and prefix: embed.identity = 'bge-small-en-v1.5'"
             )
         self.identity = identity
         self.dimension: int | None = _optional(function, "dimension", int)
         self.window: int | None = _optional(function, "window", int)
         self._count: Callable[[str], int] | None = getattr(function, "count", None)
         if self.window is not None and not callable(self._count):
-            raise ConfigurationError(f"the embedder {identity!r} has a window in tokens; give it `count(text) -> int` too")
+            raise ConfigurationError(
+                f"the embedder {identity!r} has a window in tokens; give it `count(text) -> int` too"
+            )
         languages: Iterable[str] | None = getattr(function, "languages", None)
         self._scripts = None if languages is None else coverage.scripts_of(languages)
         self._function = function
 
     def load(self) -> None:
-        """Call the callable's own `load`, if it has one, and learn the dimension, with one text if it does not say it."""
+        """Call the callable's own `load`, if it has one, and learn the dimension, from one text if need be."""
         load = getattr(self._function, "load", None)
         if callable(load):
             load()

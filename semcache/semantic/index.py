@@ -5,7 +5,7 @@ Laws:
   one. Adding, overwriting and removing take constant time (a block that is full is copied to one of twice its size; a
   removed row is replaced by the scope's last), and the next search sees what they did;
 - it holds keys and texts, never answers (law 4); a row whose life is over is not found, and goes by a sweep;
-- rows and bytes are bounded: what is over goes by second chance (CLOCK), of which being the nearest row of a search is one.
+- rows and bytes are bounded; what is over goes by second chance (CLOCK): the nearest row of a search gets one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SWEPT_AT_ONCE = 64
 
 
 class VectorIndex(Protocol):
-    """Vectors by key, found by nearness within a scope. Owned by one thread; only `has_scope` may be called from others."""
+    """Vectors by key, found by nearness within a scope; one thread owns it, any may ask `has_scope`."""
 
     evictions: int
 
@@ -62,10 +62,8 @@ class VectorIndex(Protocol):
         """Drop a row; False if there is none."""
         ...
 
-    def search(
-        self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float
-    ) -> list[list[Neighbour]]:
-        """Return, for each pair of a scope and a row of float32[n, d], the k nearest rows of that scope, nearest first."""
+    def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
+        """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
         ...
 
     def sweep(self, now: float) -> int:
@@ -158,9 +156,7 @@ class FlatIndex:
             self._move(start, self._arena.slab(start).block)
         return True
 
-    def search(
-        self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float
-    ) -> list[list[Neighbour]]:
+    def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
         """Search; see `VectorIndex.search`. Queries of one scope are searched together."""
         import numpy as np
 
@@ -195,7 +191,9 @@ class FlatIndex:
     def _check(self, vector: NDArray[float32]) -> None:
         square = float(vector @ vector) if vector.shape == (self.dimension,) else None
         if square is None or not 0.98 < square < 1.02:  # noqa: PLR2004 - float16 on the way leaves 0.999; NaN fails too
-            message = f"a row must be a unit vector, float32[{self.dimension}]; got shape {vector.shape}, square {square}"
+            message = (
+                f"a row must be a unit vector, float32[{self.dimension}]; got shape {vector.shape}, square {square}"
+            )
             raise ValueError(message)
 
     # Rows and blocks
@@ -318,7 +316,10 @@ class FlatIndex:
         if len(rows) > 1:
             all_near, all_rows = np.hstack(similarities), np.hstack(rows)
             order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
-            all_near, all_rows = np.take_along_axis(all_near, order, axis=1), np.take_along_axis(all_rows, order, axis=1)
+            all_near, all_rows = (
+                np.take_along_axis(all_near, order, axis=1),
+                np.take_along_axis(all_rows, order, axis=1),
+            )
         found = list(zip(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist(), strict=True))
         for nearest, _ in found:
             self._arena.slab(nearest[0]).state[nearest[0] & OFFSET] = HOT

@@ -1,6 +1,6 @@
 """How many processors this process may really use, and the libraries' threads limited to that.
 
-Inside a container the libraries count the host's processors; more threads than the quota allows only wait for each other.
+Inside a container the libraries count the host's processors; threads beyond the quota only wait for each other.
 """
 
 from __future__ import annotations

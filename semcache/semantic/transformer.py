@@ -1,4 +1,4 @@
-"""Sentence-transformers models as embedders: any name or path, loaded late, quietly, and from this machine if it is here.
+"""Sentence-transformers models as embedders: any name or path, loaded late and quietly.
 
 Laws:
 - identity is known without loading torch or the model: a name with its revision, or a digest of a folder's files;
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from hashlib import blake2b
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -46,9 +47,9 @@ _CPU_BATCH, _GPU_BATCH = 64, 256
 class SentenceTransformerEmbedder:
     """A sentence-transformers model.
 
-    `prompt` is a prefix of every text, or the name of one of the model's own prompts. `dtype` is float32 on a CPU; a GPU
-    uses float16, or bfloat16 for models made in it. `device` is "auto", "cpu", "cuda", "cuda:1". `dimension` and `window`
-    (tokens, the special ones included) are known once it is loaded; a model without a window has None.
+    `prompt` is a prefix of every text, or the name of one of the model's own prompts. `device` is "auto", "cpu",
+    "cuda", "cuda:1". `dtype` is float32 on a CPU; a GPU uses float16, or bfloat16 for models made in it. `dimension` and
+    `window` (tokens, the special ones included) are known once it is loaded; a model without a window has None.
     """
 
     def __init__(
@@ -285,7 +286,7 @@ def _moved(feature: Any, device: Any) -> Any:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
+    logging: Any = import_module("transformers.utils.logging")
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 def as_unit(vectors: Any, n: int, identity: str) -> NDArray[float32]:
     """Return n vectors as float32[n, d], contiguous and of unit length.
 
-    Raises ValueError, naming the embedder, for another shape, numbers that are not floating, NaN, infinity, zero vectors.
+    Raises ValueError, naming the embedder, for another shape, other numbers than floating ones, NaN, zero vectors.
     """
     import numpy as np
 
     found = np.asarray(vectors)
     if found.ndim != 2 or found.shape[0] != n or not found.shape[1]:  # noqa: PLR2004 - texts times dimension
-        raise ValueError(f"the embedder {identity!r} gave shape {found.shape} for {n} texts; it must be ({n}, dimension)")
+        raise ValueError(
+            f"the embedder {identity!r} gave shape {found.shape} for {n} texts; it must be ({n}, dimension)"
+        )
     if found.dtype.kind != "f":
         raise ValueError(f"the embedder {identity!r} gave {found.dtype}; it must give floating point numbers")
     # In double precision: the square of a large float32 is infinite.

@@ -127,7 +127,12 @@ def _is_marked(connection: sqlite3.Connection, record: Record) -> bool:
 
 
 def mark(
-    connection: sqlite3.Connection, namespace: str, facet: str, value: str | bytes, unwritten: Iterable[bytes], now: float
+    connection: sqlite3.Connection,
+    namespace: str,
+    facet: str,
+    value: str | bytes,
+    unwritten: Iterable[bytes],
+    now: float,
 ) -> tuple[int, int]:
     """Invalidate a facet value: the position of its mark, and how many entries went.
 
@@ -212,4 +217,5 @@ def give_back(connection: sqlite3.Connection, max_bytes: int) -> None:
     """Return some free pages to the file system where there are many, as after an invalidation."""
     pages, free, page_bytes = _pages(connection)
     if pages * page_bytes > max_bytes + max_bytes // 8 or free * page_bytes > max_bytes // 4:
-        connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        for _ in range(_VACUUM_PAGES):  # the module sqlite3 steps this statement once, which frees one page
+            connection.execute("PRAGMA incremental_vacuum")

@@ -41,12 +41,14 @@ class StoreFile:
         self._join()
         connection = self._connect("rw", self._timeout)
         try:
-            if not self._is_ours(connection):
-                raise TierError("unready", f"{self.path} is empty so far: it is begun with the first write")
+            is_begun = self._is_ours(connection)
             connection.execute("PRAGMA query_only = ON")
         except BaseException:
             connection.close()
             raise
+        if not is_begun:
+            connection.close()
+            raise TierError("unready", f"{self.path} is empty so far: it is begun with the first write")
         return connection
 
     def connect_writer(self) -> sqlite3.Connection:
@@ -70,7 +72,8 @@ class StoreFile:
     def replace_damaged(self) -> Path | None:
         """Move the damaged file aside, once; returns where to, or None where another store was quicker.
 
-        This store's connections must be closed. Raises TierError where another store still uses the file, or the one begun in its place is damaged too.
+        This store's connections must be closed. Raises TierError where another store still uses the file, or where the
+        file begun in its place is damaged too.
         """
         if self._was_replaced:
             raise TierError("damaged", f"{self.path} is damaged again: check the disk it is on")

@@ -95,10 +95,8 @@ class DiskTier:
             return
         now = self._now()
         key, value, facets = request.key, entry.value, request.facets
-        written = now - entry.age
-        row = (
-            value, crc32(value, crc32(key)), now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl)
-        )  # fmt: skip
+        checksum, written = crc32(value, crc32(key)), now - entry.age
+        row = (value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl))
         owned = Facets(self._namespace, facets.function, facets.version, facets.tenant, facets.model)
         vector = evidence.vector if evidence is not None else None
         self._store.put(Record(key, row, owned, request.scope, request.embedder, request.text, vector))

@@ -181,4 +181,3 @@ class MemoryTier:
 
 def _weigh(kept: Kept) -> int:
     return len(kept.value) + ENTRY_BYTES
-

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from threading import Lock
 from types import MethodType
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
@@ -28,6 +28,8 @@ from semcache.wrap.stream import areplay, replay
 from semcache.wrap.version import name_of, unwrap_partial, version_of
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -43,15 +45,19 @@ class CacheInfo(NamedTuple):
 class Cached(Protocol[P, R_co]):
     """What `cached` makes of a function."""
 
-    __wrapped__: Callable[P, R_co]
-    __semcache_name__: str
+    @property
+    def __wrapped__(self) -> Callable[P, R_co]:
+        """The function itself."""
+        ...
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
     @overload
-    def __get__(self, instance: None, owner: type | None = None, /) -> Cached[P, R_co]: ...
+    def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None, /) -> Callable[..., R_co]: ...
+    def __get__(
+        self: Cached[Concatenate[S, Q], R_co], instance: S, owner: type | None = None, /
+    ) -> Callable[Q, R_co]: ...
 
     def cache_info(self) -> CacheInfo:
         """Return the hits, misses and bypasses so far."""
@@ -232,7 +238,7 @@ def _coroutine(wrapping: Wrapping) -> Callable[..., Any]:
 
 
 def _generator(wrapping: Wrapping) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         return (yield from replay(wrapping.call, args, kwargs))
 
     return wrapper
@@ -254,7 +260,7 @@ class _Method:
     """A cached method: binds as functions do, and warns once where its object cannot be keyed."""
 
     def __init__(self, wrapper: Any, wrapping: Wrapping) -> None:
-        functools.update_wrapper(self, wrapper)  # type: ignore[arg-type]
+        functools.update_wrapper(self, wrapper)
         self._wrapper = wrapper
         self._wrapping = wrapping
         self._seen: set[type] = set()

@@ -42,7 +42,7 @@ def options(
     return Options(
         text,
         key,  # type: ignore[arg-type]
-        tenant,  # type: ignore[arg-type]
+        tenant,
         None if ttl is None else seconds(ttl, "ttl"),
         version,
         names,

@@ -115,7 +115,7 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-_NEVER: tuple[type, ...] = (Iterator, Generator)  # type: ignore[assignment]
+_NEVER: tuple[type, ...] = (Iterator, Generator)
 
 
 def _is_unkeyable(kind: type) -> bool:
@@ -126,6 +126,6 @@ def _is_unkeyable(kind: type) -> bool:
         return issubclass(kind, _NEVER) or kind.__name__ in ("function", "module", "generator", "coroutine")
     if hasattr(kind, "__semcache_key__") or hasattr(kind, "__dataclass_fields__") or is_pydantic(kind):
         return False
-    return not any(base.__module__ in ("enum", "pathlib", "datetime", "numpy", "zoneinfo") for base in kind.__mro__) and (
-        not (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-    )
+    return not any(
+        base.__module__ in ("enum", "pathlib", "datetime", "numpy", "zoneinfo") for base in kind.__mro__
+    ) and (not (issubclass(kind, tuple) and hasattr(kind, "_fields")))

@@ -108,7 +108,7 @@ def _keyed(value: object, where: str) -> bytes:
 def source_of(function: FunctionType) -> object:
     """Return the text from `def` on; where there is none, or it holds several lambdas, what was compiled of it."""
     try:
-        lines, first = inspect.getsourcelines(function.__code__)  # the code's own, not what it wraps
+        lines, _ = inspect.getsourcelines(function.__code__)  # the code's own, not what it wraps
     except (OSError, TypeError):
         return _compiled(function.__code__)
     if function.__name__ == "<lambda>":  # its line may hold another lambda

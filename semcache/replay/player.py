@@ -1,0 +1,86 @@
+"""Asks a cache what a recording asks, request by request, and notes how each was answered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from time import perf_counter_ns, sleep
+
+from semcache.cache import Cache
+from semcache.events import Event, last
+from semcache.model import Decision, Neighbour
+from semcache.policy import Policy
+from semcache.replay.recording import Asked
+from semcache.replay.score import Outcome
+
+
+class Witness:
+    """A policy that decides as another one does, and remembers which neighbour each decision was about.
+
+    An event tells a decision, but names the neighbour only where it was served.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._here = threading.local()
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        decision = self.policy.decide(text, neighbour)
+        self._here.seen.append((decision, neighbour))
+        return decision
+
+    def begin(self) -> None:
+        """Forget this thread's earlier lookup."""
+        self._here.seen = []
+
+    def neighbour_of(self, decision: Decision | None) -> Neighbour | None:
+        """Return the neighbour that a decision of this thread's lookup was about."""
+        return next((neighbour for seen, neighbour in self._here.seen if seen is decision), None)
+
+
+class Player:
+    """Plays a recording's requests to one cache; several threads may `answer` at once.
+
+    The origin gives the recorded answer, after its recorded latency times `origin_scale`.
+    """
+
+    def __init__(
+        self, cache: Cache, asked: Sequence[Asked], witness: Witness, *, origin_scale: float = 0.0
+    ) -> None:
+        self.cache = cache
+        self.asked = asked
+        self._witness = witness
+        self._origin_scale = origin_scale
+        # Whose answer stands under a key: the one who loaded it last.
+        self._makers: dict[bytes, int] = {}
+
+    def answer(self, one: Asked) -> Outcome:
+        """Ask for one request's answer."""
+        request = one.request
+        if request is None:
+            return Outcome()
+        key = request.key
+
+        def load() -> str | None:
+            self._makers[key] = one.position
+            if self._origin_scale:
+                sleep(one.seconds * self._origin_scale)
+            return one.answer
+
+        self._witness.begin()
+        began = perf_counter_ns()
+        self.cache.get_or_load(request, load)
+        took = perf_counter_ns() - began
+        event = last()
+        return Outcome() if event is None else self._outcome(event, took)
+
+    def _outcome(self, event: Event, took: int) -> Outcome:
+        # A lookup on whose way something was late or broken says nothing about how long one takes.
+        outcome = Outcome(nanoseconds=None if event.faults else took - event.stages.get("load", 0))
+        neighbour = self._witness.neighbour_of(event.decision)
+        if neighbour is not None and neighbour.key in self._makers:
+            outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)
+        if event.is_hit:
+            outcome.tier = event.tier
+            outcome.maker = self._makers[event.neighbour or event.key]
+        return outcome

@@ -1,0 +1,396 @@
+"""The thread that owns the embedder's device and the index, its queue, and what may go wrong in it.
+
+Laws: nothing that a request, an embedder, an index or a callback raises ends the thread; a failed batch is retried text
+by text, once, so that one bad text fails alone; a failed load fails all who wait, and is tried again after a pause that
+doubles.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import suppress
+from itertools import islice
+from queue import SimpleQueue
+from time import sleep
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from semcache.errors import TierError
+from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Search, Sync
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Iterable
+    from concurrent.futures import Future
+
+    from semcache.semantic.batcher import Batcher
+    from semcache.semantic.index import VectorIndex
+    from semcache.semantic.work import Row, Vector
+
+State = Literal["idle", "loading", "ready", "failed", "closed"]
+
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+class Worker:
+    """One process's thread; it holds its Batcher weakly, so that a dropped one can end it."""
+
+    def __init__(self, owner: weakref.ref[Batcher]) -> None:
+        batcher = owner()
+        assert batcher is not None  # noqa: S101 - its own batcher makes it
+        settings = batcher.settings
+        self.state: State = "idle"
+        self._owner = owner
+        self._embedder = settings.embedder
+        self._clock = settings.clock
+        self._max_batch = settings.max_batch
+        self._max_pending = settings.max_pending
+        self._max_remembered = settings.remembered
+        self._remembered: dict[str, Vector] = {}
+        self._index: VectorIndex | None = None
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._arriving: Counter[bytes] = Counter()
+        self._failure: Exception | None = None
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+        self._counts = dict.fromkeys(("embedded", "batches", "batched", "remembered", "uncovered", "dropped"), 0)
+
+    # What any thread may call
+
+    def start(self) -> None:
+        if self.state in {"loading", "ready"}:
+            return
+        with self._lock:
+            if self.state == "idle" or (self.state == "failed" and self._clock() >= self._retry_at):
+                self._thread = threading.Thread(target=self._run, name="semcache-semantic", daemon=True)
+                self._thread.start()
+                self.state = "loading"
+
+    def has_scope(self, scope: bytes) -> bool | None:
+        index = self._index
+        if self.state != "ready" or index is None:
+            return None
+        return index.has_scope(scope) or scope in self._arriving
+
+    def ask(self, item: Search | Embed) -> None:
+        if self._queue.qsize() >= self._max_pending:
+            raise TierError("full", f"{self._max_pending} requests wait for the embedder")
+        self.submit(item)
+
+    def add(self, item: Add) -> None:
+        if self._queue.qsize() >= self._max_pending:
+            self._counts["dropped"] += 1
+            self._report("full", TierError("full", f"{self._max_pending} requests wait for the embedder"))
+        else:
+            self.submit(item)
+
+    def submit(self, item: Item) -> None:
+        """Queue an item, or, after a failed load, fail it at once."""
+        with self._lock:
+            if self.state == "closed":
+                raise TierError("closed", "the semantic tier is closed")
+            failure = self._failure if self.state == "failed" else None
+            if failure is None:
+                if isinstance(item, Add):
+                    self._arriving[item.scope] += 1
+                self._queue.put(item)
+        if failure is not None:
+            self._fail([item], failure)
+
+    def close(self, timeout: float | None) -> None:
+        """Fail what waits, let the running batch end, stop; wait for that so many seconds."""
+        with self._lock:
+            self.state = "closed"
+            waiting = self._drain()
+            self._queue.put(None)
+        self._fail(waiting, TierError("closed", "the semantic tier was closed"))
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def stats(self) -> dict[str, int]:
+        index = self._index
+        return {
+            "rows": len(index) if index is not None else 0,
+            "scopes": index.scopes if index is not None else 0,
+            "bytes": index.nbytes if index is not None else 0,
+            "evictions": index.evictions if index is not None else 0,
+            **self._counts,
+            "queued": self._queue.qsize(),
+        }
+
+    # What only the thread runs
+
+    def _run(self) -> None:
+        try:
+            self._load()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            self._load_failed(_as_exception(error))
+            return
+        with self._lock:
+            if self.state != "closed":
+                self.state = "ready"
+                self._pause = _FIRST_PAUSE
+        while self._serve_next():
+            pass
+        self._index = None
+        self._remembered.clear()
+
+    def _serve_next(self) -> bool:
+        """Wait for one item, take what has gathered behind it, and serve that; False when it is time to stop."""
+        batch: list[Item] = []
+        item = self._queue.get()
+        self._let_others_ask()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == self._max_batch or self._queue.empty():
+                break
+            item = self._queue.get()
+        self._serve(batch)
+        return item is not None
+
+    def _let_others_ask(self) -> None:
+        """Give way while that brings requests: callers that the last batch woke have had no turn to ask again yet."""
+        queued = -1
+        while queued < self._queue.qsize() < self._max_batch:
+            queued = self._queue.qsize()
+            sleep(0)
+
+    def _load(self) -> None:
+        self._embedder.load()
+        batcher = self._owner()
+        dimension = self._embedder.dimension
+        if batcher is None or dimension is None:
+            raise TierError("load", "the embedder does not know its dimension")
+        restore = batcher.settings.restore
+        self._index = batcher.settings.make_index(dimension)
+        del batcher
+        if restore is not None:
+            try:
+                self._restore(iter(restore()))
+            except BaseException as error:  # noqa: BLE001 - without old rows there are still new ones
+                self._report("restore", error)
+
+    def _load_failed(self, error: Exception) -> None:
+        with self._lock:
+            waiting = self._drain()
+            if self.state != "closed":
+                self.state = "failed"
+                self._failure = error
+                self._retry_at = self._clock() + self._pause
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._index = None
+        self._fail(waiting, error)
+        self._report("load", error)
+
+    def _restore(self, rows: Iterable[Row]) -> None:
+        import numpy as np
+
+        while self.state != "closed" and (chunk := list(islice(rows, self._max_batch))):
+            now = self._clock()
+            alive = [row for row in chunk if row[4] > now]
+            known = self._vectors([text for _, _, text, vector, _ in alive if vector is None])
+            for key, scope, text, stored, expires in alive:
+                vector = known[text] if stored is None else np.asarray(stored, dtype=np.float32)
+                if not isinstance(vector, Exception):
+                    length = float(np.linalg.norm(vector)) or 1.0  # what was kept as float16 is not quite a unit vector
+                    self._insert(Add(key, scope, text, None, expires, None), vector / np.float32(length))
+
+    def _serve(self, batch: list[Item]) -> None:
+        """Embed all texts of a batch at once, then do what was asked in the order it was asked."""
+        texts = [
+            item.text
+            for item in batch
+            if isinstance(item, Search | Embed) or (isinstance(item, Add) and item.vector is None)
+        ]
+        began = perf_counter_ns()
+        known = self._vectors(texts)
+        embed_ns = perf_counter_ns() - began
+        if texts:
+            self._counts["batches"] += 1
+            self._counts["batched"] += len(texts)
+        searches: list[Search] = []
+        for item in batch:
+            if isinstance(item, Search):
+                searches.append(item)
+            else:
+                self._search(searches, known, embed_ns)
+                searches = []
+                self._apply(item, known)
+        self._search(searches, known, embed_ns)
+        if self._index is not None:
+            self._index.sweep(self._clock())
+
+    def _vectors(self, texts: Iterable[str]) -> dict[str, Vector | Exception]:
+        """Return the vector of each distinct text, or why it has none."""
+        known: dict[str, Vector | Exception] = {}
+        missing = []
+        for text in dict.fromkeys(texts):
+            remembered = self._remembered.pop(text, None)
+            if remembered is not None:
+                self._remembered[text] = known[text] = remembered
+                self._counts["remembered"] += 1
+            elif (error := self._uncovered(text)) is not None:
+                known[text] = error
+            else:
+                missing.append(text)
+        return known | self._embed(missing)
+
+    def _uncovered(self, text: str) -> Exception | None:
+        try:
+            reason = self._embedder.covers(text)
+        except BaseException as error:  # noqa: BLE001 - a callable's own counter may raise anything
+            self._report("embed", error)
+            return _as_exception(error)
+        if reason is None:
+            return None
+        self._counts["uncovered"] += 1
+        return TierError("uncovered", reason)
+
+    def _embed(self, texts: list[str]) -> dict[str, Vector | Exception]:
+        """Embed distinct texts; where that fails, each alone."""
+        if not texts:
+            return {}
+        try:
+            matrix = self._embedder(texts)
+        except BaseException as error:  # noqa: BLE001 - an embedder may raise anything, and the thread lives on
+            self._report("embed", error)
+            if len(texts) == 1:
+                return {texts[0]: _as_exception(error)}
+            return {text: self._embed_alone(text) for text in texts}
+        return {text: self._remember(text, vector) for text, vector in zip(texts, matrix, strict=True)}
+
+    def _embed_alone(self, text: str) -> Vector | Exception:
+        try:
+            return self._remember(text, self._embedder([text])[0])
+        except BaseException as error:  # noqa: BLE001 - as above; the batch's failure was reported
+            return _as_exception(error)
+
+    def _remember(self, text: str, row: Vector) -> Vector:
+        """Keep a vector among the latest, as a copy of its own: a view would keep its whole batch."""
+        vector = row.copy()
+        vector.flags.writeable = False
+        self._counts["embedded"] += 1
+        self._remembered[text] = vector
+        if len(self._remembered) > self._max_remembered:
+            del self._remembered[next(iter(self._remembered))]
+        return vector
+
+    def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int) -> None:
+        """Search for all of these at once, and end their futures."""
+        import numpy as np
+
+        asked: list[Search] = []
+        vectors: list[Vector] = []
+        for search in searches:
+            vector = known[search.text]
+            if isinstance(vector, Exception):
+                _end(search.future, vector)
+            else:
+                asked.append(search)
+                vectors.append(vector)
+        if not asked or self._index is None:
+            return
+        began = perf_counter_ns()
+        try:
+            most = max(search.k for search in asked)
+            found = self._index.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
+        except BaseException as error:  # noqa: BLE001 - the thread lives on
+            self._report("search", error)
+            self._fail(asked, _as_exception(error))
+            return
+        search_ns = perf_counter_ns() - began
+        for search, vector, neighbours in zip(asked, vectors, found, strict=True):
+            _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
+
+    def _apply(self, item: Embed | Add | Remove | Clear | Sync, known: dict[str, Vector | Exception]) -> None:
+        index = self._index
+        match item:
+            case Embed():
+                _end(item.future, known[item.text])
+            case Sync():
+                _end(item.future, None)
+            case Add():
+                self._add(item, known)
+            case Remove() if index is not None:
+                for key in item.keys:
+                    index.remove(key)
+            case Clear() if index is not None:
+                index.clear()
+
+    def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
+        """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""
+        if item.vector is None:
+            vector = known[item.text]
+        else:
+            error = None if item.text in self._remembered else self._uncovered(item.text)
+            vector = item.vector if error is None else error
+        is_in = not isinstance(vector, Exception) and self._insert(item, vector)
+        self._arrived(item.scope)
+        if is_in and item.vector is None and item.done is not None:
+            try:
+                item.done(item.key, cast("Vector", vector))
+            except BaseException as error:  # noqa: BLE001 - a stranger's callback
+                self._report("done", error)
+
+    def _insert(self, item: Add, vector: Vector) -> bool:
+        try:
+            cast("VectorIndex", self._index).add(item.key, item.scope, vector, item.text, item.expires)
+        except BaseException as error:  # noqa: BLE001 - a vector of another shape, NaN, no memory
+            self._report("add", error)
+            return False
+        return True
+
+    # What both run
+
+    def _arrived(self, scope: bytes) -> None:
+        with self._lock:
+            self._arriving[scope] -= 1
+            if not self._arriving[scope]:
+                del self._arriving[scope]
+
+    def _drain(self) -> list[Item]:
+        """Take all that waits."""
+        waiting: list[Item] = []
+        while not self._queue.empty():
+            item = self._queue.get()
+            if item is not None:
+                waiting.append(item)
+        return waiting
+
+    def _fail(self, items: Iterable[Item], error: Exception) -> None:
+        for item in items:
+            if isinstance(item, Add):
+                self._arrived(item.scope)
+                self._counts["dropped"] += 1
+            elif isinstance(item, Search | Embed | Sync):
+                _end(item.future, error)
+
+    def _report(self, reason: str, error: BaseException) -> None:
+        batcher = self._owner()
+        if batcher is not None:
+            # Whoever listens must not break what is listened to.
+            with suppress(BaseException):
+                batcher.settings.on_fault(reason, error)
+
+
+def _end(future: Future[Any], outcome: object) -> None:
+    """End a future with a value or an Exception, whatever its callbacks raise."""
+    with suppress(BaseException):
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Return an error that a waiting caller can be given: an embedder's SystemExit must not end the caller."""
+    if isinstance(error, Exception):
+        return error
+    wrapped = TierError("embed", f"the embedder raised {error!r}")
+    wrapped.__cause__ = error
+    return wrapped
