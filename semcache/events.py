@@ -219,13 +219,19 @@ class Recorder:
         self._lock = Lock()
 
     def _sum(self, event: Event) -> None:
+        stages, kind = event.stages, event.kind
         with self._lock:
-            self._calls.setdefault(event.function, Counter())[event.kind] += 1
-            if event.kind == "hit":
+            calls = self._calls.get(event.function)
+            if calls is None:
+                calls = self._calls[event.function] = Counter()
+            calls[kind] += 1
+            for stage, nanoseconds in stages.items():
+                self._stages[stage] += nanoseconds
+            if kind == "hit":
                 self._hits[event.tier or ""] += 1
-                spent = (sum(event.stages.values()) - event.stages.get("put", 0)) / 1e9
-                self._saved_seconds += (event.load_seconds or 0.0) - spent
-            elif event.kind == "bypass":
+                spent = sum(stages.values()) - stages.get("put", 0)
+                self._saved_seconds += (event.load_seconds or 0.0) - spent / 1e9
+            elif kind == "bypass":
                 self._bypasses[event.reason or ""] += 1
             else:
                 self._counts["misses"] += 1
@@ -233,12 +239,11 @@ class Recorder:
                     self._not_served[event.reason] += 1
             if event.shared:
                 self._counts["shared"] += 1
-            elif event.kind != "hit":
+            elif kind != "hit":
                 self._counts["loads"] += 1
                 self._counts["load_errors"] += event.failed
             for tier, reason, _ in event.faults:
                 self._faults[f"{tier}: {reason}"] += 1
-            self._stages.update(event.stages)
 
     def stats(self) -> Stats:
         """Return the sums, without the tiers' own."""

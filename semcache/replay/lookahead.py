@@ -2,8 +2,8 @@
 
 A recording tells what will be asked, so the texts of the next few hundred requests are searched for in one matrix
 product, which costs a fraction of a search for each. What has changed when a request's turn comes is then made good:
-rows added since are compared one by one, rows removed or expired since are left out. Law: what is found is what a search
-at that moment would find.
+rows added since are compared one by one, rows removed or expired since are left out. Law: what is found is what a
+search at that moment would find.
 """
 
 from __future__ import annotations

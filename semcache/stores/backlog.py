@@ -13,10 +13,12 @@ from typing import Any
 
 from semcache.errors import InvalidationError, TierError
 from semcache.stores.changes import Record
+from semcache.tier import facet_pairs
 
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
 MAX_TOUCHES = 4096
+MAX_MARKS = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +64,10 @@ class Backlog:
         self._touches: dict[bytes, float] = {}
         self._invalidations: list[Invalidation] = []
         self._batch: Batch | None = None
+        # The latest invalidations made here, oldest first; of what was born before the floor, nothing is known.
+        self._marks: dict[tuple[str, str | bytes], int] = {}
         self._newest_mark = 0
+        self._floor = 0
         self._damage: BaseException | None = None
         self._is_to_open = False
         self._has_lost = False
@@ -83,10 +88,10 @@ class Backlog:
                 raise TierError("full", f"{len(self._queue)} entries, {self._queued_bytes} bytes wait to be written")
             self._queue[record.key] = record
             self._queued_bytes = queued_bytes
-            if record.born >= self._newest_mark:
-                self.pending[record.key] = record
-            else:  # something was invalidated while it was loaded, perhaps this: the file knows
+            if self._is_marked(record):  # not read until the file, which knows all marks, has taken it
                 self.pending.pop(record.key, None)
+            else:
+                self.pending[record.key] = record
             self._work.notify()
 
     def attach(self, key: bytes, vector: Any, embedder: str | None) -> None:
@@ -176,17 +181,18 @@ class Backlog:
         with self.lock:
             return self._invalidations.copy()
 
-    def learn(self, newest_mark: int) -> None:
-        """Take note of the latest mark in the file, be it of another process."""
+    def doubt(self, newest_mark: int) -> None:
+        """Take note of the latest mark in the file: what was born before it may be meant by one not known here."""
         with self.lock:
             self._newest_mark = max(self._newest_mark, newest_mark)
+            self._floor = max(self._floor, newest_mark)
 
     def settle_invalidation(self, invalidation: Invalidation, result: tuple[int, int] | BaseException) -> None:
         """Tell who waits what became of an invalidation."""
         with self.lock:
             self._invalidations.remove(invalidation)
             if not isinstance(result, BaseException):
-                self._newest_mark = max(self._newest_mark, result[0])
+                self._remember(invalidation.facet, invalidation.value, result[0])
                 self._hide(invalidation.facet, invalidation.value, result[0])
             self._notify_done()
         if isinstance(result, BaseException):
@@ -234,3 +240,15 @@ class Backlog:
         for key, record in list(self.pending.items()):
             if record.has(facet, value) and (born_before is None or record.born < born_before):
                 del self.pending[key]
+
+    def _remember(self, facet: str, value: str | bytes, position: int) -> None:
+        self._marks.pop((facet, value), None)
+        self._marks[facet, value] = self._newest_mark = position
+        if len(self._marks) > MAX_MARKS:
+            self._floor = self._marks.pop(next(iter(self._marks)))
+
+    def _is_marked(self, record: Record) -> bool:
+        if record.born >= self._newest_mark:
+            return False
+        pairs = facet_pairs(record.facets, record.key)
+        return record.born < self._floor or any(record.born < self._marks.get(pair, 0) for pair in pairs)

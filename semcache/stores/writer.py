@@ -176,7 +176,6 @@ class Writer:
 
     def _apply(self, batch: Batch, connection: sqlite3.Connection) -> dict[str, int]:
         newest_mark = changes.newest_mark(connection)
-        self.backlog.learn(newest_mark)
         written = sum(changes.insert(connection, record, newest_mark) for record in batch.records)
         for key, (vector, embedder) in batch.vectors.items():
             changes.attach(connection, key, vector, embedder)
@@ -237,6 +236,7 @@ class Writer:
         if self._connection is None:
             try:
                 self._connection = self._file.connect_writer()
+                self.backlog.doubt(changes.newest_mark(self._connection))
             except Exception as error:
                 self.backlog.trouble = trouble(error, str(self._file.path))
                 raise

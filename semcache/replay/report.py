@@ -1,0 +1,108 @@
+"""The figures of a replay: what `--json` writes and the printed report tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from semcache.replay.score import Cost, Hits, Score, origin_cost, percentile, score, within
+from semcache.replay.settings import Replayed
+
+CUTS = (0.95, 0.90, 0.85)
+TIERS = ("memory", "disk", "semantic", "flight")
+
+
+@dataclass(slots=True)
+class Report:
+    """The scores of a replay, of exact matches alone, and of an oracle; `origin` is what no cache would cost."""
+
+    replayed: Replayed
+    score: Score
+    exact: Score
+    oracle: Score
+    origin: Cost
+
+    @property
+    def is_judged(self) -> bool:
+        return self.replayed.recording.has_answer_ids
+
+    @property
+    def has_near(self) -> bool:
+        return self.replayed.settings.embedder is not None
+
+    @property
+    def is_shadow(self) -> bool:
+        return self.has_near and self.replayed.settings.policy is None
+
+    @property
+    def requests_per_second(self) -> float:
+        return self.score.requests / max(self.replayed.wall_seconds, 1e-9)
+
+    def tiers(self) -> list[tuple[str, Hits]]:
+        """Return each tier's hits, nearest tier first; a tier that was not there is left out."""
+        there = self.replayed.stats.tiers
+        return [(name, self.score.tiers.get(name, Hits())) for name in TIERS if name in there or name in self.score.tiers]
+
+    def near_by_cut(self) -> list[tuple[float, Hits]]:
+        """Return, for some cuts, how many requests had a neighbour that near, and for how many it was another's."""
+        asked = self.replayed.recording.asked
+        return [(cut, within(asked, self.replayed.outcomes, cut)) for cut in CUTS]
+
+
+def make_report(replayed: Replayed) -> Report:
+    """Score a replay."""
+    asked = replayed.recording.asked
+    return Report(
+        replayed,
+        score=score(asked, replayed.outcomes),
+        exact=score(asked, replayed.exact),
+        oracle=score(asked, replayed.oracle),
+        origin=origin_cost(asked),
+    )
+
+
+def latencies_us(score: Score) -> dict[str, dict[str, float]]:
+    """Return percentiles of what the cache took, in microseconds, by tier, and for misses under "miss"."""
+    found = {}
+    for tier in (*TIERS, "miss"):
+        ordered = sorted(score.nanoseconds.get(tier, ()))
+        if ordered:
+            shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+            found[tier] = {name: percentile(ordered, share) / 1000 for name, share in shares.items()}
+    return found
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """Return the report as plain data for JSON: rates are shares of 1, null where nothing could be judged."""
+    score, replayed = report.score, report.replayed
+    wrong = score.hits.wrong_per_hit
+    shadow = {
+        "shadow": [{"cut": cut, "requests": near.hits, "wrong": near.wrong} for cut, near in report.near_by_cut()]
+    }
+    embedder = replayed.settings.embedder
+    return {
+        "requests": score.requests,
+        "hits": {name: hits.hits for name, hits in report.tiers()},
+        "misses": score.misses,
+        "bypassed": score.bypassed,
+        "skipped_lines": len(replayed.recording.skipped),
+        "hit_rate": score.hit_rate,
+        "wrong_hits": score.hits.wrong,
+        "wrong_per_hit": wrong.share if report.is_judged else None,
+        "wrong_per_hit_ci95": wrong.interval if report.is_judged else None,
+        "semantic": {"hits": score.near.hits, "wrong": score.near.wrong},
+        "exact_only_hit_rate": report.exact.hit_rate,
+        "oracle_hit_rate": report.oracle.hit_rate if report.is_judged else None,
+        "saved": {
+            "seconds": score.saved.seconds,
+            "prompt_tokens": score.saved.prompt_tokens,
+            "completion_tokens": score.saved.completion_tokens,
+        },
+        "latency_us": latencies_us(score),
+        "requests_per_second": report.requests_per_second,
+        "embed_seconds": replayed.embed_seconds,
+        "wall_seconds": replayed.wall_seconds,
+        "policy": repr(replayed.settings.policy) if replayed.settings.policy else "Shadow()",
+        "embedder": embedder.identity if embedder is not None else None,
+        **(shadow if report.is_shadow else {}),
+    }

@@ -1,0 +1,106 @@
+"""Figures and texts as people read them in a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from semcache.replay.score import Rate
+
+_WIDE = ("W", "F")
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: "1 tenant", "2,000 requests"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def interval(rate: Rate) -> str:
+    """Return a rate's 95% interval, as in "0.4-12.1%"."""
+    if rate.interval is None:
+        return ""
+    low, high = rate.interval
+    return f"{100 * low:.1f}-{100 * high:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: "3 d 4 h", "7 h 59 min", "4 min 12 s", "3.1 s", "850 ms"."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def latency(microseconds: float) -> str:
+    """Return a latency with its fitting unit: "8.4 us", "310 us", "3.1 ms", "1.2 s"."""
+    for unit in ("us", "ms", "s"):
+        if microseconds < 999.5 or unit == "s":  # noqa: PLR2004 - what rounds to 1,000
+            break
+        microseconds /= 1000
+    return f"{microseconds:.1f} {unit}" if microseconds < 10 else f"{microseconds:,.0f} {unit}"  # noqa: PLR2004 - two digits
+
+
+def plain(text: str) -> str:
+    """Return a text on one line, without what a terminal would act on: a recording is anybody's."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+def clip(text: str, width: int) -> str:
+    """Cut a text to so many columns."""
+    if columns(text) <= width:
+        return text
+    taken = 0
+    for place, character in enumerate(text):
+        taken += columns(character)
+        if taken > width - 3:
+            return text[:place].rstrip() + "..."
+    return text
+
+
+def columns(text: str) -> int:
+    """Return the columns that a text takes in a terminal."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in _WIDE)
+        for character in text
+    )
+
+
+def apart(text: str, other: str, width: int) -> list[tuple[str, bool]]:
+    """Return a text's words, each with whether the other text lacks it, from a little before the first such.
+
+    So two long texts that differ in one number show that number.
+    """
+    words = plain(text).split()
+    others = {_bare(word) for word in plain(other).split()}
+    marked = [(word, _bare(word) not in others) for word in words]
+    first = next((place for place, (_, is_apart) in enumerate(marked) if is_apart), 0)
+    begin = 0
+    while columns(" ".join(words[begin : first + 1])) > width * 2 // 3 and begin < first:
+        begin += 1
+    shown: list[tuple[str, bool]] = [("...", False)] if begin else []
+    left = width - 4 * bool(begin)
+    for word, is_apart in marked[begin:]:
+        if columns(word) + 1 > left - 4:
+            rest = clip(word, left) if word == words[-1] else "..."
+            shown.append((rest, is_apart and rest != "..."))
+            break
+        shown.append((word, is_apart))
+        left -= columns(word) + 1
+    return shown
+
+
+def _bare(word: str) -> str:
+    return word.casefold().strip(".,;:!?\"'()")
