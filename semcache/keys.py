@@ -3,8 +3,9 @@
 Laws:
 - equal calls have equal bytes: the order of a dict's or a set's items does not matter, and nothing depends on the
   process, the hash seed, the Python version or an object's address;
-- different values have different bytes: every value is tagged with its type and framed with its length, so 1, 1.0,
-  True and "1" differ, as do [1] and (1,), or ["ab"] and ["a", "b"];
+- different values have different bytes: the form is msgpack, which tags every value with its type and frames it with
+  its length, so 1, 1.0, True and "1" differ, as do ["ab"] and ["a", "b"]; what msgpack would confuse, such as [1] and
+  (1,), is an extension type. Classes are known by their module and name;
 - what has no such form is an UnkeyableError that names the place, never a guess (law 1).
 
 The bytes are part of the stored format: changing them changes every key, and the golden values in the tests.
@@ -14,16 +15,22 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta, timezone
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from fractions import Fraction
+from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path, PurePath
-from types import MappingProxyType
+from math import nan
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import EllipsisType, MappingProxyType
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from msgpack import ExtType, Packer
 
 from semcache.errors import UnkeyableError
 
@@ -31,10 +38,21 @@ KEY_BYTES = 20
 FORMAT = b"semcache:1"
 
 _MEND = "give it __semcache_key__(), name it in ignore=, or pass key="
+_TOO_DEEP = "it is nested too deeply, or holds itself"
 
-# Chunks are text, encoded once at the end: cheaper than encoding every string by itself.
-Chunks = list[str]
-_Writer = Callable[[Any, Chunks], None]
+# What msgpack tells apart by itself; a dict too, where all its keys are text.
+_NATIVE = frozenset({str, int, bool, bytes, type(None)})
+
+# To make a packer costs more than to use it. One is taken out while it is used, so no two callers ever share one.
+_idle_packers: list[Packer] = []
+_LARGEST_KEPT_BYTES = 2**16  # a packer keeps the buffer of the largest value that it has seen
+
+# The number of an extension type is part of every key: never reuse one.
+(
+    _TUPLE, _SET, _FROZENSET, _MAP, _ORDERED_MAP, _MAP_PROXY, _INTEGER, _COMPLEX, _BYTEARRAY, _RANGE, _ELLIPSIS,
+    _DATETIME, _DATE, _TIME, _TIMEDELTA, _ZONE, _DECIMAL, _FRACTION, _UUID, _PATH,
+    _CLASS, _OWN, _ENUM, _FLAG, _RECORD, _NAMED_TUPLE, _ARRAY, _SCALAR, _DTYPE,
+) = range(1, 30)  # fmt: skip
 
 
 def digest(*parts: bytes) -> bytes:
@@ -45,186 +63,251 @@ def digest(*parts: bytes) -> bytes:
 def canonical(value: object, where: str = "") -> bytes:
     """Return the canonical bytes of a value.
 
-    Takes None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, datetime, date, time,
-    timedelta, Decimal, Fraction, UUID, paths, enums, classes, numpy arrays and scalars, dataclasses, pydantic models,
-    named tuples, and whatever has `__semcache_key__()`. Raises UnkeyableError for the rest; `where` names the value.
+    Takes None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, OrderedDict, mapping proxies, set,
+    frozenset, range, datetime, date, time, timedelta, time zones, Decimal, Fraction, UUID, paths, enums, classes, numpy
+    arrays, scalars and dtypes, dataclasses, pydantic models, named tuples, and whatever has `__semcache_key__()`.
+    Raises UnkeyableError, and nothing else, for the rest; `where` names the value.
     """
-    chunks: Chunks = []
     try:
-        _write(value, chunks)
-        return "".join(chunks).encode("utf-8", "surrogatepass")
-    except RecursionError:
-        raise UnkeyableError("it is nested too deeply, or holds itself", where) from None
-    except UnkeyableError as error:
-        raise UnkeyableError(error.message, where + error.where) from None
+        return _pack(_plain(value))
+    except Exception as error:  # noqa: BLE001 - the value's own code may raise anything
+        raise _unkeyable(error, where) from None
 
 
 def canonical_items(items: Sequence[Any]) -> bytes:
-    """Return the canonical bytes of a tuple of values: the hot form, for a call's arguments."""
-    if len(items) == 1 and items[0].__class__ is str:
-        return f"u1:s{len(items[0])}:{items[0]}".encode("utf-8", "surrogatepass")
-    chunks: Chunks = []
-    try:
-        _write_items("u", items, chunks)
-    except RecursionError:
-        raise UnkeyableError("it is nested too deeply, or holds itself") from None
-    return "".join(chunks).encode("utf-8", "surrogatepass")
-
-
-def _write(value: Any, chunks: Chunks) -> None:
-    kind = value.__class__
-    if kind is str:
-        chunks.append(f"s{len(value)}:{value}")
-    elif kind is dict:
-        _write_dict(value, chunks)
-    elif kind is list:
-        _write_items("l", value, chunks)
-    elif kind is int:
-        chunks.append(f"i{value};")
-    elif value is None:
-        chunks.append("n")
-    elif kind is bool:
-        chunks.append("t" if value else "f")
-    else:
-        writer = _WRITERS.get(kind) or _writer_for(value, kind)
-        if writer is None:
-            raise UnkeyableError(f"a {type_name(kind)} cannot be keyed; {_MEND}")
-        writer(value, chunks)
-
-
-def _write_items(tag: str, items: Sequence[Any], chunks: Chunks) -> None:
-    chunks.append(f"{tag}{len(items)}:")
-    index = 0
+    """Return the canonical bytes of a list of values: the hot form, for a call's arguments."""
+    plain: list[Any] = []
     try:
         for item in items:
-            _write(item, chunks)
-            index += 1
-    except UnkeyableError as error:
-        error.where = f"[{index}]{error.where}"
-        raise
+            plain.append(item if type(item) is str else _plain(item))  # noqa: PERF401 - its length tells the place
+        return _pack(plain)
+    except Exception as error:  # noqa: BLE001 - the values' own code may raise anything
+        raise _unkeyable(error, f"[{len(plain)}]" if len(plain) < len(items) else "") from None
 
 
-def _write_dict(items: dict[Any, Any], chunks: Chunks) -> None:
-    begin = len(chunks)
-    chunks.append(f"m{len(items)}:")
-    key: Any = None
+def _pack(plain: Any) -> bytes:
     try:
-        for key in sorted(items):
-            if key.__class__ is not str:
-                raise TypeError  # noqa: TRY301 - the same mend as for keys that have no order
-            value = items[key]
-            if value.__class__ is str:
-                chunks.append(f"s{len(key)}:{key}s{len(value)}:{value}")
-            else:
-                chunks.append(f"s{len(key)}:{key}")
-                _write(value, chunks)
+        packer = _idle_packers.pop()
+    except IndexError:
+        packer = Packer(default=_wide)
+    try:
+        data: bytes = packer.pack(plain)
+    except UnicodeEncodeError:  # lone surrogates: to ask for them from the start would slow all other text
+        data = Packer(default=_wide, unicode_errors="surrogatepass").pack(plain)
+    if len(data) < _LARGEST_KEPT_BYTES:
+        _idle_packers.append(packer)
+    return data
+
+
+def _wide(value: int) -> ExtType:
+    """Tell an integer of more than 64 bits."""
+    return ExtType(_INTEGER, b"%x" % value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as msgpack can tell it: sorted, and extension types for what it has no type for."""
+    kind = type(value)
+    if kind is dict:
+        return _plain_dict(value)
+    if kind is list:
+        return _plain_items(value)
+    if kind in _NATIVE:
+        return value
+    if kind is float:
+        return _plain_float(value)
+    told = _TOLD.get(kind) or _teller(kind)
+    if told is None:
+        raise UnkeyableError(f"a {type_name(kind)} cannot be keyed; {_MEND}")
+    code, tell = told
+    return ExtType(code, _pack(tell(value)))
+
+
+def _plain_items(items: Iterable[Any]) -> list[Any]:
+    plain: list[Any] = []
+    try:
+        for item in items:
+            plain.append(item if type(item) is str else _plain(item))  # noqa: PERF401 - its length tells the place
     except UnkeyableError as error:
-        error.where = f"[{key!r}]{error.where}"
+        error.where = f"[{len(plain)}]{error.where}"
         raise
-    except TypeError:
-        del chunks[begin:]
-        _write_any_dict(items, chunks)
+    return plain
 
 
-def _write_any_dict(items: Mapping[Any, Any], chunks: Chunks) -> None:
-    """Write a dict whose keys are not all strings: the keys' own canonical form gives the order."""
+def _plain_dict(items: dict[Any, Any]) -> Any:
+    plain: dict[str, Any] = {}
+    try:
+        names = sorted(items)
+    except Exception:  # noqa: BLE001 - keys without an order, or with a strange one, are no text
+        return _plain_map(items)
+    name = None
+    try:
+        for name in names:
+            if type(name) is not str:
+                return _plain_map(items)
+            item = items[name]
+            plain[name] = item if type(item) is str else _plain(item)
+    except UnkeyableError as error:
+        error.where = f"[{name!r}]{error.where}"
+        raise
+    return plain
+
+
+def _plain_map(items: Mapping[Any, Any]) -> ExtType:
+    """Tell a dict whose keys are not all text: the keys' own canonical form gives the order."""
+    return ExtType(_MAP, _pack(sorted(_pairs(items))))
+
+
+def _pairs(items: Mapping[Any, Any]) -> list[list[bytes]]:
     pairs = []
-    for key, value in items.items():
+    for key, item in items.items():
         try:
-            pairs.append((_text(key), _text(value)))
+            pairs.append([_pack(_plain(key)), _pack(_plain(item))])
         except UnkeyableError as error:
             error.where = f"[{key!r}]{error.where}"
             raise
-    chunks.append(f"m{len(pairs)}:")
-    for pair in sorted(pairs):
-        chunks += pair
+    return pairs
 
 
-def _text(value: Any) -> str:
-    chunks: Chunks = []
-    _write(value, chunks)
-    return "".join(chunks)
+def _plain_float(value: float) -> float:
+    """Take one NaN for all: which of its bit patterns it has is no part of its value."""
+    return value if value == value else nan  # noqa: PLR0124
 
 
-def _write_set(tag: str) -> _Writer:
-    def write(value: Any, chunks: Chunks) -> None:
-        chunks.append(f"{tag}{len(value)}:")
-        chunks += sorted(_text(item) for item in value)
-
-    return write
+def _members(items: Iterable[Any]) -> list[bytes]:
+    return sorted([_pack(_plain(item)) for item in items])
 
 
-def _tagged(tag: str, text: Callable[[Any], str]) -> _Writer:
-    """Make a writer for a type whose text says all of its value."""
-
-    def write(value: Any, chunks: Chunks) -> None:
-        data = text(value)
-        chunks.append(f"{tag}{len(data)}:{data}")
-
-    return write
-
-
-def _float(value: float) -> str:
-    """Tell a float exactly; one NaN for all, since which of its bit patterns it has is no part of its value."""
-    return float.hex(value) if value == value else "nan"  # noqa: PLR0124
-
-
-def _zoned(value: datetime | time) -> str:
-    """Tell a moment and its zone: "Europe/Paris" and a bare "+01:00" answer different questions about tomorrow."""
-    zone = value.tzinfo
+def _zone(zone: tzinfo | None) -> list[Any] | None:
+    """Tell a time zone: "Europe/Paris" and a bare "+01:00" answer different questions about tomorrow."""
     if zone is None:
-        name = ""
-    elif isinstance(zone, timezone):
-        name = str(zone.utcoffset(None))
-    else:
-        name = getattr(zone, "key", None) or str(zone)
-    return f"{value.isoformat()}|{value.fold}|{name}"
+        return None
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo, of pytz
+    if isinstance(name, str):
+        return [type_name(type(zone)), name]
+    offset = zone.utcoffset(None)
+    if offset is None:
+        raise UnkeyableError(f"a time zone of type {type_name(type(zone))} has no name; use zoneinfo, or {_MEND}")
+    return [type_name(type(zone)), _timedelta(offset), zone.tzname(None)]
 
 
-def _path(value: PurePath) -> str:
-    return f"{'path' if isinstance(value, Path) else 'pure'}|{value.as_posix()}"
+def _moment(value: datetime | time) -> list[Any]:
+    return [value.isoformat(), value.fold, _zone(value.tzinfo)]
 
 
-_WRITERS: dict[type, _Writer] = {
-    tuple: lambda value, chunks: _write_items("u", value, chunks),
-    float: _tagged("d", _float),
-    bytes: _tagged("b", lambda value: value.decode("latin-1")),
-    bytearray: _tagged("B", lambda value: value.decode("latin-1")),
-    set: _write_set("S"),
-    frozenset: _write_set("Z"),
-    complex: _tagged("c", lambda value: f"{_float(value.real)},{_float(value.imag)}"),
-    range: _tagged("r", lambda value: f"{value.start},{value.stop},{value.step}"),
-    datetime: _tagged("D", _zoned),
-    date: _tagged("a", date.isoformat),
-    time: _tagged("h", _zoned),
-    timedelta: _tagged("e", lambda value: f"{value.days},{value.seconds},{value.microseconds}"),
-    Decimal: _tagged("x", str),
-    Fraction: _tagged("q", str),
-    UUID: _tagged("g", str),
-    type(Ellipsis): _tagged(".", lambda _: ""),
-    MappingProxyType: lambda value, chunks: _write_any_dict(value, chunks),
-    OrderedDict: lambda value, chunks: _write_named("O", OrderedDict, list(value.items()), chunks),
+def _timedelta(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _path(value: PurePath) -> list[str]:
+    """Tell a path; one of this machine's file system is the same on every machine."""
+    flavour = "path" if isinstance(value, Path) else type(value).__name__
+    return [flavour, value.as_posix()]
+
+
+_TOLD: dict[type, tuple[int, Callable[[Any], Any]]] = {
+    tuple: (_TUPLE, _plain_items),
+    set: (_SET, _members),
+    frozenset: (_FROZENSET, _members),
+    OrderedDict: (_ORDERED_MAP, _pairs),
+    MappingProxyType: (_MAP_PROXY, lambda value: _plain(value.copy())),
+    complex: (_COMPLEX, lambda value: [_plain_float(value.real), _plain_float(value.imag)]),
+    bytearray: (_BYTEARRAY, bytes),
+    range: (_RANGE, lambda value: [value.start, value.stop, value.step]),
+    EllipsisType: (_ELLIPSIS, lambda _: None),
+    datetime: (_DATETIME, _moment),
+    date: (_DATE, date.isoformat),
+    time: (_TIME, _moment),
+    timedelta: (_TIMEDELTA, _timedelta),
+    timezone: (_ZONE, _zone),
+    ZoneInfo: (_ZONE, _zone),
+    Decimal: (_DECIMAL, lambda value: str(value).upper()),  # the context decides whether it says 1E+2 or 1e+2
+    Fraction: (_FRACTION, lambda value: [value.numerator, value.denominator]),
+    UUID: (_UUID, lambda value: value.bytes),
+    PosixPath: (_PATH, _path),
+    WindowsPath: (_PATH, _path),
+    PurePosixPath: (_PATH, _path),
+    PureWindowsPath: (_PATH, _path),
 }
 
 
-def _writer_for(value: Any, kind: type) -> _Writer | None:  # noqa: PLR0911 - one return a kind of type
-    if isinstance(value, type):
-        return _write_class
+def _teller(kind: type) -> tuple[int, Callable[[Any], Any]] | None:
+    if issubclass(kind, type):
+        return _CLASS, _tell_class
     if hasattr(kind, "__semcache_key__"):
-        return _write_own
-    if isinstance(value, Enum):
-        return _write_enum
-    if hasattr(kind, "__dataclass_fields__"):
-        return _write_dataclass
-    if is_pydantic(kind):
-        return _write_pydantic
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return lambda value, chunks: _write_named("N", kind, value._asdict(), chunks)
-    if isinstance(value, PurePath):
-        return _tagged("p", _path)
-    if kind.__module__.partition(".")[0] == "numpy":
-        return _write_numpy
-    return None
+        return _OWN, lambda value: [type_name(kind), _plain(value.__semcache_key__())]
+    if issubclass(kind, Enum):
+        return (_FLAG, _tell_flag) if issubclass(kind, Flag) else (_ENUM, _tell_enum)
+    if hasattr(kind, "__dataclass_fields__") or is_pydantic(kind):
+        return _RECORD, _tell_record
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return _NAMED_TUPLE, _tell_named_tuple
+    return _numpy_teller(kind) if kind.__module__.partition(".")[0] == "numpy" else None
+
+
+def _tell_class(value: type) -> str:
+    if "<locals>" in value.__qualname__:
+        raise UnkeyableError("a class made inside a function has no name that another process could know")
+    return type_name(value)
+
+
+def _tell_enum(value: Enum) -> list[Any]:
+    kind, name = type(value), value._name_
+    known = kind.__members__.get(name) is value
+    return [type_name(kind), name if known else [name, _plain(value._value_)]]
+
+
+def _tell_flag(value: Flag) -> list[Any]:
+    """Tell a member by its name, and a combination by its number too: Python's versions name these differently."""
+    kind, name = type(value), value._name_
+    known = name is not None and kind.__members__.get(name) is value
+    return [type_name(kind), name if known else [value._value_, *(member._name_ for member in value)]]
+
+
+def _tell_record(value: Any) -> list[Any]:
+    """Tell a dataclass or pydantic model by all that it holds, even which fields were set: model_dump may ask."""
+    kind = type(value)
+    if static_base(kind) is not object:
+        raise UnkeyableError(f"a {type_name(kind)} holds more than its fields; {_MEND}")
+    attributes = own_attributes(value)
+    for field in fields(kind) if hasattr(kind, "__dataclass_fields__") else ():
+        if field.name not in attributes and hasattr(value, field.name):  # a default that stands on the class
+            attributes[field.name] = getattr(value, field.name)
+    return [type_name(kind), _plain_attributes(attributes)]
+
+
+def _tell_named_tuple(value: Any) -> list[Any]:
+    kind = type(value)
+    names = zip(kind._fields, tuple.__iter__(value), strict=True)
+    return [type_name(kind), _plain_attributes({**dict(names), **own_attributes(value)})]
+
+
+def _plain_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name in sorted(attributes):
+        try:
+            plain[name] = _plain(attributes[name])
+        except UnkeyableError as error:
+            error.where = f".{name}{error.where}"
+            raise
+    return plain
+
+
+def own_attributes(value: object) -> dict[str, Any]:
+    """Return what an object itself holds, in its `__dict__` and slots, less what a cached_property has worked out."""
+    state = object.__getstate__(value)
+    held, slots = state if isinstance(state, tuple) else (state, None)
+    kind = type(value)
+    return {
+        name: item
+        for name, item in {**(held or {}), **(slots or {})}.items()
+        if not isinstance(getattr(kind, name, None), cached_property)
+    }
+
+
+def static_base(kind: type) -> type:
+    """Return the nearest base that is not written in Python: an instance holds whatever such a base holds."""
+    heap_type = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+    return next(base for base in kind.__mro__ if not base.__flags__ & heap_type)
 
 
 def is_pydantic(kind: type) -> bool:
@@ -239,9 +322,9 @@ def type_name(kind: type) -> str:
 
 def module_name(module: str) -> str:
     """Name a module; `__main__` by its file's stem, so that a script and its import agree."""
-    if module != "__main__":
+    if module not in ("__main__", "__mp_main__"):  # the second in processes that multiprocessing spawned
         return module
-    main = sys.modules.get("__main__")
+    main = sys.modules.get(module)
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:  # python -m package.module
         return str(spec.name.removesuffix(".__main__"))
@@ -249,53 +332,50 @@ def module_name(module: str) -> str:
     return Path(file).stem if file else "__main__"
 
 
-def _write_named(tag: str, kind: type, content: object, chunks: Chunks) -> None:
-    name = type_name(kind)
-    chunks.append(f"{tag}{len(name)}:{name}")
-    _write(content, chunks)
+def _numpy_teller(kind: type) -> tuple[int, Callable[[Any], Any]] | None:
+    import numpy as np  # the value is numpy's, so it is loaded
+
+    if kind is np.ndarray:
+        return _ARRAY, _tell_array
+    if issubclass(kind, np.generic) and kind is not np.record:
+        return _SCALAR, lambda value: _tell_array(np.asarray(value))
+    return (_DTYPE, _tell_dtype) if issubclass(kind, np.dtype) else None
 
 
-def _write_own(value: Any, chunks: Chunks) -> None:
-    _write_named("k", value.__class__, value.__semcache_key__(), chunks)
+def _tell_array(array: Any) -> list[Any]:
+    """Tell dtype, shape and a digest of the bytes in C order; both byte orders of one dtype have one form."""
+    dtype = array.dtype
+    if dtype.names:  # one by one: the bytes between the fields are no part of the value
+        return [[[name, _tell_array(array[name])] for name in dtype.names], list(array.shape)]
+    if dtype.char == "O":
+        return ["O", list(array.shape), _plain_items(array.ravel().tolist())]
+    if not is_portable(dtype):
+        raise UnkeyableError(f"an array of dtype {dtype} cannot be keyed: its bytes do not tell its values; {_MEND}")
+    little = array.astype(dtype.newbyteorder("<"), copy=False)
+    return [little.dtype.str, list(array.shape), digest(little.tobytes())]
 
 
-def _write_class(value: type, chunks: Chunks) -> None:
-    if "<locals>" in value.__qualname__:
-        raise UnkeyableError("a class made inside a function has no name that another process could know")
-    _write_named("T", value, None, chunks)
+def is_portable(dtype: Any) -> bool:
+    """Say whether a dtype's name and the bytes tell the values, on every machine: numbers, text, moments, raw bytes."""
+    # 24 and up are other people's dtypes, and StringDType; g and G, the long doubles, have bytes that mean nothing.
+    return dtype.num < 24 and dtype.char not in "gGO"  # noqa: PLR2004
 
 
-def _write_enum(value: Enum, chunks: Chunks) -> None:
-    # A combination of flags may have no name; its number says it all.
-    _write_named("E", value.__class__, value.name if value.name is not None else value.value, chunks)
+def _tell_dtype(dtype: Any) -> Any:
+    if dtype.subdtype:
+        base, shape = dtype.subdtype
+        return [_tell_dtype(base), list(shape)]
+    if dtype.names:
+        return _plain(dtype.descr)
+    if dtype.num >= 24:  # noqa: PLR2004 - as above
+        raise UnkeyableError(f"the dtype {dtype} cannot be keyed; {_MEND}")
+    return dtype.str
 
 
-def _write_dataclass(value: Any, chunks: Chunks) -> None:
-    content = {name: getattr(value, name) for name in value.__dataclass_fields__ if hasattr(value, name)}
-    _write_named("C", value.__class__, content, chunks)
-
-
-def _write_pydantic(value: Any, chunks: Chunks) -> None:
-    content = [value.__dict__, value.__pydantic_extra__, value.__pydantic_private__]
-    _write_named("P", value.__class__, content, chunks)
-
-
-def _write_numpy(value: Any, chunks: Chunks) -> None:
-    """Write dtype, shape and a digest of the bytes in C order; both byte orders of one dtype have one form."""
-    import numpy as np
-
-    if isinstance(value, np.dtype):
-        chunks.append("y")
-        _write(value.descr if value.names else value.str, chunks)
-        return
-    if not isinstance(value, np.ndarray | np.generic):
-        raise UnkeyableError(f"a {type_name(value.__class__)} cannot be keyed; {_MEND}")
-    array = np.asarray(value)
-    chunks.append("A" if isinstance(value, np.ndarray) else "G")
-    if array.dtype.hasobject:
-        _write(["object", array.shape, array.tolist()], chunks)
-        return
-    if array.dtype.names is None:
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    described = array.dtype.descr if array.dtype.names else array.dtype.str
-    _write([described, array.shape, digest(np.ascontiguousarray(array).tobytes())], chunks)
+def _unkeyable(error: Exception, where: str) -> UnkeyableError:
+    """Tell whatever went wrong below as what it means: this value has no key."""
+    if isinstance(error, UnkeyableError):
+        return UnkeyableError(error.message, where + error.where)
+    if isinstance(error, RecursionError) or (type(error) is ValueError and "recursion limit" in str(error)):
+        return UnkeyableError(_TOO_DEEP, where)
+    return UnkeyableError(f"it cannot be read: {error!r}", where)

@@ -40,8 +40,8 @@ class Report:
 
     def tiers(self) -> list[tuple[str, Hits]]:
         """Return each tier's hits, nearest tier first; a tier that was not there is left out."""
-        there = self.replayed.stats.tiers
-        return [(name, self.score.tiers.get(name, Hits())) for name in TIERS if name in there or name in self.score.tiers]
+        there = {*self.replayed.stats.tiers, *self.score.tiers}
+        return [(name, self.score.tiers.get(name, Hits())) for name in TIERS if name in there]
 
     def near_by_cut(self) -> list[tuple[float, Hits]]:
         """Return, for some cuts, how many requests had a neighbour that near, and for how many it was another's."""

@@ -6,7 +6,11 @@ import unicodedata
 
 from semcache.replay.score import Rate
 
+# A space at which no line is broken; whoever prints it makes it a plain one.
+GLUE = "\N{NO-BREAK SPACE}"
+
 _WIDE = ("W", "F")
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -15,6 +19,7 @@ def count(number: int, one: str, many: str = "") -> str:
 
 
 def percent(share: float | None) -> str:
+    """Return a share of 1 as "12.3%"."""
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
@@ -27,21 +32,17 @@ def interval(rate: Rate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its two largest units: "3 d 4 h", "7 h 59 min", "4 min 12 s", "3.1 s", "850 ms"."""
+    """Return a duration in its two largest units: "3 d 4 h", "4 min 12 s", "3.1 s", "850 ms"; glued by GLUE."""
     if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{seconds:.1f} s".replace(".0 s", " s")
-    whole = round(seconds)
-    for size, unit, smaller_size, smaller in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller_size
-            return f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
+        told = f"{1000 * seconds:.0f} ms"
+    elif round(seconds, 1) < 60:  # noqa: PLR2004 - a minute
+        told = f"{seconds:.1f} s".replace(".0 s", " s")
+    else:
+        whole = round(seconds)
+        size, unit, smaller_size, smaller = next(one for one in _UNITS if whole >= one[0])
+        rest = whole % size // smaller_size
+        told = f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return told.replace(" ", GLUE)
 
 
 def latency(microseconds: float) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "Found", "Row"]
 
-_EXIT_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
 
 
 class Batcher:
@@ -139,8 +139,8 @@ class Batcher:
             return False
         return True
 
-    def close(self, timeout: float | None = None) -> None:
-        """Let the running batch end and stop; requests still waiting raise TierError("closed"), rows are dropped."""
+    def close(self, timeout: float | None = _CLOSE_SECONDS) -> None:
+        """Stop, waiting so long for a running batch or load; what still waits raises TierError("closed")."""
         self._is_closed = True
         self._at_exit.detach()
         worker = self._workers.get(os.getpid())
@@ -150,7 +150,7 @@ class Batcher:
     def stats(self) -> dict[str, int]:
         """Return rows, scopes, bytes and evictions of the index, and what the worker counted in this process."""
         worker = self._workers.get(os.getpid())
-        return worker.stats() if worker else Worker(weakref.ref(self)).stats()
+        return (worker or Worker(weakref.ref(self))).stats()
 
     def _worker(self) -> Worker:
         """Return this process's worker, started."""
@@ -178,5 +178,7 @@ def _let_go(workers: dict[int, Worker], batcher: weakref.ref[Batcher]) -> None:
     At exit a thread that is inside torch is waited for: to be killed there can abort the process.
     """
     worker = workers.get(os.getpid())
-    if worker:
-        worker.close(_EXIT_SECONDS if batcher() is not None else 0)
+    if worker is not None and batcher() is None:
+        worker.end()
+    elif worker is not None:
+        worker.close(_CLOSE_SECONDS)

@@ -48,8 +48,8 @@ class SentenceTransformerEmbedder:
     """A sentence-transformers model.
 
     `prompt` is a prefix of every text, or the name of one of the model's own prompts. `device` is "auto", "cpu",
-    "cuda", "cuda:1". `dtype` is float32 on a CPU; a GPU uses float16, or bfloat16 for models made in it. `dimension` and
-    `window` (tokens, the special ones included) are known once it is loaded; a model without a window has None.
+    "cuda", "cuda:1". `dtype` is float32 on a CPU; a GPU uses float16, or bfloat16 for models made in it. Once loaded it
+    knows `dimension` and `window` (tokens, the special ones included; None for a model without one).
     """
 
     def __init__(

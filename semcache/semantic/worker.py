@@ -11,9 +11,8 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from itertools import islice
-from queue import SimpleQueue
-from time import sleep
-from time import perf_counter_ns
+from queue import Empty, SimpleQueue
+from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from semcache.errors import TierError
@@ -83,7 +82,8 @@ class Worker:
 
     def add(self, item: Add) -> None:
         if self._queue.qsize() >= self._max_pending:
-            self._counts["dropped"] += 1
+            with self._lock:
+                self._counts["dropped"] += 1
             self._report("full", TierError("full", f"{self._max_pending} requests wait for the embedder"))
         else:
             self.submit(item)
@@ -123,7 +123,15 @@ class Worker:
             "queued": self._queue.qsize(),
         }
 
+    def end(self) -> None:
+        """Stop after what was asked; unlike `close` it takes no lock, so the garbage collector may call it anywhere."""
+        self._queue.put(None)
+
     # What only the thread runs
+
+    @property
+    def _loaded(self) -> VectorIndex:
+        return cast("VectorIndex", self._index)
 
     def _run(self) -> None:
         try:
@@ -185,7 +193,8 @@ class Worker:
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._index = None
         self._fail(waiting, error)
-        self._report("load", error)
+        if self.state == "failed":
+            self._report("load", error)
 
     def _restore(self, rows: Iterable[Row]) -> None:
         import numpy as np
@@ -222,8 +231,7 @@ class Worker:
                 searches = []
                 self._apply(item, known)
         self._search(searches, known, embed_ns)
-        if self._index is not None:
-            self._index.sweep(self._clock())
+        self._loaded.sweep(self._clock())
 
     def _vectors(self, texts: Iterable[str]) -> dict[str, Vector | Exception]:
         """Return the vector of each distinct text, or why it has none."""
@@ -293,12 +301,12 @@ class Worker:
             else:
                 asked.append(search)
                 vectors.append(vector)
-        if not asked or self._index is None:
+        if not asked:
             return
         began = perf_counter_ns()
         try:
             most = max(search.k for search in asked)
-            found = self._index.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
+            found = self._loaded.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
             self._fail(asked, _as_exception(error))
@@ -308,7 +316,6 @@ class Worker:
             _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
     def _apply(self, item: Embed | Add | Remove | Clear | Sync, known: dict[str, Vector | Exception]) -> None:
-        index = self._index
         match item:
             case Embed():
                 _end(item.future, known[item.text])
@@ -316,11 +323,11 @@ class Worker:
                 _end(item.future, None)
             case Add():
                 self._add(item, known)
-            case Remove() if index is not None:
+            case Remove():
                 for key in item.keys:
-                    index.remove(key)
-            case Clear() if index is not None:
-                index.clear()
+                    self._loaded.remove(key)
+            case Clear():
+                self._loaded.clear()
 
     def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
         """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""
@@ -339,7 +346,7 @@ class Worker:
 
     def _insert(self, item: Add, vector: Vector) -> bool:
         try:
-            cast("VectorIndex", self._index).add(item.key, item.scope, vector, item.text, item.expires)
+            self._loaded.add(item.key, item.scope, vector, item.text, item.expires)
         except BaseException as error:  # noqa: BLE001 - a vector of another shape, NaN, no memory
             self._report("add", error)
             return False
@@ -347,8 +354,9 @@ class Worker:
 
     # What both run
 
-    def _arrived(self, scope: bytes) -> None:
+    def _arrived(self, scope: bytes, dropped: int = 0) -> None:
         with self._lock:
+            self._counts["dropped"] += dropped
             self._arriving[scope] -= 1
             if not self._arriving[scope]:
                 del self._arriving[scope]
@@ -356,17 +364,17 @@ class Worker:
     def _drain(self) -> list[Item]:
         """Take all that waits."""
         waiting: list[Item] = []
-        while not self._queue.empty():
-            item = self._queue.get()
-            if item is not None:
-                waiting.append(item)
+        with suppress(Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    waiting.append(item)
         return waiting
 
     def _fail(self, items: Iterable[Item], error: Exception) -> None:
         for item in items:
             if isinstance(item, Add):
-                self._arrived(item.scope)
-                self._counts["dropped"] += 1
+                self._arrived(item.scope, dropped=1)
             elif isinstance(item, Search | Embed | Sync):
                 _end(item.future, error)
 

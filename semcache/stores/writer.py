@@ -238,6 +238,7 @@ class Writer:
                 self._connection = self._file.connect_writer()
                 self.backlog.doubt(changes.newest_mark(self._connection))
             except Exception as error:
+                self.disconnect()
                 self.backlog.trouble = trouble(error, str(self._file.path))
                 raise
             self.backlog.trouble = None
