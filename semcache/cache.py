@@ -10,28 +10,30 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from semcache.codec import Codec
-from semcache.context import current
-from semcache.errors import ConfigurationError, InvalidationError, MissingExtraError
+from semcache.context import as_tenant, current, named_tenant
+from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.keys import FORMAT, canonical, digest
 from semcache.log import Log
 from semcache.lookup import Chain, Origin, lookup
 from semcache.model import MODES, SHARED, Facets, Mode, Request, Tenant
-from semcache.plan import Plan, Wait, arun, run
+from semcache.plan import Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
+from semcache.stores.fork import forking
 from semcache.tier import Breaker, Clock, SystemClock, Tier
 from semcache.tiers.memory import Kept, MemoryTier
 from semcache.ttl import TTL, Duration, Size, Timeouts, seconds, size_bytes
 
 if TYPE_CHECKING:
+    from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.semantic import SemanticTier
 
@@ -73,19 +75,25 @@ class Cache:
     ) -> None:
         if not isinstance(namespace, str):
             raise ConfigurationError(f"namespace is text; got {namespace!r}")
+        if not isinstance(disk, str | os.PathLike | None):
+            raise ConfigurationError(f"disk is the path of a file; got {disk!r}")
         if disk is not None and not namespace:
             raise ConfigurationError('a store on disk may be shared: name the service, as in namespace="shop"')
         if mode not in MODES:
             raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+        if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
+            raise ConfigurationError(
+                f'ttl is semcache.TTL(disk="1d"), timeouts semcache.Timeouts(disk="25ms"); got {ttl!r}, {timeouts!r}'
+            )
         self.namespace = namespace
-        self.tenant = tenant
+        self.tenant = None if tenant is None else named_tenant(tenant)
         self.mode = mode
         self.is_read = mode not in ("off", "refresh")
         self.policy: Policy = Shadow() if policy is None else policy
-        if not callable(getattr(self.policy, "decide", None)):
+        if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
             raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
         warn_unmeasured(self.policy)
-        self.recorder = Recorder(list(observers))
+        self.recorder = Recorder(_callables(observers))
         self._clock = clock or SystemClock()
         self.now = self._clock.monotonic
         self._random = Random(seed).random  # noqa: S311 - spreads expiries, keeps no secret
@@ -94,22 +102,25 @@ class Cache:
         self._closed = False
 
         memory_bytes, semantic_bytes = size_bytes(memory, "memory"), size_bytes(semantic, "semantic")
-        disk_bytes = size_bytes(disk_size, "disk_size")
+        disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
+        codec = Codec(compress)
+        made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
+        if made is not None and not memory_bytes and disk is None:
+            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk=")
         self.memory = self._make_memory(memory_bytes, is_store=disk is None) if memory_bytes else None
-        self.disk = self._make_disk(Path(disk), disk_bytes) if disk is not None else None
+        # The file is opened last of all, so that no wrong setting leaves it open.
+        self.disk = self._make_disk(disk, disk_bytes) if disk is not None else None
         self.log = Log(self.disk)
-        self.embedder_identity = ""
-        self.semantic: SemanticTier | None = None
-        if embedder is not None and semantic_bytes:
-            self.semantic = self._make_semantic(embedder, device, semantic_bytes)
+        self.embedder_identity = "" if made is None else made.identity
+        self.semantic = None if made is None else self._make_semantic(made, semantic_bytes)
         tiers = [tier for tier in (self.memory, self.disk, self.semantic) if tier is not None]
         self.chain = Chain(
-            tiers=[(tier, Breaker(self._clock.monotonic)) for tier in tiers],
-            codec=Codec(compress),
+            tiers=[(tier, Breaker(self.now)) for tier in tiers],
+            codec=codec,
             recorder=self.recorder,
             position=self.log.position,
             flight_timeout=self._timeouts.of("flight"),
-            max_value_bytes=size_bytes(max_value, "max_value"),
+            max_value_bytes=max_value_bytes,
         )
         _watch(self)
 
@@ -119,7 +130,7 @@ class Cache:
             is_store=is_store, random=self._random,
         )  # fmt: skip
 
-    def _make_disk(self, path: Path, max_bytes: int) -> DiskTier:
+    def _make_disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
         from semcache.tiers.disk import DiskTier
 
         return DiskTier(
@@ -128,27 +139,20 @@ class Cache:
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip
 
-    def _make_semantic(self, embedder: Any, device: str, max_bytes: int) -> SemanticTier:
-        _require_semantic()
+    def _make_semantic(self, embedder: TextEmbedder, max_bytes: int) -> SemanticTier:
         from semcache.semantic.batcher import Batcher
-        from semcache.semantic.embedder import as_embedder
         from semcache.semantic.index import FlatIndex
         from semcache.tiers.semantic import SemanticTier
 
         values = [tier for tier in (self.memory, self.disk) if tier is not None]
-        if not values:
-            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk=")
-        made = as_embedder(embedder, device)
-        assert made is not None  # noqa: S101 - an embedder was given
-        self.embedder_identity = made.identity
-        disk, now, ttl = self.disk, self._clock.monotonic, self._ttl.of("semantic")
+        disk, now, ttl, identity = self.disk, self.now, self._ttl.of("semantic"), embedder.identity
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
-            for key, scope, text, vector, remaining in disk.rows(made.identity) if disk else ():
+            for key, scope, text, vector, remaining in disk.rows(identity) if disk else ():
                 yield key, scope, text, vector, now() + min(remaining, ttl)
 
         batcher = Batcher(
-            made,
+            embedder,
             lambda dimension: FlatIndex(dimension, max_bytes),
             now,
             restore=restore,
@@ -157,7 +161,7 @@ class Cache:
         return SemanticTier(
             batcher, self.policy, values, ttl=ttl, timeout=self._timeouts.of("semantic"), clock=self._clock,
             jitter=self._ttl.jitter, random=self._random, warn=self.recorder.warn_once,
-            attach=disk.attach if disk else None,
+            attach=partial(disk.attach, embedder=identity) if disk else None,
         )  # fmt: skip
 
     # What a call means
@@ -184,6 +188,7 @@ class Cache:
 
         `exact_only` is the reason why no near match may answer it. Raises UnkeyableError for a part that has no key.
         """
+        tenant = as_tenant(tenant)
         prefix = self.prefix(function, version)
         rest = canonical(parts) + canonical(model)
         key = digest(prefix, rest, canonical(text), self.tenant_bytes(self.tenant_of(tenant)))
@@ -231,14 +236,15 @@ class Cache:
 
         Raises what `load` raises, unchanged. `when` says which answers are worth keeping.
         """
-        answer: T = run(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=True))
-        return answer
+        outcome: Outcome[T] = run(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=True))
+        return outcome.unwrap()
 
     async def aget_or_load(
         self, request: Request, load: Callable[[], Any], *, when: Callable[[Any], bool] | None = None
     ) -> Any:
         """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
-        return await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
+        outcome = await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
+        return outcome.unwrap()
 
     def event(self, request: Request) -> Event:
         """Begin the event of a lookup; it is a miss until something is found."""
@@ -250,7 +256,7 @@ class Cache:
 
     def explain(self, request: Request) -> Explanation:
         """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
-        return run(explain(self.chain.tiers, request))
+        return run(explain(self.chain.tiers, self.chain.codec.decode, request))
 
     # Invalidation
 
@@ -274,8 +280,10 @@ class Cache:
         facet, value = ("key", _key_bytes(key)) if key is not None else ("function", _function_name(function))
         try:
             position, stored = yield Wait(self.log.mark(facet, value))
-        except Exception as error:
+        except BaseException as error:
             yield from self._forget(facet, value, self.log.position() + 1)
+            if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
+                raise
             raise InvalidationError(
                 f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
                 "after a restart it may be served again; try again when the store is writable"
@@ -289,6 +297,7 @@ class Cache:
         for tier in (self.memory, self.semantic):
             if tier is not None:
                 dropped += yield from tier.remove(facet, value, position)
+        self.chain.flights.close(facet, value)
         return dropped
 
     # Life
@@ -355,21 +364,37 @@ class Cache:
         tiers = " > ".join(tier.name for tier in self.tiers)
         return f"Cache({self.namespace!r}, {tiers or 'no tier'}, policy={self.policy!r}, mode={self.mode!r})"
 
-    def after_fork(self) -> None:
-        """Begin anew in a forked child: locks, flights and threads are the parent's."""
+    def before_fork(self) -> None:
+        """Let nothing in memory be half done in the child."""
+        if self.memory is not None:
+            self.memory.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self.memory is not None:
+            self.memory.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
+        self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
         if self.memory is not None:
-            self.memory.after_fork()
+            self.memory.after_fork_in_child()
 
 
-def _require_semantic() -> None:
-    from importlib.util import find_spec
+def _embedder(embedder: Any, device: str) -> TextEmbedder | None:
+    from semcache.semantic.embedder import as_embedder
 
-    for package in ("numpy", "faiss"):
-        if find_spec(package) is None:
-            raise MissingExtraError("an embedder", "semantic")
+    return as_embedder(embedder, device)
+
+
+def _callables(observers: Iterable[Observer]) -> list[Observer]:
+    listed = list(observers)
+    if not all(callable(observer) for observer in listed):
+        raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
+    return listed
 
 
 def _key_bytes(key: bytes | str | None) -> bytes:
@@ -394,18 +419,13 @@ _hooks: list[Callable[[], None]] = []
 
 def _watch(cache: Cache) -> None:
     """Close the cache when the interpreter exits, and begin it anew in a forked child."""
-    if not _hooks:  # at the first cache, not at import (law 13); hooks of a process, registered once
+    if not _hooks:  # at the first cache, not at import (law 13); a hook of the process, registered once
         _hooks.append(_close_all)
         atexit.register(_close_all)
-        os.register_at_fork(after_in_child=_after_fork)
     _live.add(cache)
+    forking().add(cache)
 
 
 def _close_all() -> None:
     for cache in list(_live):
         cache.close()
-
-
-def _after_fork() -> None:
-    for cache in list(_live):
-        cache.after_fork()

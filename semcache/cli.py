@@ -209,5 +209,3 @@ def _without_extra(error: ConfigurationError) -> str:
 def _fail(message: str, status: int) -> int:
     print(f"semcache: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-

@@ -2,7 +2,7 @@
 
 Laws (law 9 of the design):
 - msgpack (its specification, with extension types) and nothing else; no bytes can make us import or call anything:
-  classes come from a registry that this process filled itself;
+  classes come from a registry that this process filled itself, and their constructors are not called;
 - the first byte is the version of this format, the second says how the rest is packed; bytes that are not ours are a
   DecodeError, which the lookup takes for a miss;
 - a value that would not come back as it was is an EncodeError, and is not stored.
@@ -10,29 +10,26 @@ Laws (law 9 of the design):
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from enum import Enum
-from fractions import Fraction
-from pathlib import PurePath
-from types import EllipsisType
+from dataclasses import fields
+from enum import Enum, Flag
+from functools import partial
 from typing import Any, TypeVar
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
-import msgpack
+from msgpack import ExtType, Packer, packb, unpackb
 
 from semcache.errors import ConfigurationError, DecodeError, EncodeError, MissingExtraError
-from semcache.keys import is_pydantic, type_name
+from semcache.extension import ENUM, INTEGER, MODEL, NAMED_TUPLE, READ, RECORD, TELL, tell_numpy
+from semcache.keys import is_pydantic, own_attributes, static_base, type_name
 
 VERSION = 1
 _PLAIN, _ZSTD = 0, 1
 _HEADER = bytes((VERSION, _PLAIN))
 _ZSTD_HEADER = bytes((VERSION, _ZSTD))
 _COMPRESS_FROM_BYTES = 1024
-_LARGEST_BYTES = 2**31
+_COMPRESS_TO_BYTES = 2**26  # a forged header can make us allocate this much, and no more
+# Each extension type inside another takes 40 kB of stack while it is read; 200 of them would end the process.
+_DEEPEST = 32
 
 C = TypeVar("C", bound=type)
 _registered: dict[str, type] = {}
@@ -42,32 +39,49 @@ def register(cls: C, name: str | None = None) -> C:
     """Let values of a dataclass, pydantic model, enum or named tuple be stored under a name (default: module.class).
 
     Stored bytes hold the name; a process that has not registered it takes them for a miss. Classes named in the
-    return annotation of a cached function are registered by themselves. Usable as a decorator.
+    return annotation of a cached function are registered by themselves. Usable as a decorator. A class made anew under
+    its old name replaces the old one; a name that another class has is a ConfigurationError.
     """
-    if not _is_record(cls):
-        message = f"{type_name(cls)} is no dataclass, pydantic model, enum or named tuple; return one, or plain data"
-        raise ConfigurationError(message)
-    cls.__semcache_name__ = name or type_name(cls)  # type: ignore[attr-defined]
-    _registered[cls.__semcache_name__] = cls  # type: ignore[attr-defined]
+    if not isinstance(cls, type) or _sort(cls) is None:
+        named = type_name(cls) if isinstance(cls, type) else repr(cls)
+        raise ConfigurationError(f"{named} is no dataclass, pydantic model, enum or named tuple; register one of those")
+    name = name or type_name(cls)
+    taken = _registered.get(name, cls)
+    if type_name(taken) != type_name(cls):
+        raise ConfigurationError(f"{type_name(taken)} is registered as {name!r}; give {type_name(cls)} another name")
+    cls.__semcache_name__ = name  # type: ignore[attr-defined]
+    _registered[name] = cls
     return cls
 
 
-def _is_record(kind: type) -> bool:
-    return (
-        hasattr(kind, "__dataclass_fields__")
-        or is_pydantic(kind)
-        or issubclass(kind, Enum)
-        or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-    )
+def _sort(kind: type) -> int | None:
+    """Return the extension type that instances of a class of the user's are told by, if there is one."""
+    if issubclass(kind, Enum):
+        return ENUM
+    if hasattr(kind, "__dataclass_fields__"):
+        return RECORD
+    if is_pydantic(kind):
+        return MODEL
+    return NAMED_TUPLE if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
 
 
-def _registered_name(kind: type) -> str:
-    """Return the name of a class, registering it: whoever stores a value has its class."""
-    if "__semcache_name__" not in vars(kind):
-        if not _is_record(kind):
-            raise EncodeError(f"a {type_name(kind)} cannot be stored exactly; return plain data, or a dataclass")
+def _name(kind: type) -> str:
+    """Return the name that a class is registered under, registering it: whoever stores a value has its class."""
+    if "__semcache_name__" not in vars(kind) and type_name(kind) not in _registered:
         register(kind)
-    return str(kind.__semcache_name__)  # type: ignore[attr-defined]
+    name = str(vars(kind).get("__semcache_name__", type_name(kind)))
+    if _registered.get(name) is not kind:
+        raise EncodeError(f"another class is stored as {name!r}; semcache.register(...) this one under its own name")
+    return name
+
+
+def _class(name: str, sort: int) -> Any:
+    kind = _registered.get(name)
+    if kind is None:
+        raise DecodeError(f"{name} is not registered in this process: semcache.register(...) its class")
+    if _sort(kind) != sort:
+        raise DecodeError(f"{name} is another sort of class than when it was stored")
+    return kind
 
 
 class Codec:
@@ -85,29 +99,24 @@ class Codec:
         return self._framed(pack(value))
 
     def _framed(self, data: bytes) -> bytes:
-        if self._compresses and len(data) >= _COMPRESS_FROM_BYTES:
-            packed: bytes = _zstandard().ZstdCompressor().compress(data)
+        if self._compresses and _COMPRESS_FROM_BYTES <= len(data) <= _COMPRESS_TO_BYTES:
+            packed: bytes = _zstandard().ZstdCompressor(write_checksum=True).compress(data)
             if len(packed) < len(data):
                 return _ZSTD_HEADER + packed
         return _HEADER + data
 
     def join(self, items: list[bytes]) -> bytes:
         """Return the bytes of the list whose items were packed one by one."""
-        header: bytes = msgpack.Packer(autoreset=True).pack_array_header(len(items))
+        header: bytes = Packer().pack_array_header(len(items))
         return self._framed(header + b"".join(items))
 
     @staticmethod
     def decode(data: bytes) -> Any:
-        """Return a new value from its bytes. Raises DecodeError."""
+        """Return a new value from its bytes. Raises DecodeError, whatever the bytes are."""
         if data[:2] == _HEADER:
             return unpack(memoryview(data)[2:])
         if data[:2] == _ZSTD_HEADER:
-            try:
-                return unpack(_zstandard().ZstdDecompressor().decompress(data[2:], max_output_size=_LARGEST_BYTES))
-            except MissingExtraError as error:
-                raise DecodeError(str(error)) from None
-            except _zstandard().ZstdError as error:
-                raise DecodeError(f"damaged: {error}") from None
+            return unpack(_decompressed(data[2:]))
         raise DecodeError("not our bytes, or of another version")
 
 
@@ -116,228 +125,208 @@ def plain_body(data: bytes) -> memoryview | None:
     return memoryview(data)[2:] if data[:2] == _HEADER else None
 
 
+def _decompressed(data: bytes) -> bytes:
+    try:
+        zstandard = _zstandard()
+        if 0 <= zstandard.frame_content_size(data) <= _COMPRESS_TO_BYTES:
+            return bytes(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
+    except Exception as error:
+        raise DecodeError(f"cannot be decompressed: {error}") from error
+    raise DecodeError("damaged: compressed, and too large to be ours")
+
+
 def _zstandard() -> Any:
     try:
-        import zstandard
+        import zstandard  # an extra
     except ImportError:
         raise MissingExtraError('compress="zstd"', "compress") from None
     return zstandard
 
 
 def pack(value: object) -> bytes:
-    """Return msgpack bytes without our header. Raises EncodeError."""
+    """Return msgpack bytes without our header. Raises EncodeError, whatever the value is."""
     try:
-        return bytes(msgpack.packb(value, default=_to_extension, strict_types=True, unicode_errors="surrogatepass"))
+        return _packed(value, _DEEPEST)
     except EncodeError:
         raise
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise EncodeError(f"cannot be stored exactly: {error}") from None
+    except RecursionError:
+        raise EncodeError("cannot be stored: it is nested too deeply, or holds itself") from None
+    except Exception as error:
+        raise EncodeError(f"cannot be stored exactly: {error!r}") from error
 
 
 def unpack(data: bytes | memoryview) -> Any:
     """Return the value of msgpack bytes. Raises DecodeError, whatever the bytes are."""
     try:
-        return msgpack.unpackb(data, ext_hook=_from_extension, strict_map_key=False, unicode_errors="surrogatepass")
+        return unpackb(data, ext_hook=_from_outermost, strict_map_key=False, unicode_errors="surrogatepass")
     except DecodeError:
         raise
     except Exception as error:  # foreign bytes may break any constructor below us, in any way
         raise DecodeError(f"damaged: {error!r}") from error
 
 
-# The number of an extension type is part of the stored format: never reuse one.
-(
-    _TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID, _COMPLEX, _INTEGER, _BYTEARRAY,
-    _NDARRAY, _NUMPY_SCALAR, _RECORD, _MODEL, _ENUM, _NAMED_TUPLE, _ORDERED_DICT, _PATH, _FRACTION, _RANGE, _ELLIPSIS,
-) = range(1, 24)  # fmt: skip
+# What msgpack gives back as it was. Its own hook for other types is not asked about some that it changes, such as
+# bytearrays, so we look at every value before it does.
+_NATIVE = frozenset({str, int, float, bool, bytes, type(None)})
 
 
-def _to_extension(value: Any) -> msgpack.ExtType:
-    kind = value.__class__
-    if kind in _TO:
-        code, simplify = _TO[kind]
-        return msgpack.ExtType(code, pack(simplify(value)))
+def _packed(value: Any, depth: int) -> bytes:
+    return bytes(packb(_plain(value, depth), default=_wide, unicode_errors="surrogatepass"))
+
+
+def _wide(value: int) -> ExtType:
+    """Tell an integer of more than 64 bits."""
+    return ExtType(INTEGER, packb(hex(value)))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Return a value as msgpack can tell it, with extension types, at most `depth` inside each other, for the rest."""
+    kind = type(value)
+    if kind in _NATIVE:
+        return value
+    if kind is list:
+        return [item if type(item) in _NATIVE else _plain(item, depth) for item in value]
+    if kind is dict:
+        return _plain_dict(value, depth)
+    if depth == 0:
+        raise EncodeError(f"cannot be stored: there are more than {_DEEPEST} records or tuples inside each other")
+    code, content = _told(value, kind)
+    return ExtType(code, _packed(content, depth - 1))
+
+
+def _plain_dict(items: dict[Any, Any], depth: int) -> dict[Any, Any]:
+    plain = {
+        key if type(key) in _NATIVE else _plain(key, depth): item if type(item) in _NATIVE else _plain(item, depth)
+        for key, item in items.items()
+    }
+    if len(plain) != len(items):
+        raise EncodeError("cannot be stored exactly: a dict with two keys that look the same")
+    return plain
+
+
+def _told(value: Any, kind: type) -> tuple[int, Any]:
+    if kind in TELL:
+        code, tell = TELL[kind]
+        return code, tell(value)
+    sort = _sort(kind)
+    if sort is not None:
+        return sort, _TELL_RECORD[sort](value, kind, _name(kind))
     if kind.__module__.partition(".")[0] == "numpy":
-        return _from_numpy(value)
-    if isinstance(value, PurePath):
-        return msgpack.ExtType(_PATH, pack([kind.__name__, str(value)]))
-    return _from_record(value, kind)
+        return tell_numpy(value, kind)
+    raise EncodeError(f"a {type_name(kind)} cannot be stored exactly; return plain data, or a dataclass")
 
 
-def _zone(zone: Any) -> list[Any] | None:
-    """Tell a time zone so that it comes back as the same kind of zone."""
-    if zone is None:
-        return None
-    if isinstance(zone, timezone):
-        offset = zone.utcoffset(None)
-        return ["offset", offset.days, offset.seconds, offset.microseconds, zone.tzname(None)]
-    if isinstance(zone, ZoneInfo) and zone.key:
-        return ["zone", zone.key]
-    raise EncodeError(f"a time zone of type {type_name(type(zone))} cannot be stored; use zoneinfo or timezone")
-
-
-def _unzone(told: list[Any] | None) -> timezone | ZoneInfo | None:
-    if told is None:
-        return None
-    if told[0] == "zone":
-        return ZoneInfo(told[1])
-    offset = timedelta(told[1], told[2], told[3])
-    plain = UTC if not offset else timezone(offset)
-    return plain if plain.tzname(None) == told[4] else timezone(offset, told[4])
-
-
-def _from_datetime(value: datetime) -> list[Any]:
-    naive = value.replace(tzinfo=None, fold=0)
-    return [naive.isoformat(), value.fold, _zone(value.tzinfo)]
-
-
-def _from_time(value: time) -> list[Any]:
-    return [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _zone(value.tzinfo)]
-
-
-_TO: dict[type, tuple[int, Callable[[Any], Any]]] = {
-    tuple: (_TUPLE, list),
-    set: (_SET, list),
-    frozenset: (_FROZENSET, list),
-    datetime: (_DATETIME, _from_datetime),
-    date: (_DATE, date.isoformat),
-    time: (_TIME, _from_time),
-    timedelta: (_TIMEDELTA, lambda value: [value.days, value.seconds, value.microseconds]),
-    Decimal: (_DECIMAL, str),
-    UUID: (_UUID, lambda value: value.bytes),
-    complex: (_COMPLEX, lambda value: [value.real, value.imag]),
-    int: (_INTEGER, hex),  # only integers past 64 bits come here
-    bytearray: (_BYTEARRAY, bytes),
-    OrderedDict: (_ORDERED_DICT, lambda value: list(value.items())),
-    Fraction: (_FRACTION, lambda value: [value.numerator, value.denominator]),
-    range: (_RANGE, lambda value: [value.start, value.stop, value.step]),
-    EllipsisType: (_ELLIPSIS, lambda _: None),
-}
-
-
-def _from_numpy(value: Any) -> msgpack.ExtType:
-    import numpy as np
-
-    if value.__class__ not in (np.ndarray, *np.sctypeDict.values()):
-        raise EncodeError(f"a {type_name(value.__class__)} cannot be stored exactly; return an ndarray")
-    array = np.asarray(value)
-    if array.dtype.hasobject or array.dtype.names:
-        raise EncodeError(f"an array of dtype {array.dtype} cannot be stored; return one of plain numbers or text")
-    content = pack([array.dtype.str, list(array.shape), array.tobytes()])
-    return msgpack.ExtType(_NDARRAY if isinstance(value, np.ndarray) else _NUMPY_SCALAR, content)
-
-
-def _to_numpy(content: Any) -> Any:
-    import numpy as np
-
-    dtype, shape, data = content
-    # A bytearray of our own makes the array writable, as the stored one was.
-    return np.frombuffer(bytearray(data), dtype=np.dtype(dtype)).reshape(shape)
-
-
-def _from_record(value: Any, kind: type) -> msgpack.ExtType:
-    name = _registered_name(kind)
-    if isinstance(value, Enum):
-        if value.name is None:
-            return msgpack.ExtType(_ENUM, pack([name, None, value.value]))
-        return msgpack.ExtType(_ENUM, pack([name, value.name]))
-    if isinstance(value, tuple):
-        return msgpack.ExtType(_NAMED_TUPLE, pack([name, list(kind._fields), list(value)]))  # type: ignore[attr-defined]
-    if is_pydantic(kind):
-        content = [dict(value.__dict__), value.__pydantic_extra__, value.__pydantic_private__]
-        return msgpack.ExtType(_MODEL, pack([name, *content, sorted(value.__pydantic_fields_set__)]))
-    if vars(value).keys() - value.__dataclass_fields__ if hasattr(value, "__dict__") else False:
+def _tell_dataclass(value: Any, kind: Any, name: str) -> list[Any]:
+    names, attributes = _field_names(kind), own_attributes(value)
+    if static_base(kind) is not object or attributes.keys() - names:
         raise EncodeError(f"a {type_name(kind)} with attributes that are no fields cannot be stored exactly")
-    fields = {name: getattr(value, name) for name in value.__dataclass_fields__ if hasattr(value, name)}
-    return msgpack.ExtType(_RECORD, pack([name, fields]))
+    return [name, names, attributes]
 
 
-def _class(name: str) -> type:
-    kind = _registered.get(name)
-    if kind is None:
-        raise DecodeError(f"{name} is not registered in this process: semcache.register(...) its class")
-    return kind
-
-
-def _to_record(content: Any) -> Any:
-    name, fields = content
-    kind = _class(name)
-    if not fields.keys() <= kind.__dataclass_fields__.keys():  # type: ignore[attr-defined]
+def _to_dataclass(told: list[Any]) -> Any:
+    name, names, attributes = told
+    kind = _class(name, RECORD)
+    if _field_names(kind) != names or attributes.keys() - names:
         raise DecodeError(f"{name} has other fields than when it was stored")
-    for field in kind.__dataclass_fields__.keys() - fields.keys():  # type: ignore[attr-defined]
-        if kind.__dataclass_fields__[field].init:  # type: ignore[attr-defined]
-            raise DecodeError(f"{name} has the field {field!r}, which it had not when it was stored")
-    record: Any = object.__new__(kind)
-    for field, value in fields.items():  # not __init__: it may compute, validate, or refuse what it once made
+    record = object.__new__(kind)
+    for field, value in attributes.items():  # not __init__: it may compute, validate, or refuse what it once made
         object.__setattr__(record, field, value)
     return record
 
 
-def _to_model(content: Any) -> Any:
-    name, fields, extra, private, fields_set = content
-    kind = _class(name)
-    if fields.keys() != kind.__pydantic_fields__.keys():  # type: ignore[attr-defined]
+def _field_names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+_MODEL_SLOTS = ("__pydantic_extra__", "__pydantic_private__", "__pydantic_fields_set__")
+
+
+def _tell_model(value: Any, kind: Any, name: str) -> list[Any]:
+    attributes = own_attributes(value)
+    extra, private, fields_set = (attributes.pop(slot, None) for slot in _MODEL_SLOTS)
+    if static_base(kind) is not object or attributes.keys() - kind.model_fields:
+        raise EncodeError(f"a {type_name(kind)} with attributes that are no fields cannot be stored exactly")
+    return [name, _model_names(kind), attributes, extra, private, sorted(fields_set)]
+
+
+def _to_model(told: list[Any]) -> Any:
+    name, names, attributes, extra, private, fields_set = told
+    kind = _class(name, MODEL)
+    if _model_names(kind) != names or attributes.keys() - kind.model_fields:
         raise DecodeError(f"{name} has other fields than when it was stored")
-    model: Any = object.__new__(kind)
-    object.__setattr__(model, "__dict__", fields)
-    object.__setattr__(model, "__pydantic_extra__", extra)
-    object.__setattr__(model, "__pydantic_private__", private)
-    object.__setattr__(model, "__pydantic_fields_set__", set(fields_set))
+    model = object.__new__(kind)
+    object.__setattr__(model, "__dict__", attributes)
+    for slot, value in zip(_MODEL_SLOTS, (extra, private, set(fields_set)), strict=True):
+        object.__setattr__(model, slot, value)
     return model
 
 
-def _to_enum(content: Any) -> Any:
-    name, member, *number = content
-    kind = _class(name)
-    return kind(number[0]) if number else kind[member]  # type: ignore[index]
+def _model_names(kind: Any) -> list[Any]:
+    return [list(kind.model_fields), list(kind.__private_attributes__), kind.model_config.get("extra")]
 
 
-def _to_named_tuple(content: Any) -> Any:
-    name, fields, values = content
-    kind = _class(name)
-    if list(kind._fields) != fields:  # type: ignore[attr-defined]
+def _tell_enum(value: Enum, kind: Any, name: str) -> list[Any]:
+    member = value._name_
+    if member is not None and kind.__members__.get(member) is value:
+        return [name, member]
+    if isinstance(value, Flag):
+        return [name, value._value_, [one._name_ for one in value]]
+    raise EncodeError(f"{value!r} is no member of {type_name(kind)}")
+
+
+def _to_enum(told: list[Any]) -> Any:
+    name, member, *parts = told
+    kind = _class(name, ENUM)
+    if not parts:
+        return kind.__members__[member]
+    if issubclass(kind, Flag) and type(member) is int:
+        flag = kind(member)
+        if [one._name_ for one in flag] == parts[0]:
+            return flag
+    raise DecodeError(f"{name} has other members than when it was stored")
+
+
+def _tell_named_tuple(value: Any, kind: Any, name: str) -> list[Any]:
+    values = list(tuple.__iter__(value))
+    if own_attributes(value) or len(values) != len(kind._fields):
+        raise EncodeError(f"a {type_name(kind)} with more than its fields cannot be stored exactly")
+    return [name, list(kind._fields), values]
+
+
+def _to_named_tuple(told: list[Any]) -> Any:
+    name, names, values = told
+    kind = _class(name, NAMED_TUPLE)
+    if list(kind._fields) != names or len(values) != len(names):
         raise DecodeError(f"{name} has other fields than when it was stored")
-    return kind._make(values)  # type: ignore[attr-defined]
+    return tuple.__new__(kind, values)
 
 
-def _to_path(content: Any) -> PurePath:
-    import pathlib
-
-    name, text = content
-    if name not in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
-        raise DecodeError(f"{name} is no path")
-    path: PurePath = getattr(pathlib, name)(text)
-    return path
-
-
-_FROM: dict[int, Callable[[Any], Any]] = {
-    _TUPLE: tuple,
-    _SET: set,
-    _FROZENSET: frozenset,
-    _DATETIME: lambda told: datetime.fromisoformat(told[0]).replace(fold=told[1], tzinfo=_unzone(told[2])),
-    _DATE: date.fromisoformat,
-    _TIME: lambda told: time.fromisoformat(told[0]).replace(fold=told[1], tzinfo=_unzone(told[2])),
-    _TIMEDELTA: lambda told: timedelta(*told),
-    _DECIMAL: Decimal,
-    _UUID: lambda told: UUID(bytes=told),
-    _COMPLEX: lambda told: complex(*told),
-    _INTEGER: lambda told: int(told, 16),
-    _BYTEARRAY: bytearray,
-    _NDARRAY: _to_numpy,
-    _NUMPY_SCALAR: lambda told: _to_numpy(told)[()],
-    _RECORD: _to_record,
-    _MODEL: _to_model,
-    _ENUM: _to_enum,
-    _NAMED_TUPLE: _to_named_tuple,
-    _ORDERED_DICT: OrderedDict,
-    _PATH: _to_path,
-    _FRACTION: lambda told: Fraction(*told),
-    _RANGE: lambda told: range(*told),
-    _ELLIPSIS: lambda _: ...,
+_TELL_RECORD: dict[int, Callable[[Any, Any, str], list[Any]]] = {
+    ENUM: _tell_enum,
+    RECORD: _tell_dataclass,
+    MODEL: _tell_model,
+    NAMED_TUPLE: _tell_named_tuple,
+}
+_READ: dict[int, tuple[type, Callable[[Any], Any]]] = {
+    **READ,
+    ENUM: (list, _to_enum),
+    RECORD: (list, _to_dataclass),
+    MODEL: (list, _to_model),
+    NAMED_TUPLE: (list, _to_named_tuple),
 }
 
 
-def _from_extension(code: int, data: bytes) -> Any:
-    read = _FROM.get(code)
-    if read is None:
+def _from_extension(depth: int, code: int, data: bytes) -> Any:
+    if code not in _READ:
         raise DecodeError(f"extension type {code} is not ours")
-    return read(unpack(data))
+    if depth > _DEEPEST:
+        raise DecodeError("there are more extension types inside each other than we ever write")
+    holds, read = _READ[code]
+    inner = partial(_from_extension, depth + 1)
+    told = unpackb(data, ext_hook=inner, strict_map_key=False, unicode_errors="surrogatepass")
+    if type(told) is not holds:
+        raise DecodeError(f"extension type {code} holds a {type(told).__name__}")
+    return read(told)
+
+
+_from_outermost = partial(_from_extension, 0)

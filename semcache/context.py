@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from semcache.errors import ConfigurationError
-from semcache.model import MODES, Mode
+from semcache.model import MODES, Mode, Shared, Tenant
 from semcache.ttl import Duration, seconds
 
 
@@ -19,7 +19,7 @@ from semcache.ttl import Duration, seconds
 class Options:
     """What a context says; None where it says nothing."""
 
-    tenant: str | None = None
+    tenant: Tenant | None = None
     ttl: float | None = None
     mode: Mode | None = None
 
@@ -27,14 +27,33 @@ class Options:
 current: ContextVar[Options | None] = ContextVar("semcache_options", default=None)
 
 
+def as_tenant(value: object) -> Tenant | None:
+    """Take a tenant as a call gives it: text, a number, or SHARED; None and "" are nobody."""
+    if value is None or isinstance(value, str | Shared):
+        return value or None
+    if isinstance(value, int):
+        return str(value)
+    raise ConfigurationError(f"a tenant is text, a number or semcache.SHARED; got {value!r}")
+
+
+def named_tenant(value: object) -> Tenant:
+    """Take a tenant as a setting gives it: "" is refused, or all who have no name would share their answers."""
+    tenant = as_tenant(value)
+    if tenant is None:
+        raise ConfigurationError(f"a tenant has a name; leave tenant= out for nobody, got {value!r}")
+    return tenant
+
+
 @contextmanager
-def context(*, tenant: str | None = None, ttl: Duration | None = None, mode: Mode | None = None) -> Iterator[Options]:
+def context(
+    *, tenant: Tenant | None = None, ttl: Duration | None = None, mode: Mode | None = None
+) -> Iterator[Options]:
     """Set tenant, ttl or mode for the cached calls inside; an inner context adds to the outer one."""
     if mode is not None and mode not in MODES:
         raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
     outer = current.get() or Options()
     options = Options(
-        tenant=outer.tenant if tenant is None else tenant,
+        tenant=outer.tenant if tenant is None else named_tenant(tenant),
         ttl=outer.ttl if ttl is None else seconds(ttl, "ttl"),
         mode=outer.mode if mode is None else mode,
     )

@@ -7,6 +7,7 @@ Laws:
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections import Counter, deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Any, Literal
 
 from semcache.model import Decision
@@ -139,7 +140,7 @@ class Recorder:
         self.observers = observers
         self._broken: set[int] = set()
         self._warned: set[str] = set()
-        self._lock = Lock()
+        self._lock = RLock()  # the collector may close a half-read stream, and record it, while this thread holds it
         self._hits: Counter[str] = Counter()
         self._bypasses: Counter[str] = Counter()
         self._not_served: Counter[str] = Counter()
@@ -202,21 +203,21 @@ class Recorder:
                     self._broken.add(id(observer))
                     logger.exception("observer %r failed; its further failures are not logged", observer)
 
-    def warn_once(self, about: str, message: str, stacklevel: int = 4) -> None:
-        """Warn the developer of something that happens at many calls, once."""
+    def warn_once(self, about: str, message: str) -> None:
+        """Warn the developer of something that happens at many calls, once, at the line that called us."""
         with self._lock:
             if about in self._warned:
                 return
             self._warned.add(about)
         # Under `-W error` a warning raises, and the caller's call must not fail because of us.
         try:
-            warnings.warn(message, SemcacheWarning, stacklevel=stacklevel)
+            warnings.warn(message, SemcacheWarning, stacklevel=_frames_of_ours() + 1)
         except SemcacheWarning:
             logger.warning("%s", message)
 
     def after_fork(self) -> None:
         """Begin with a lock of our own: the old one may be held by a thread that the fork left behind."""
-        self._lock = Lock()
+        self._lock = RLock()
 
     def _sum(self, event: Event) -> None:
         stages, kind = event.stages, event.kind
@@ -235,8 +236,8 @@ class Recorder:
                 self._bypasses[event.reason or ""] += 1
             else:
                 self._counts["misses"] += 1
-                if event.reason:
-                    self._not_served[event.reason] += 1
+                if event.reason:  # "exact only: the text has 391 tokens ..." is counted as "exact only"
+                    self._not_served["exact only" if event.reason.startswith("exact only") else event.reason] += 1
             if event.shared:
                 self._counts["shared"] += 1
             elif kind != "hit":
@@ -263,6 +264,14 @@ class Recorder:
                 stages={stage: stages[stage] / 1e9 for stage in STAGES if stages[stage]},
                 saved_seconds=self._saved_seconds,
             )
+
+
+def _frames_of_ours() -> int:
+    """Count the frames between our caller and the nearest code that is not this package's, our caller's included."""
+    count, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("semcache."):
+        count, frame = count + 1, frame.f_back
+    return count - 1
 
 
 class SemcacheWarning(UserWarning):

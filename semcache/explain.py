@@ -1,11 +1,11 @@
 """Explain: how a request would be answered now, told for people.
 
-Every tier is asked, also behind a hit, and nothing is loaded or filled.
+Every tier that the request's mode lets a lookup ask is asked, also behind a hit; nothing is loaded or filled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from semcache.model import Decision, Hit, Neighbour, Request
@@ -41,18 +41,20 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(tiers: Sequence[tuple[Tier, Breaker]], request: Request) -> Plan[Explanation]:
-    """Ask every tier, and tell what each says."""
+def explain(
+    tiers: Sequence[tuple[Tier, Breaker]], decode: Callable[[bytes], object], request: Request
+) -> Plan[Explanation]:
+    """Ask every tier that a lookup would ask, and tell what each says; a hit is one only if it can be decoded."""
     explanation = Explanation(key=request.key)
     for tier, breaker in tiers:
-        if breaker.is_open:
-            explanation.said.append((tier.name, "left alone for a while: it failed too often"))
-            continue
-        if not tier.exact and request.scope is None:
-            explanation.said.append((tier.name, f"not asked: {request.exact_only or 'the call has no text'}"))
+        why_not = _why_not_asked(tier, breaker, request)
+        if why_not is not None:
+            explanation.said.append((tier.name, why_not))
             continue
         try:
             found = yield from tier.get(request)
+            if isinstance(found, Hit):
+                decode(found.entry.value)
         except Exception as error:  # noqa: BLE001 - what a tier raises is what there is to tell
             explanation.said.append((tier.name, f"failed: {error!r}"))
             continue
@@ -67,3 +69,11 @@ def explain(tiers: Sequence[tuple[Tier, Breaker]], request: Request) -> Plan[Exp
         else:
             explanation.said.append((tier.name, found.reason or "miss"))
     return explanation
+
+
+def _why_not_asked(tier: Tier, breaker: Breaker, request: Request) -> str | None:
+    if request.mode in ("off", "refresh") or (request.mode == "exact" and not tier.exact):
+        return f"not asked: mode: {request.mode}"
+    if not tier.exact and request.scope is None:
+        return f"not asked: {request.exact_only or 'the call has no text'}"
+    return "left alone for a while: it failed too often" if breaker.is_open else None

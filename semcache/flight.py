@@ -5,6 +5,7 @@ for the landing. What the traps of the design's section 9 need stands here:
 
 - a flight's future is marked as running, so that no follower's cancellation can cancel it for the others;
 - a leader that is cancelled abandons its flight: its followers board anew, and the first of them leads;
+- nobody boards a flight that began before an invalidation of what it brings: what it brings may be old;
 - who would wait for itself loads alone: a call made inside the load of its own key, on whatever thread or task that
   inherited the context; two loads that would wait for each other; and a call that blocks the thread its leader runs on.
 """
@@ -12,9 +13,12 @@ for the landing. What the traps of the design's section 9 need stands here:
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar, Token
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import Any, Generic, TypeVar
+
+from semcache.model import Request
 
 T = TypeVar("T")
 
@@ -27,15 +31,16 @@ class Abandoned(Exception):  # noqa: N818 - a message between flights, no error 
 
 
 class Flight(Generic[T]):
-    """One load in progress."""
+    """One load in progress; `request` is what it answers, so that an invalidation finds it."""
 
-    __slots__ = ("followers", "future", "key", "thread", "waits_for")
+    __slots__ = ("future", "is_closed", "key", "request", "thread", "waits_for")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, request: Request | None = None) -> None:
         self.key = key
+        self.request = request
+        self.is_closed = False
         self.thread = get_ident()
-        self.followers = 0
-        self.waits_for: set[Flight[T]] = set()
+        self.waits_for: list[Flight[Any]] = []
         self.future: Future[T] | None = None  # made for the first follower: most flights have none
 
 
@@ -44,41 +49,82 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[bytes, Flight[T]] = {}
-        self._lock = Lock()
+        self._open: set[Flight[T]] = set()
+        self._blocked: dict[int, Flight[T]] = {}
+        # The collector may end an abandoned load, and its flight, while this thread holds the lock.
+        self._lock = RLock()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._open)
 
-    def board(self, key: bytes, *, blocks: bool) -> tuple[Flight[T] | None, bool]:
+    def board(self, key: bytes, request: Request | None = None, *, blocks: bool) -> tuple[Flight[T] | None, bool]:
         """Return the key's flight, and whether the caller leads it; None where it must load alone.
 
         `blocks` says that the caller's waiting stops its whole thread, and with it any task that runs there.
         """
         with self._lock:
             flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = Flight(key)
+            if flight is None or flight.is_closed:
+                flight = self._flights[key] = Flight(key, request)
+                self._open.add(flight)
                 return flight, True
-            if blocks and flight.thread == get_ident():
+            if not self.follow(flight, blocks=blocks):
                 return None, False
-            inside = _inside.get()
-            if inside:
-                if _reaches(flight, inside):
-                    return None, False
-                for outer in inside:
-                    outer.waits_for.add(flight)
-            flight.followers += 1
             if flight.future is None:
                 flight.future = Future()
                 flight.future.set_running_or_notify_cancel()
             return flight, False
 
+    def follow(self, flight: Flight[T], *, blocks: bool) -> bool:
+        """Note that this call waits for a flight, until `unboard`; False where it would wait for itself."""
+        inside, thread = _inside.get(), get_ident()
+        with self._lock:
+            if self._reaches(flight, inside, thread if blocks else 0):
+                return False
+            for outer in inside:
+                outer.waits_for.append(flight)
+            if blocks:
+                self._blocked[thread] = flight
+            return True
+
     def unboard(self, flight: Flight[T]) -> None:
         """Say that a follower waits no more."""
         with self._lock:
-            flight.followers -= 1
+            self._blocked.pop(get_ident(), None)
             for outer in _inside.get():
-                outer.waits_for.discard(flight)
+                if flight in outer.waits_for:
+                    outer.waits_for.remove(flight)
+
+    def _reaches(self, flight: Flight[Any], inside: tuple[Flight[Any], ...], thread: int) -> bool:
+        """Say whether a flight, over whatever its load or its thread waits for, waits for one of us or our thread."""
+        seen: set[Flight[Any]] = set()
+        waiting = [flight]
+        while waiting:
+            one = waiting.pop()
+            if one in inside or (thread and one.thread == thread):
+                return True
+            if one not in seen:
+                seen.add(one)
+                waiting += one.waits_for
+                if one.thread in self._blocked:
+                    waiting.append(self._blocked[one.thread])
+        return False
+
+    def open(self, flight: Flight[T]) -> None:
+        """Let invalidations close a flight that is boarded elsewhere, as a stream is, until it is abandoned."""
+        with self._lock:
+            self._open.add(flight)
+
+    def close(self, facet: str, value: str | bytes) -> None:
+        """Let nobody board what an invalidation means: who comes after it is given what was loaded after it (law 8).
+
+        Who has boarded already came before it, and is given what it waits for.
+        """
+        with self._lock:
+            for flight in list(self._open):
+                asked = flight.request
+                if asked is not None and (asked.key if facet == "key" else getattr(asked.facets, facet)) == value:
+                    flight.is_closed = True
 
     def land(self, flight: Flight[T], result: T) -> None:
         """Hand the result to all who wait, and let the next caller look for itself."""
@@ -91,16 +137,19 @@ class Flights(Generic[T]):
             flight.future.set_exception(Abandoned())  # type: ignore[union-attr]
 
     def _remove(self, flight: Flight[T]) -> bool:
-        """Close the flight to boarders; say whether anyone has boarded."""
+        """Close the flight to boarders; say whether anyone has boarded and waits still."""
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
-            return flight.future is not None
+            self._open.discard(flight)
+            return flight.future is not None and not flight.future.done()
 
     def forget(self) -> None:
         """Drop all flights: after a fork, their leaders live in another process."""
         self._flights = {}
-        self._lock = Lock()
+        self._open = set()
+        self._blocked = {}
+        self._lock = RLock()
 
 
 def enter(flight: Flight[T]) -> Token[Any]:
@@ -108,25 +157,7 @@ def enter(flight: Flight[T]) -> Token[Any]:
     return _inside.set((*_inside.get(), flight))
 
 
-def is_inside(flight: Flight[T]) -> bool:
-    """Say whether this call runs inside the flight's load."""
-    return any(one is flight for one in _inside.get())
-
-
 def leave(token: Token[Any]) -> None:
     """End what `enter` began."""
-    _inside.reset(token)
-
-
-def _reaches(flight: Flight[T], inside: tuple[Flight[Any], ...]) -> bool:
-    """Say whether waiting for `flight` would, over whatever its load waits for, wait for one of our own."""
-    seen: set[int] = set()
-    waiting: list[Flight[Any]] = [flight]
-    while waiting:
-        one = waiting.pop()
-        if any(one is own for own in inside):
-            return True
-        if id(one) not in seen:
-            seen.add(id(one))
-            waiting.extend(one.waits_for)
-    return False
+    with suppress(ValueError):  # the collector ends a load that its closed loop forgot in a context of its own
+        _inside.reset(token)

@@ -40,6 +40,8 @@ FORMAT = b"semcache:1"
 _MEND = "give it __semcache_key__(), name it in ignore=, or pass key="
 _TOO_DEEP = "it is nested too deeply, or holds itself"
 
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
 # What msgpack tells apart by itself; a dict too, where all its keys are text.
 _NATIVE = frozenset({str, int, bool, bytes, type(None)})
 
@@ -138,30 +140,29 @@ def _plain_dict(items: dict[Any, Any]) -> Any:
     try:
         names = sorted(items)
     except Exception:  # noqa: BLE001 - keys without an order, or with a strange one, are no text
-        return _plain_map(items)
+        names = [None]
     name = None
     try:
         for name in names:
             if type(name) is not str:
-                return _plain_map(items)
+                break
             item = items[name]
             plain[name] = item if type(item) is str else _plain(item)
+        else:
+            return plain
     except UnkeyableError as error:
         error.where = f"[{name!r}]{error.where}"
         raise
-    return plain
+    # Not all keys are text: their own canonical form gives the order.
+    return ExtType(_MAP, _pack(sorted(_pairs(items, plain))))
 
 
-def _plain_map(items: Mapping[Any, Any]) -> ExtType:
-    """Tell a dict whose keys are not all text: the keys' own canonical form gives the order."""
-    return ExtType(_MAP, _pack(sorted(_pairs(items))))
-
-
-def _pairs(items: Mapping[Any, Any]) -> list[list[bytes]]:
+def _pairs(items: Mapping[Any, Any], done: Mapping[Any, Any] = _NOTHING) -> list[list[bytes]]:
+    """Tell the keys and items of a dict; of those done already, what was told is taken."""
     pairs = []
     for key, item in items.items():
         try:
-            pairs.append([_pack(_plain(key)), _pack(_plain(item))])
+            pairs.append([_pack(_plain(key)), _pack(done[key] if key in done else _plain(item))])
         except UnkeyableError as error:
             error.where = f"[{key!r}]{error.where}"
             raise

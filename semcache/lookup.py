@@ -35,7 +35,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from semcache.codec import Codec
-from semcache.errors import DecodeError, EncodeError, TierError
+from semcache.errors import DecodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
 from semcache.model import Entry, Evidence, Hit, Miss, Request
@@ -45,11 +45,15 @@ from semcache.tier import Breaker, Tier
 
 @dataclass(slots=True)
 class Landing:
-    """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself."""
+    """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself.
+
+    `near` says that the answer is a near match's, which not every follower may be given.
+    """
 
     value: bytes | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     load_seconds: float = 0.0
+    near: Hit | None = None
 
 
 @dataclass(slots=True)
@@ -73,8 +77,8 @@ class Origin:
     keeps: Callable[[Any], bool] | None = None
 
 
-def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Any]:
-    """Answer a request from the nearest tier that can, or from its origin, whose error is raised as it was.
+def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
+    """Answer a request from the nearest tier that can, or from its origin, whose error is in the outcome as it was.
 
     `blocks` says that waiting stops the caller's whole thread. The event is filled in and given to the recorder.
     """
@@ -86,13 +90,13 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
     flight = None
     while True:
         key = request.key if request.mode != "refresh" else request.key + b"refresh"
-        flight, leads = chain.flights.board(key, blocks=blocks)
+        flight, leads = chain.flights.board(key, request, blocks=blocks)
         if flight is None or leads:
             break
-        followed = yield from follow(chain, flight, event)
+        followed = yield from follow(chain, flight, request, event)
         if followed is not None:
             return finish(chain, event, followed)
-        if event.faults:  # the leader is too slow to wait for
+        if event.faults:  # the leader is too slow to wait for, or its answer cannot be shared
             flight = None
             break
     try:
@@ -104,15 +108,15 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
     return finish(chain, event, outcome)
 
 
-def finish(chain: Chain, event: Event, outcome: Outcome[Any]) -> Any:
-    """Record a lookup and give its caller the answer or the origin's error."""
+def finish(chain: Chain, event: Event, outcome: Outcome[Any]) -> Outcome[Any]:
+    """Record a lookup; its driver gives the caller the answer or the origin's error."""
     event.failed = outcome.error is not None
     chain.recorder.lookup(event)
-    return outcome.unwrap()
+    return outcome
 
 
-def follow(chain: Chain, flight: Flight[Landing], event: Event) -> Plan[Outcome[Any] | None]:
-    """Wait for the flight to land; None where it was abandoned, was too slow, or brought nothing to share."""
+def follow(chain: Chain, flight: Flight[Landing], request: Request, event: Event) -> Plan[Outcome[Any] | None]:
+    """Wait for the flight to land; None where it was abandoned, was too slow, or brought nothing for this caller."""
     began = perf_counter_ns()
     try:
         landing: Landing = yield Wait(flight.future, chain.flight_timeout)  # type: ignore[arg-type]
@@ -127,11 +131,30 @@ def follow(chain: Chain, flight: Flight[Landing], event: Event) -> Plan[Outcome[
     if landing.error is not None:
         event.shared = True
         return Outcome(error=landing.error)
+    return share(chain, landing, request, event)
+
+
+def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Outcome[Any] | None:
+    """Take a copy of what the leader brought; None where this caller cannot, or must not."""
     if landing.value is None:
         event.fault("flight", TierError("unshared", "the leader's answer could not be encoded"))
         return None
+    if landing.near is not None and not takes_near(request):
+        return None
+    try:
+        value = chain.codec.decode(landing.value)
+    except DecodeError as error:
+        event.fault("flight", error)
+        return None
     event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
-    return Outcome(chain.codec.decode(landing.value))
+    if landing.near is not None:
+        event.similarity, event.neighbour = landing.near.similarity, landing.near.key
+    return Outcome(value)
+
+
+def takes_near(request: Request) -> bool:
+    """Say whether a near match may answer a request: callers of one key may differ in it."""
+    return request.scope is not None and request.tenanted and request.mode == "live"
 
 
 def lead(
@@ -143,7 +166,8 @@ def lead(
         found, value, evidence = yield from find(chain, request, event)
         if found is not None:
             if flight is not None:
-                chain.flights.land(flight, Landing(found.entry.value, load_seconds=found.entry.load_seconds))
+                near = None if found.similarity is None else found
+                chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near))
             return Outcome(value)
     born = chain.position()
     outcome = yield from load(origin, flight, event)
@@ -187,8 +211,10 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
             note_evidence(event, evidence)
         if isinstance(found, Hit):
             note_hit(event, tier, found)
-            if tier.exact:
+            if tier.exact and place:
+                began = perf_counter_ns()
                 yield from keep(chain, request, found.entry, None, event, exact=True, before=place)
+                event.took("put", perf_counter_ns() - began)
             return found, value, evidence
         if found.reason:
             event.reason = found.reason
@@ -249,7 +275,7 @@ def encode(chain: Chain, request: Request, value: object, born: int, event: Even
     """Encode a loaded answer; None, with a fault in the event, where it would not come back as it is."""
     try:
         data = chain.codec.encode(value)
-    except EncodeError as error:
+    except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
         event.fault("codec", error)
         return None
     return to_entry(request, data, born, event)
@@ -286,10 +312,16 @@ def keep(
     for tier, breaker in chain.tiers[:before]:
         if tier.exact is not exact or (not exact and (request.scope is None or request.mode == "exact")):
             continue
-        if not breaker.allows():
+        # An open breaker lets one caller a pause through: a reader. A put that went instead would prove nothing of
+        # reading, and where loads are slower than the pause, no reader's turn would ever come.
+        is_trial = breaker.is_open and request.mode == "refresh"
+        if breaker.is_open and not (is_trial and breaker.allows()):
             continue
         try:
             yield from tier.put(request, entry, evidence)
         except Exception as error:  # noqa: BLE001 - the caller has the answer; keeping it is our affair (law 10)
             breaker.failed()
             event.fault(tier.name, error)
+        else:
+            if is_trial:
+                breaker.succeeded()

@@ -25,15 +25,20 @@ class Outcome(Generic[T]):
 
     __slots__ = ("error", "value")
 
-    def __init__(self, value: T | None = None, error: Exception | None = None) -> None:
+    def __init__(self, value: T | None = None, error: BaseException | None = None) -> None:
         self.value = value
         self.error = error
 
     def unwrap(self) -> T:
         """Return the value, or raise the origin's error as it was."""
-        if self.error is not None:
-            raise self.error
-        return cast("T", self.value)
+        if self.error is None:
+            return cast("T", self.value)
+        error, context = self.error, self.error.__context__
+        try:
+            raise error
+        finally:
+            error.__context__ = context  # which raising has set anew, where the caller handles an error of its own
+            del self, error  # this frame is in the error's traceback: without this they would keep each other alive
 
 
 class Call:
@@ -92,12 +97,15 @@ class Wait:
             return self.future.result()
         import asyncio
 
-        # asyncio.wait, unlike wait_for, cancels nothing when the time is up. Cancelling the wrapper would cancel the
-        # shared future, were that not marked as running by whoever made it.
         waiter = asyncio.wrap_future(self.future)
-        done, _ = await asyncio.wait([waiter], timeout=self.timeout)
+        waiter.add_done_callback(_retrieve)
+        try:
+            done, _ = await asyncio.wait([waiter], timeout=self.timeout)
+        finally:
+            # Who waits no more must not be called back, perhaps after its loop was closed. The shared future goes on:
+            # whoever made it marked it as running, so that it cannot be cancelled.
+            waiter.cancel()
         if not done:
-            waiter.add_done_callback(_retrieve)
             raise TimeoutError
         return waiter.result()
 

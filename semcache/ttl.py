@@ -7,8 +7,9 @@ A duration is a number of seconds or "250ms", "5m", "1h", "1d"; a size is a numb
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 
 from semcache.errors import ConfigurationError
 
@@ -17,7 +18,8 @@ _BYTES = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_LONGEST_SECONDS = 9e9  # 285 years: no thread can wait longer (threading.TIMEOUT_MAX)
 
 MEMORY_SECONDS = 300.0
 
@@ -26,34 +28,37 @@ Size = int | str
 
 
 def seconds(duration: Duration, what: str = "a duration") -> float:
-    """Return a duration in seconds; it must be positive and finite."""
+    """Return a duration in seconds; it must be positive, and at most 9e9."""
     value: float | None = None
     if isinstance(duration, str):
-        match = _AMOUNT.fullmatch(duration)
-        unit = _SECONDS.get((match[2] or "s").lower()) if match else None
-        value = float(match[1]) * unit if match and unit else None
+        value = _amount(duration, _SECONDS, "s")
     elif isinstance(duration, int | float) and not isinstance(duration, bool):
-        value = float(duration)
-    if value is None or not isfinite(value) or value <= 0:
+        value = duration
+    if value is None or not 0 < value <= _LONGEST_SECONDS:
         message = (
             f'{what} must be a positive number of seconds, or text like "250ms", "5m", "1h", "1d"; got {duration!r}'
         )
         raise ConfigurationError(message)
-    return value
+    return float(value)
 
 
 def size_bytes(size: Size, what: str = "a size") -> int:
     """Return a size in bytes; 0 is allowed."""
-    value: int | None = None
+    value: float | None = None
     if isinstance(size, str):
-        match = _AMOUNT.fullmatch(size)
-        unit = _BYTES.get((match[2] or "b").lower()) if match else None
-        value = int(float(match[1]) * unit) if match and unit else None
+        value = _amount(size, _BYTES, "b")
     elif isinstance(size, int) and not isinstance(size, bool):
         value = size
-    if value is None or value < 0:
+    if value is None or not 0 <= value < inf:
         raise ConfigurationError(f'{what} must be a number of bytes, or text like "64MB", "1GiB"; got {size!r}')
-    return value
+    return int(value)
+
+
+def _amount(text: str, units: Mapping[str, float], plain: str) -> float | None:
+    """Return a number and its unit multiplied; None where the text is no such thing."""
+    match = _AMOUNT.fullmatch(text)
+    unit = units.get((match[2] or plain).lower()) if match else None
+    return float(match[1]) * unit if match and unit else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class TTL:
 
     def __post_init__(self) -> None:
         for tier in ("memory", "disk", "semantic"):
-            if getattr(self, tier) is not None:
+            if tier != "memory" or self.memory is not None:
                 object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter < 1:
             raise ConfigurationError(f"jitter is a share of the ttl, at least 0 and below 1; got {self.jitter!r}")

@@ -29,7 +29,8 @@ AHEAD = 256
 """How many requests are best looked ahead at a time."""
 
 _SPARE = 12
-_CHUNK = 512
+_FIRST_CHUNK = 64
+_CHUNK_NS = 500_000_000
 
 
 @dataclass(slots=True)
@@ -60,11 +61,15 @@ def embed(embedder: TextEmbedder, texts: Iterable[str], done: Callable[[int, int
             uncovered[text] = reason
     covered.sort(key=len, reverse=True)
     matrix = np.empty((len(covered), embedder.dimension or 0), dtype=np.float32)
-    done(0, len(covered))
-    for start in range(0, len(covered), _CHUNK):
-        chunk = covered[start : start + _CHUNK]
-        matrix[start : start + len(chunk)] = embedder(chunk)
-        done(start + len(chunk), len(covered))
+    start, size = 0, _FIRST_CHUNK
+    while start < len(covered):
+        done(start, len(covered))
+        chunk_began = perf_counter_ns()
+        matrix[start : start + size] = embedder(covered[start : start + size])
+        start += size
+        if perf_counter_ns() - chunk_began < _CHUNK_NS:  # a faster device wants larger batches
+            size *= 2
+    done(len(covered), len(covered))
     rows = {text: row for row, text in enumerate(covered)}
     return Vectors(matrix, rows, uncovered, (perf_counter_ns() - began) / 1e9)
 

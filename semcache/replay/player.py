@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from time import perf_counter_ns, sleep
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 
 from semcache.cache import Cache
 from semcache.events import Event, last
@@ -41,16 +41,16 @@ class Witness:
 class Player:
     """Plays a recording's requests to one cache; several threads may `answer` at once.
 
-    The origin gives the recorded answer, after its recorded latency times `origin_scale`.
+    The origin gives the recorded answer, once `work`, if it is given, is done.
     """
 
     def __init__(
-        self, cache: Cache, asked: Sequence[Asked], witness: Witness, *, origin_scale: float = 0.0
+        self, cache: Cache, asked: Sequence[Asked], witness: Witness, work: Callable[[Asked], object] | None = None
     ) -> None:
         self.cache = cache
         self.asked = asked
         self._witness = witness
-        self._origin_scale = origin_scale
+        self._work = work
         # Whose answer stands under a key: the one who loaded it last.
         self._makers: dict[bytes, int] = {}
 
@@ -63,8 +63,8 @@ class Player:
 
         def load() -> str | None:
             self._makers[key] = one.position
-            if self._origin_scale:
-                sleep(one.seconds * self._origin_scale)
+            if self._work is not None:
+                self._work(one)
             return one.answer
 
         self._witness.begin()

@@ -115,9 +115,7 @@ def _tiers(report: Report) -> Iterator[Line]:
         yield _row(report, "bypassed", Hits(score.bypassed), None, is_judged=False)
 
 
-def _row(
-    report: Report, label: str, hits: Hits, latencies: dict[str, float] | None, *, is_judged: bool = True
-) -> Line:
+def _row(report: Report, label: str, hits: Hits, latencies: dict[str, float] | None, *, is_judged: bool = True) -> Line:
     rate = hits.wrong_per_hit
     is_judged = is_judged and report.is_judged
     wrong = f"{hits.wrong:,}" if is_judged else ""
@@ -197,8 +195,8 @@ def _mistake(mistake: Mistake, times: int, width: int) -> Iterator[Line]:
     again = f" x{times}" if times > 1 else ""
     begin = f"  {mistake.similarity:.3f}{again:<5}"
     for label, text, other in (
-        (f"{begin}asked     ", mistake.asked, mistake.answered),
-        (f"{'':<{len(begin)}}answered  ", mistake.answered, mistake.asked),
+        (f"{begin}asked        ", mistake.asked, mistake.answered),
+        (f"{'':<{len(begin)}}answered as  ", mistake.answered, mistake.asked),
     ):
         line: Line = [(label, "note")]
         for word, is_apart in apart(text, other, width - len(label)):
@@ -214,10 +212,10 @@ def _notes(report: Report, width: int) -> Iterator[Line]:
         told += "; embedding and search were done in batches, and are counted by the share of each request"
     yield from _wrapped(f"{told}.", width, "note")
     if report.is_judged:
-        told = "oracle: a cache with room for everything that knows which answers are the same; there is none."
+        told = "oracle: a cache without bounds that knows which requests share an answer."
         yield from _wrapped(told, width, "note")
     if score.bypassed:
-        told = "bypassed: requests that want another answer each time (temperature > 0, n > 1), so no cache is asked."
+        told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."
         yield from _wrapped(told, width, "note")
     if replayed.uncovered:
         text = "text that the embedder does not see whole was"

@@ -67,7 +67,7 @@ def _embed_ahead(replayed: Replayed, cache: Cache, clock: VirtualClock, progress
     progress(f"loading {embedder.identity}", 0, 0)
     embedder.load()
     replayed.model_seconds = perf_counter() - began
-    vectors = embed(embedder, texts, lambda done, of: progress("embedding", done, of))
+    vectors = embed(embedder, texts, lambda done, of: progress("embedding texts", done, of))
     replayed.embed_seconds = vectors.seconds
     replayed.embedded, replayed.uncovered = len(vectors.rows), len(vectors.uncovered)
     index = FlatIndex(embedder.dimension, size_bytes(replayed.settings.semantic))

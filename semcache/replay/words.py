@@ -89,7 +89,9 @@ def apart(text: str, other: str, width: int) -> list[tuple[str, bool]]:
     marked = [(word, _bare(word) not in others) for word in words]
     first = next((place for place, (_, is_apart) in enumerate(marked) if is_apart), 0)
     begin = 0
-    while columns(" ".join(words[begin : first + 1])) > width * 2 // 3 and begin < first:
+    over = columns(" ".join(words[: first + 1])) - width * 2 // 3
+    while over > 0 and begin < first:
+        over -= columns(words[begin]) + 1
         begin += 1
     shown: list[tuple[str, bool]] = [("...", False)] if begin else []
     left = width - 4 * bool(begin)

@@ -79,17 +79,21 @@ def unreadable(text: str, scripts: frozenset[str] | None) -> str | None:
     """Say why a text cannot be read: it is empty, has characters without meaning, or letters of other scripts."""
     if not text or text.isspace():
         return "the text is empty"
-    has_latin = scripts is None or "LATIN" in scripts
-    if has_latin and text.isascii():
+    is_latin = scripts is None or "LATIN" in scripts
+    if is_latin and text.isascii():
         return None
+    has_own, ascii_letter = is_latin, ""
     for character in dict.fromkeys(text):
-        if has_latin and character.isascii():
-            continue
-        if unicodedata.category(character) in _UNREADABLE:
+        if character.isascii():
+            ascii_letter = character if character.isalpha() else ascii_letter
+        elif unicodedata.category(character) in _UNREADABLE:
             return f"the text has a character without meaning: {character!a}"
-        if scripts is not None and character.isalpha() and not _is_written_in(character, scripts):
-            return f"the text has letters outside the embedder's languages: {character!r}"
-    return None
+        elif scripts is not None and character.isalpha():
+            if not _is_written_in(character, scripts):
+                return _foreign(character)
+            has_own = True
+    # Units, names and addresses in Latin letters stand in the texts of all languages, beside letters of their own.
+    return _foreign(ascii_letter) if ascii_letter and not has_own else None
 
 
 def too_long(characters: int, window: int | None) -> str | None:
@@ -110,3 +114,7 @@ def _is_written_in(letter: str, scripts: frozenset[str]) -> bool:
     words = unicodedata.name(letter, "").split()
     # "FULLWIDTH LATIN CAPITAL LETTER A", "HALFWIDTH KATAKANA LETTER A", "CJK UNIFIED IDEOGRAPH-65E5"
     return any(word in scripts or word in _OF_ALL_SCRIPTS for word in words[:2])
+
+
+def _foreign(letter: str) -> str:
+    return f"the text has letters outside the embedder's languages: {letter!r}"

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from semcache.semantic.arena import Slab
 
-ROW_BYTES = 240
+ROW_BYTES = 190
 """What a row takes beside its vector and text: key, number, fields, and its share of the tables."""
-SCOPE_BYTES = 220
+SCOPE_BYTES = 150
 """What a scope takes beside its rows."""
 
 _SHARDS = 256

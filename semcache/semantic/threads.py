@@ -54,12 +54,16 @@ def _quotas(root: Path) -> list[float]:
 
 def _quota_v2(folder: Path) -> float | None:
     quota, _, period = _read(folder / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and int(period) else None
+    return _share(quota, period)
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdigit() and int(period) else None
+    return _share(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _share(quota: str, period: str) -> float | None:
+    """Return a quota in processors; None for "max", for -1, and for what says nothing."""
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def _read(file: Path) -> str:

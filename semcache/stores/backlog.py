@@ -183,9 +183,8 @@ class Backlog:
 
     def doubt(self, newest_mark: int) -> None:
         """Take note of the latest mark in the file: what was born before it may be meant by one not known here."""
-        with self.lock:
-            self._newest_mark = max(self._newest_mark, newest_mark)
-            self._floor = max(self._floor, newest_mark)
+        self._newest_mark = max(self._newest_mark, newest_mark)
+        self._floor = max(self._floor, newest_mark)
 
     def settle_invalidation(self, invalidation: Invalidation, result: tuple[int, int] | BaseException) -> None:
         """Tell who waits what became of an invalidation."""

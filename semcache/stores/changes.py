@@ -7,7 +7,7 @@ pages in use, not a count of our own, decide when to evict.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,20 +131,20 @@ def mark(
     namespace: str,
     facet: str,
     value: str | bytes,
-    unwritten: Iterable[bytes],
+    unwritten: Collection[bytes],
     now: float,
 ) -> tuple[int, int]:
     """Invalidate a facet value: the position of its mark, and how many entries went.
 
-    `unwritten` are the keys of entries that went before they were written; one may stand in the file as well.
+    `unwritten` are the keys of entries that went before they were written; what they were to replace goes as well.
     """
     owner = value if facet == "namespace" else namespace
-    removed = sum(not connection.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone() for key in unwritten)
+    connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in unwritten])
     connection.execute("DELETE FROM marks WHERE namespace = ? AND facet = ? AND value = ?", (owner, facet, value))
     position = connection.execute("INSERT INTO log (kind) VALUES ('marked')").lastrowid
     connection.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", (position, owner, facet, value, now))
-    removed += connection.execute(_DELETE[facet], {"owner": owner, "value": value}).rowcount
-    return int(position or 0), removed
+    removed = connection.execute(_DELETE[facet], {"owner": owner, "value": value}).rowcount
+    return int(position or 0), removed + len(unwritten)
 
 
 def attach(connection: sqlite3.Connection, key: bytes, vector: Any, embedder: str | None) -> None:

@@ -222,7 +222,8 @@ class SqliteStore:
 
     def before_fork(self) -> None:
         """Wait for what is under way, and close every connection."""
-        locks = (self._writer.transacting, self._backlog.lock, self._opening)
+        # The backlog first: without it the writer cannot go on to its next transaction.
+        locks = (self._backlog.lock, self._writer.transacting, self._opening)
         self._held = [lock for lock in locks if lock.acquire(timeout=_FORK_WAIT_SECONDS)]
         if self._writer.transacting in self._held:
             self._writer.disconnect()

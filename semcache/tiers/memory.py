@@ -17,6 +17,7 @@ from cachetools import Cache as CacheOf
 from cachetools import TLRUCache
 
 from semcache.codec import plain_body
+from semcache.errors import TierError
 from semcache.log import Marks
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan
@@ -77,6 +78,7 @@ class MemoryTier:
         self._ttl = ttl
         self._jitter = jitter
         self._is_store = is_store
+        self._is_closed = False
         self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
         self._now = clock.monotonic
         self._lock = Lock()
@@ -105,8 +107,9 @@ class MemoryTier:
     def _apply_touches(self) -> None:
         """Bring the LRU's order up to date; the lock is held."""
         touched, self._touched = self._touched, {}
-        for key in list(touched):
-            self._entries.get(key)
+        with self._entries.timer:  # time stands still: nothing can expire between two looks
+            for key in list(touched):
+                self._entries.get(key)
 
     def peek(self, key: bytes) -> Hit | Miss:
         """Look an entry up by its key alone."""
@@ -122,11 +125,15 @@ class MemoryTier:
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Look an entry up."""
+        if self._is_closed:
+            raise TierError("closed", "the memory tier was closed")
         return self.peek(request.key)
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
         """Keep an entry for the smaller of the tier's ttl and what remains of its life."""
+        if self._is_closed:
+            raise TierError("closed", "the memory tier was closed")
         longest = entry.life if self._is_store and entry.own_ttl else min(self._ttl, entry.life)
         now = self._now()
         kept = Kept(entry, request.facets, now - entry.age, now + longest * (1 - self._jitter * self._random()))
@@ -144,14 +151,15 @@ class MemoryTier:
 
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
         """Drop the entries with a facet value, and refuse those born before `position` that are still to come."""
-        with self._lock:
+        entries = self._entries
+        with self._lock, entries.timer:
             self._marks.mark(facet, value, position)
             if facet == "key":
-                keys = [value] if value in self._entries else []
-            else:
-                keys = [key for key, kept in self._entries.items() if getattr(kept.facets, facet) == value]
+                keys = [value] if value in entries else []
+            else:  # read past the LRU, whose order this is no reason to change
+                keys = [key for key in entries if getattr(_read(entries, key).facets, facet) == value]
             for key in keys:
-                self._entries.pop(key, None)  # type: ignore[arg-type]
+                entries.pop(key, None)  # type: ignore[arg-type]
         return len(keys)
         yield
 
@@ -172,10 +180,19 @@ class MemoryTier:
     def close(self) -> None:
         """Drop everything."""
         with self._lock:
+            self._is_closed = True
             self._entries.clear()
 
-    def after_fork(self) -> None:
-        """Begin with a lock of our own: the old one may be held by a thread that the fork left behind."""
+    def before_fork(self) -> None:
+        """Wait for a put under way: the child is to find it done."""
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on, with a lock of our own."""
         self._lock = Lock()
 
 

@@ -74,7 +74,7 @@ class SemanticTier:
         evidence = Evidence()
         for _ in range(_ROUNDS):
             try:
-                found: Found = yield Wait(self.batcher.search(scope, text, NEIGHBOURS), self._timeout)
+                found: Found = yield Wait(self.batcher.search(scope, text, NEIGHBOURS), deadline - self._now())
             except TierError as error:
                 if error.reason != "uncovered":
                     raise
@@ -83,29 +83,37 @@ class SemanticTier:
             began = perf_counter_ns()
             hit, gone = self._decide(request, found.neighbours, evidence)
             evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
+            if gone:
+                self.batcher.remove(gone)
             if hit is not None:
                 return hit
             if not gone or self._now() >= deadline:
                 break
-            self.batcher.remove(gone)
         return Miss(evidence.decision.reason if evidence.decision else None, evidence)
 
     def _decide(
         self, request: Request, neighbours: list[Neighbour], evidence: Evidence
     ) -> tuple[Hit | None, list[bytes]]:
-        """Ask the policy about each neighbour; also tell those whose answers are gone, if none is served."""
+        """Ask the policy about each neighbour; also tell those whose answers are gone."""
         gone: list[bytes] = []
+        trouble: Exception | None = None
         for neighbour in neighbours:
             decision = self._judge(request, neighbour)
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
                 evidence.decision = decision
-            found = self._fetch(neighbour.key)
+            try:
+                found = self._fetch(neighbour.key)
+            except Exception as error:  # noqa: BLE001 - one answer that cannot be had is no reason against the next
+                trouble = error
+                continue
             if found is None:
                 gone.append(neighbour.key)
                 if evidence.decision is decision:
                     evidence.decision = None
             elif decision.verdict is Verdict.REUSE:
                 return Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence), gone
+        if trouble is not None:
+            raise trouble
         return None, gone
 
     def _judge(self, request: Request, neighbour: Neighbour) -> Decision:
@@ -147,7 +155,7 @@ class SemanticTier:
 
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:  # noqa: ARG002 - the protocol's
         """Drop a key's row; rows of other facets go as their answers are missed."""
-        if facet == "key":
+        if facet == "key" and self.batcher.state not in ("idle", "closed"):
             self.batcher.remove([value])  # type: ignore[list-item]
         return 0
         yield

@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
-from threading import Lock
+from threading import RLock
 from time import perf_counter_ns
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.codec import Codec, unpack
-from semcache.context import current
-from semcache.errors import ConfigurationError, DecodeError, UnkeyableError
+from semcache.context import as_tenant, current
+from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember, tracing
 from semcache.keys import KEY_BYTES, canonical, canonical_items
 from semcache.lookup import Origin, finish, load, lookup
-from semcache.model import Facets, Request, Shared, Tenant
-from semcache.plan import Plan
+from semcache.model import Facets, Request, Tenant
+from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept
 from semcache.wrap.options import Options
 from semcache.wrap.shared import Stream
-from semcache.wrap.signature import Signature
+from semcache.wrap.signature import MisfitError, Signature
 
 _decode = Codec.decode
 _options = current.get
@@ -44,8 +44,8 @@ class Call:
         self.name = name
         self.version = version
         self.when = options.when
-        self.streams: dict[tuple[bytes, int], Stream] = {}
-        self.streams_lock = Lock()
+        self.streams: dict[tuple[bytes, Any, bool], Stream] = {}
+        self.streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
         self._options = options
         self._is_method = is_method
         self._signature = signature
@@ -54,8 +54,9 @@ class Call:
         self._probe = cache.memory.probe if cache.memory is not None else _nothing
         self._count = signature.count
         self._is_bare = signature.is_bare and not is_method and options.key is None
-        self._text_place = signature.names.index(options.text) if isinstance(options.text, str) else -1
-        self._takes_callables = any(callable(one) for one in (options.key, options.text, options.tenant))
+        self._text_place = -1
+        if isinstance(options.text, str) and options.key is None:
+            self._text_place = signature.names.index(options.text)
         # In the common case a key is a digest of the arguments and nothing else.
         self._is_plain = options.tenant is None and cache.tenant is None
 
@@ -76,12 +77,12 @@ class Call:
         """Return whose call it is, as far as the function says."""
         tenant = self._options.tenant
         if isinstance(tenant, str):
-            return _tenant(self._signature.arguments(args, kwargs)[tenant])
-        return _tenant(tenant(*args, **kwargs)) if callable(tenant) else tenant
+            return as_tenant(self._signature.arguments(args, kwargs)[tenant])
+        return as_tenant(tenant(*args, **kwargs)) if callable(tenant) else tenant
 
     def plan(
         self, opened: tuple[Request | None, Event], args: tuple[Any, ...], kwargs: dict[str, Any], *, blocks: bool
-    ) -> Plan[Any]:
+    ) -> Plan[Outcome[Any]]:
         """Return the plan that answers a call which memory did not."""
         request, event = opened
         origin = Origin(partial(self.function, *args, **kwargs), self.when)
@@ -151,7 +152,7 @@ class Call:
             load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns},
         )  # fmt: skip
 
-    def bypass(self, event: Event, origin: Origin) -> Plan[Any]:
+    def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
         """Call the origin alone, and record that it was."""
         outcome = yield from load(origin, None, event)
         return finish(self.cache.chain, event, outcome)
@@ -159,12 +160,13 @@ class Call:
     def _unkeyable(self, error: Exception) -> Event:
         """Count a call that has no key, and say why, once."""
         event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable")
-        if isinstance(error, UnkeyableError):
-            error = self._named(error)
-            about, why = error.where, str(error)
-        elif isinstance(error, TypeError) and not self._takes_callables:
+        if isinstance(error, MisfitError):
             event.reason = "the arguments do not fit the function"
             return event
+        if isinstance(error, UnkeyableError):
+            about, inside = self._place(error)
+            error = UnkeyableError(error.message, about + inside)
+            why = str(error)
         else:
             event.reason = "key, text or tenant failed"
             about, why = type(error).__name__, f"key=, text= or tenant= raised {error!r}"
@@ -172,13 +174,12 @@ class Call:
         self.cache.recorder.warn_once(f"{self.name}: {about}", f"{self.name} is not cached for this call: {why}")
         return event
 
-    def _named(self, error: UnkeyableError) -> UnkeyableError:
-        """Say which argument it is that has no key."""
+    def _place(self, error: UnkeyableError) -> tuple[str, str]:
+        """Say which argument it is that has no key, and where inside it the reason lies."""
         place, _, inside = error.where.removeprefix("[").partition("]")
         if not place.isdigit():
-            return error
-        where = "key=" if self._options.key is not None else f"argument {self._signature.names[int(place)]!r}"
-        return UnkeyableError(error.message, where + inside)
+            return error.where, ""
+        return "key=" if self._options.key is not None else f"argument {self._signature.names[int(place)]!r}", inside
 
     def request(
         self, key: bytes, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], tenant: Tenant | None
@@ -196,11 +197,13 @@ class Call:
         """Return the text, the canonical rest of the arguments, and why there is no near match, if so."""
         if self._options.text is None or self.cache.semantic is None:
             return None, b"", None
-        if not callable(self._options.text):
-            text = values[self._text_place]
-            rest = (*values[: self._text_place], None, *values[self._text_place + 1 :])
-        else:
+        place = self._text_place
+        if callable(self._options.text):
             text, rest = _cut_out(self._options.text(*args, **kwargs), values)
+        elif place < 0:  # key= alone makes the key, and so what must be equal beside the text
+            text, rest = _cut_out(self._signature.arguments(args, kwargs)[self._options.text], values)
+        else:
+            text, rest = values[place], (*values[:place], None, *values[place + 1 :])
         if not isinstance(text, str):
             return None, b"", f"the text is a {type(text).__name__}, not a str"
         if rest is None:
@@ -221,15 +224,6 @@ def _nothing(key: bytes) -> Kept | None:  # noqa: ARG001 - the probe of a cache 
     return None
 
 
-def _tenant(value: Any) -> Tenant | None:
-    """Take a tenant as the call gives it; a number is a fine name for one."""
-    if value is None or isinstance(value, str | Shared):
-        return value or None
-    if isinstance(value, int):
-        return str(value)
-    raise ConfigurationError(f"a tenant is text or a number; got {value!r}")
-
-
 def _cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
     """Split what a text callable returned into the text and the rest of the call.
 
@@ -247,11 +241,11 @@ def _cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
 
 
 def _without(text: str, value: Any, found: list[bool]) -> Any:
-    if isinstance(value, str):
+    if value.__class__ is str:
         parts = value.split(text)
         found[0] = found[0] or len(parts) > 1
         return ("cut", *parts)
-    if isinstance(value, dict):
+    if value.__class__ is dict:
         return {key: _without(text, item, found) for key, item in value.items()}
     if value.__class__ in (list, tuple):
         return [value.__class__.__name__, *(_without(text, item, found) for item in value)]

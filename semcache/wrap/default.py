@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from threading import Lock
 from typing import Any
@@ -20,6 +21,10 @@ _TEXT = ("namespace", "memory", "disk", "disk_size", "embedder", "semantic", "de
 
 def configure(**settings: Any) -> None:
     """Set what the default cache is built with; takes what `Cache` takes. Call it before the first cached call."""
+    known = inspect.signature(Cache).parameters
+    for name in settings:
+        if name not in known:
+            raise ConfigurationError(f"{name}= is no setting of a Cache; it has {', '.join(known)}")
     with _lock:
         if _built:
             raise ConfigurationError(

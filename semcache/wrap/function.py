@@ -11,8 +11,9 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from threading import Lock
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
+from weakref import WeakSet
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
@@ -23,9 +24,9 @@ from semcache.ttl import Duration
 from semcache.wrap.call import Call
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
-from semcache.wrap.signature import Signature, register_returned
+from semcache.wrap.signature import Signature, register_returned, unwrap
 from semcache.wrap.stream import areplay, replay
-from semcache.wrap.version import name_of, unwrap_partial, version_of
+from semcache.wrap.version import name_of, version_of
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -126,6 +127,8 @@ def cached(
 def _decorate(cache: Cache | None, checked: Options, function: Any) -> Any:
     if isinstance(function, classmethod | staticmethod):
         return type(function)(_decorate(cache, checked, function.__func__))
+    if type(function) is _Method:
+        function = function.wrapper
     wrapping = Wrapping(cache, checked, function)
     wrapper = wrapping.wrapper()
     return _Method(wrapper, wrapping) if wrapping.is_method else wrapper
@@ -135,7 +138,7 @@ class Wrapping:
     """One decorated function: what is known of it at decoration, and its Call, made at its first use."""
 
     def __init__(self, cache: Cache | None, checked: Options, function: Any) -> None:
-        inner, _, _ = unwrap_partial(function)
+        inner, given = unwrap(function)
         if isinstance(inner, type) or not hasattr(inner, "__qualname__"):
             raise ConfigurationError(f"cached takes a function; {inner!r} is none: wrap it in one")
         self.function = function
@@ -144,12 +147,12 @@ class Wrapping:
         self._cache = cache
         self._lock = Lock()
         self.bound: Call | None = None
+        self._signature = Signature(inner, given, checked.ignore, self.name, has_key=checked.key is not None)
         owner = inner.__qualname__.rpartition(".")[0]
-        parameters = list(inspect.signature(function).parameters)
         # A function of a class body whose first parameter is its object; classmethods come here unwrapped, with cls.
-        self.is_method = bool(owner) and not owner.endswith("<locals>") and parameters[:1] == ["self"]
+        is_method = bool(owner) and not owner.endswith("<locals>") and self._signature.names[:1] == ("self",)
+        self.is_method = is_method and checked.key is None and not given
         closed_over = frozenset(getattr(getattr(inner, "__code__", None), "co_freevars", ()))
-        self._signature = Signature(function, checked.ignore, self.name)
         for name in checked.ignore - closed_over:
             self._signature.require(name, "ignore")
         for option in ("text", "tenant"):
@@ -159,7 +162,7 @@ class Wrapping:
             raise ConfigurationError(f"text={checked.text!r} is ignored too: the text must be in the key")
         version = checked.version
         if version is None:
-            version = version_of(function, self.name, checked.ignore)
+            version = version_of(inner, self.name, checked.ignore)
         if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
             version += ":items"  # what is stored is a list of items, whatever version= says
         register_returned(inner)
@@ -196,6 +199,7 @@ class Wrapping:
         functools.update_wrapper(made, inner)
         made.__wrapped__ = self.function
         made.__semcache_name__ = self.name
+        made.__semcache_version__ = self._version
         made.cache_info = self.cache_info
         made.cache_clear = self.cache_clear
         made.invalidate = self.invalidate
@@ -223,7 +227,7 @@ def _function(wrapping: Wrapping) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = wrapping.bound or wrapping.call
         value, opened = call.open(args, kwargs)
-        return value if opened is None else run(call.plan(opened, args, kwargs, blocks=True))
+        return value if opened is None else run(call.plan(opened, args, kwargs, blocks=True)).unwrap()
 
     return wrapper
 
@@ -232,7 +236,7 @@ def _coroutine(wrapping: Wrapping) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = wrapping.bound or wrapping.call
         value, opened = call.open(args, kwargs)
-        return value if opened is None else await arun(call.plan(opened, args, kwargs, blocks=False))
+        return value if opened is None else (await arun(call.plan(opened, args, kwargs, blocks=False))).unwrap()
 
     return wrapper
 
@@ -257,29 +261,39 @@ def _async_generator(wrapping: Wrapping) -> Callable[..., Any]:
 
 
 class _Method:
-    """A cached method: binds as functions do, and warns once where its object cannot be keyed."""
+    """A cached method: binds as functions do, and warns once where its object cannot be keyed.
+
+    It passes for a function, because pydantic takes nothing else for a method.
+    """
 
     def __init__(self, wrapper: Any, wrapping: Wrapping) -> None:
         functools.update_wrapper(self, wrapper)
-        self._wrapper = wrapper
+        self.wrapper = wrapper
         self._wrapping = wrapping
-        self._seen: set[type] = set()
+        self._seen: WeakSet[type] = WeakSet()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return FunctionType
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["wrapper"], name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._wrapper(*args, **kwargs)
+        return self.wrapper(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
-            return self
+            return self.wrapper
         kind = type(instance)
         if kind not in self._seen:
             self._seen.add(kind)
             problem = _without_key(kind)
             if problem is not None:
                 self._wrapping.call.cache.recorder.warn_once(
-                    f"{self._wrapping.name}: argument 'self'", f"{self._wrapping.name} is not cached: {problem}", 3
+                    f"{self._wrapping.name}: argument 'self'", f"{self._wrapping.name} is not cached: {problem}"
                 )
-        return MethodType(self._wrapper, instance)
+        return MethodType(self.wrapper, instance)
 
 
 def _without_key(kind: type) -> str | None:
@@ -296,7 +310,7 @@ def check(cls: type) -> None:
 
     Raises ConfigurationError, which at run time would be a counted bypass and one warning.
     """
-    methods = [name for base in cls.__mro__ for name, one in vars(base).items() if isinstance(one, _Method)]
+    methods = [name for base in cls.__mro__ for name, one in vars(base).items() if type(one) is _Method]
     problem = _without_key(cls) if methods else None
     if problem is not None:
         raise ConfigurationError(f"{', '.join(sorted(methods))}: {problem}")

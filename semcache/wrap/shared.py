@@ -4,7 +4,7 @@ Laws (law 6 and the design's section 9):
 - each item is pulled from the origin once; who asks for one that is there is given a copy of its own;
 - there is no leader whose leaving could cut the others: when one stops reading, another pulls; when the last one
   stops before the end, the origin is closed and nothing is kept;
-- an error in mid-stream goes to all who reach it;
+- an error in mid-stream, of whatever kind, goes to all who reach it: what it cut off never passes for a whole stream;
 - the origin runs where its first caller ran it: a generator in that caller's context, an async generator in one task
   of its own, from beginning to end, so that no reader's cancellation reaches it.
 """
@@ -13,25 +13,29 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from time import perf_counter_ns
 from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
-from semcache.errors import EncodeError
-from semcache.flight import Flight, enter, is_inside
-from semcache.plan import Load, Outcome, Plan, Wait
+from semcache.flight import Flight, enter
+from semcache.plan import Call, Outcome, Plan, Wait
 
 
-class End:
-    """The end of a stream, with what its generator returned."""
+class End(Outcome[Any]):
+    """How a stream ended: with what its generator returned, or with its error."""
+
+    __slots__ = ()
+
+
+class Raw:
+    """An item, or a returned value, that has no encoding."""
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Any = None) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
 
 
@@ -39,7 +43,7 @@ class Origin(Protocol):
     """Where items come from: `pull` gives the next one, or End, directly or as an awaitable."""
 
     def pull(self) -> Any:
-        """Return the next item or End."""
+        """Return the next item, or End; an error of the origin's is an End too."""
         ...
 
     def close(self) -> Any:
@@ -61,6 +65,8 @@ class GeneratorOrigin:
             return self._context.run(next, self._generator)
         except StopIteration as stop:
             return End(stop.value)
+        except BaseException as error:  # noqa: BLE001 - whatever ended the generator, it has no next item
+            return End(error=error)
 
     def close(self) -> None:
         """Close the generator."""
@@ -74,39 +80,39 @@ class AsyncGeneratorOrigin:
         import asyncio
 
         self._asked = asyncio.Event()
-        self._answers: asyncio.Queue[Outcome[Any]] = asyncio.Queue()
+        self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._waiting = False
         context = contextvars.copy_context()
         context.run(enter, flight)
-        self._waiting = False
         self._task = asyncio.get_running_loop().create_task(self._drive(make), context=context)
+        self._task.add_done_callback(self._ended)
 
     async def _drive(self, make: Callable[[], AsyncGenerator[Any, None]]) -> None:
         items = make()
+        item: Any = None
         try:
-            while True:
+            while not isinstance(item, End):
                 await self._asked.wait()
                 self._asked.clear()
-                try:
-                    item = await anext(items)
-                except StopAsyncIteration:
-                    item = End()
-                except Exception as error:  # noqa: BLE001 - the origin's error is its readers'
-                    self._answers.put_nowait(Outcome(error=error))
-                    return
-                self._answers.put_nowait(Outcome(item))
-                if isinstance(item, End):
-                    return
+                item = await _next(items)
+                self._answers.put_nowait(item)
         finally:
             await items.aclose()
+
+    def _ended(self, _task: object) -> None:
+        """Leave nobody waiting, whoever has cancelled the task; behind a regular end nobody reads this."""
+        import asyncio
+
+        self._answers.put_nowait(End(error=asyncio.CancelledError()))
 
     async def pull(self) -> Any:
         """Return the next item, or End; a reader cancelled while it waits leaves the item for the next."""
         if not self._waiting:
             self._waiting = True
             self._asked.set()
-        outcome = await self._answers.get()
+        item = await self._answers.get()
         self._waiting = False
-        return outcome.unwrap()
+        return item
 
     async def close(self) -> None:
         """Cancel the task, which closes the generator, and wait for it."""
@@ -116,6 +122,15 @@ class AsyncGeneratorOrigin:
         await asyncio.wait([self._task])
         if not self._task.cancelled() and self._task.exception() is not None:
             raise self._task.exception()  # type: ignore[misc]
+
+
+async def _next(items: AsyncGenerator[Any, None]) -> Any:
+    try:
+        return await anext(items)
+    except StopAsyncIteration:
+        return End()
+    except BaseException as error:  # noqa: BLE001 - whatever ended the generator, it has no next item
+        return End(error=error)
 
 
 class Replayed:
@@ -138,109 +153,108 @@ class Replayed:
 class Stream:
     """The items pulled so far, and who may pull the next.
 
-    `max_bytes` bounds what is held: a stream that grows past it can no longer be joined or stored, and a sole reader's
-    items are let go.
+    `max_bytes` bounds what is held: a stream that grows past it, or that cannot be encoded, can no longer be joined or
+    stored, and a sole reader's items are let go. `blocks` says that its readers are plain calls, not tasks.
     """
 
-    def __init__(self, flight: Flight[Any], max_bytes: int) -> None:
+    def __init__(self, flight: Flight[Any], max_bytes: int, *, blocks: bool) -> None:
         self.flight = flight
         self.origin: Origin | None = None
-        self.items: list[bytes] = []
+        self.items: list[bytes | Raw] = []
         self.end: End | None = None
-        self.error: Exception | None = None
-        self.is_storable = True
+        self.fault: Exception | None = None
         self.born = 0
         self.pull_ns = 0
         self._max_bytes = max_bytes
+        self._blocks = blocks
         self._bytes = 0
         self._let_go = 0
-        self._raw: list[Any] = []
         self._readers = 0
+        self._is_claimed = False
         self._puller = 0
         self._pulled: Future[None] | None = None
-        self._lock = Lock()
+        self._lock = RLock()  # the collector may close one reader while this thread reads for another
 
     @property
-    def is_over(self) -> bool:
-        """Whether the origin has ended or failed."""
-        return self.end is not None or self.error is not None
+    def is_too_large(self) -> bool:
+        return self._bytes > self._max_bytes
 
-    def step(self, open_: Callable[[], Plan[Origin]], place: int) -> Plan[Any]:
-        """Return the item at a place, or End; who finds nobody pulling pulls. `open_` gives the origin."""
+    @property
+    def is_kept(self) -> bool:
+        """Whether all that was pulled is held, to be shared and stored."""
+        return self.fault is None and not self.is_too_large and not isinstance(self.origin, Replayed)
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether who comes now may be given all of it."""
+        has_failed = self.end is not None and self.end.error is not None
+        return self.is_kept and not has_failed and self._readers >= 0 and not self.flight.is_closed
+
+    def step(self, open_: Callable[[], Plan[Origin]], place: int, timeout: float | None = None) -> Plan[Any]:
+        """Return the item at a place, or End; who finds nobody pulling pulls. `open_` gives the origin.
+
+        Raises TimeoutError after waiting `timeout` seconds for somebody else's pull.
+        """
         while True:
             with self._lock:
-                if place < self._let_go + len(self.items) + len(self._raw):
-                    return self._copy_of(place - self._let_go)
-                if self.error is not None:
-                    raise self.error
-                if self.end is not None:
-                    return self.end
+                there = self._at(place)
                 pulled = self._pulled
-                if pulled is None:
+                if there is None and pulled is None:
                     mine = self._pulled = Future()
                     mine.set_running_or_notify_cancel()
                     self._puller = get_ident()
-            if pulled is not None:
-                yield Wait(pulled)
-                continue
-            began = perf_counter_ns()
-            try:
-                if self.origin is None:
-                    self.origin = yield from open_()
-                outcome: Outcome[Any] = yield Load(self.origin.pull)
-                return self._take(outcome)
-            finally:
-                with self._lock:
-                    self.pull_ns += perf_counter_ns() - began
-                    self._pulled = None
-                mine.set_result(None)
-
-    def _take(self, outcome: Outcome[Any]) -> Any:
-        """Keep what was pulled for the other readers, and return it, or raise the origin's error."""
-        with self._lock:
-            if outcome.error is not None:
-                self.error = outcome.error
-                raise outcome.error
-            item = outcome.value
-            if isinstance(item, End):
-                self.end = item
-                return item
-            try:
-                data = b"" if self._raw else pack(item)
-            except EncodeError:
-                self.is_storable = False
-                data = b""
-            if data:
-                self.items.append(data)
-                self._bytes += len(data)
-                self._bound()
-            else:
-                self._raw.append(item)
-            return item
-
-    def _bound(self) -> None:
-        if self._bytes > self._max_bytes:
-            self.is_storable = False
-            if self._readers == 1:
-                self._let_go += len(self.items)
-                self.items.clear()
-
-    def _copy_of(self, place: int) -> Any:
-        """Return a reader's own copy of an item; one that cannot be encoded is copied in the ordinary way."""
-        if place < len(self.items):
-            return unpack(self.items[place])
-        item = self._raw[place - len(self.items)]
+            if there is not None:
+                return _copy_of(there)
+            if pulled is None:
+                break
+            if self._waits_for_itself():
+                raise ValueError("generator already executing")
+            yield Wait(pulled, timeout)
         try:
-            return copy.deepcopy(item)
-        except Exception:  # noqa: BLE001 - objects may refuse in any way; sharing is all that is left
+            if self.origin is None:
+                self.origin = yield from open_()
+            began = perf_counter_ns()
+            item = yield Call(self.origin.pull)
+            self.pull_ns += perf_counter_ns() - began
+            self._take(item)
             return item
+        finally:
+            with self._lock:
+                self._pulled = None
+            mine.set_result(None)
+
+    def _at(self, place: int) -> bytes | Raw | End | None:
+        place -= self._let_go
+        return self.items[place] if place < len(self.items) else self.end
+
+    def _take(self, item: Any) -> None:
+        """Keep what was pulled for the other readers and the store."""
+        with self._lock:
+            if isinstance(item, End):
+                self.end = item if item.error is not None else End(self._packed(item.value))
+            elif self._readers == 1 and not self.is_kept:
+                self._let_go += len(self.items) + 1
+                self.items.clear()
+            else:
+                self.items.append(self._packed(item))
+
+    def _packed(self, value: Any) -> bytes | Raw:
+        try:
+            packed = pack(value)
+        except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
+            self.fault = self.fault or error
+            return Raw(value)
+        self._bytes += len(packed)
+        return packed
+
+    def _waits_for_itself(self) -> bool:
+        """Say whether this thread, in the middle of a pull, would wait for that pull."""
+        return self._blocks and self._pulled is not None and self._puller == get_ident()
 
     def join(self) -> bool:
         """Read along from the beginning; False where that is not possible, or would wait for itself."""
         with self._lock:
-            closed = self._readers < 0 or self._let_go
-            waits_for_itself = self._pulled is not None and self._puller == get_ident() and not _in_task()
-            if closed or waits_for_itself or is_inside(self.flight) or not self.is_storable:
+            if not self.is_joinable or self._waits_for_itself():
                 return False
             self._readers += 1
             return True
@@ -255,19 +269,21 @@ class Stream:
             return False
 
     def claim(self) -> bool:
-        """Say, to one reader only, that the stream ended well and is to be stored."""
+        """Say, to one reader only, that the stream was loaded to a good end, and can be stored."""
         with self._lock:
-            claimed = self.end is not None and self.is_storable
-            self.is_storable = self.is_storable and not claimed
-            return claimed
+            is_good = self.end is not None and self.end.error is None and not isinstance(self.origin, Replayed)
+            claims = is_good and not self._is_claimed
+            self._is_claimed = self._is_claimed or claims
+            return claims
 
 
-def _in_task() -> bool:
-    """Say whether this is a task: it can wait for another of its thread, as a plain call cannot."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return False
+def _copy_of(kept: Any) -> Any:
+    """Return a reader's own copy; what has no encoding is copied in the ordinary way, or, at worst, shared."""
+    if isinstance(kept, End):
+        return kept if kept.error is not None else End(_copy_of(kept.value))
+    if isinstance(kept, bytes):
+        return unpack(kept)
     try:
-        return asyncio.current_task() is not None
-    except RuntimeError:
-        return False
+        return copy.deepcopy(kept.value)
+    except Exception:  # noqa: BLE001 - objects may refuse in any way; sharing is all that is left
+        return kept.value

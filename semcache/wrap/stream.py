@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from semcache.codec import pack
-from semcache.errors import EncodeError
+from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
-from semcache.lookup import find, is_kept, keep, to_entry
+from semcache.lookup import find, is_kept, keep, takes_near, to_entry
 from semcache.model import Evidence, Request
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 OriginType = type[GeneratorOrigin] | type[AsyncGeneratorOrigin]
 
@@ -36,12 +38,12 @@ def replay(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generat
     if request is None or request.mode == "off":
         _bypass(call, event)
         return (yield from call.function(*args, **kwargs))
-    reading = Reading(call, request, event, partial(call.function, *args, **kwargs), GeneratorOrigin, 0)
+    reading = Reading(call, request, event, partial(call.function, *args, **kwargs), GeneratorOrigin, None)
     try:
         while True:
             item = run(reading.step())
             if isinstance(item, End):
-                return item.value
+                return item.unwrap()
             _refuse_sent((yield item))
     finally:
         unread = run(reading.finish())
@@ -64,12 +66,13 @@ async def areplay(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         async for item in call.function(*args, **kwargs):
             yield item
         return
-    loop = id(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
     reading = Reading(call, request, event, partial(call.function, *args, **kwargs), AsyncGeneratorOrigin, loop)
     try:
         while True:
             item = await arun(reading.step())
             if isinstance(item, End):
+                item.unwrap()
                 return
             _refuse_sent((yield item))
     finally:
@@ -89,41 +92,76 @@ def _bypass(call: Call, event: Event) -> None:
 
 
 class Reading:
-    """One caller's reading of a stream; `loop` is the event loop whose tasks alone can share it, 0 for threads."""
+    """One caller's reading of a stream; `loop` is the event loop whose tasks alone can share it, None for threads."""
 
     def __init__(
-        self, call: Call, request: Request, event: Event, make: Callable[[], Any], origin: OriginType, loop: int
-    ) -> None:
+        self, call: Call, request: Request, event: Event, make: Callable[[], Any], origin: OriginType,
+        loop: AbstractEventLoop | None,
+    ) -> None:  # fmt: skip
         self._call = call
         self._chain = call.cache.chain
         self._request = request
         self._event = event
         self._make = make
         self._origin = origin
+        self._blocks = loop is None
         self._place = 0
         self._led = False
+        self._follows = False
         self._found = False
         self._evidence: Evidence | None = None
-        self._at = (request.key + (b"refresh" if request.mode == "refresh" else b""), loop)
+        # Who may not be given a near match reads no stream that may be one's.
+        self._at = (request.key + (b"refresh" if request.mode == "refresh" else b""), loop, takes_near(request))
         self._stream = self._board()
 
     def _board(self) -> Stream:
         """Read along with who reads already, or begin."""
         streams = self._call.streams
         with self._call.streams_lock:
+            self._drop_forgotten()
             stream = streams.get(self._at)
-            if stream is not None and stream.join():
+            if stream is not None and self._joins(stream):
                 return stream
-            begun = Stream(Flight(self._request.key), self._chain.max_value_bytes)
-            begun.join()
-            if stream is None:
+            begun = self._begin()
+            if stream is None or not stream.is_joinable:
                 streams[self._at] = begun
+                self._chain.flights.open(begun.flight)
             return begun
+
+    def _joins(self, stream: Stream) -> bool:
+        flights = self._chain.flights
+        self._follows = flights.follow(stream.flight, blocks=False)
+        if self._follows and not stream.join():
+            flights.unboard(stream.flight)
+            self._follows = False
+        return self._follows
+
+    def _begin(self) -> Stream:
+        flight: Flight[Any] = Flight(self._request.key, self._request)
+        flight.thread = 0  # whoever needs the next item pulls it
+        begun = Stream(flight, self._chain.max_value_bytes, blocks=self._blocks)
+        begun.join()
+        return begun
+
+    def _drop_forgotten(self) -> None:
+        """Drop the streams of loops that were closed in the middle of them: nobody else will."""
+        streams = self._call.streams
+        for at in [at for at in streams if at[1] is not None and at[1].is_closed()]:
+            self._chain.flights.abandon(streams.pop(at).flight)
 
     def step(self) -> Plan[Any]:
         """Return the next item, or End."""
-        item = yield from self._stream.step(self._open, self._place)
+        patience = self._chain.flight_timeout if self._place == 0 else None
+        try:
+            item = yield from self._stream.step(self._open, self._place, patience)
+        except TimeoutError:  # of our waiting; the origin's errors come as an End
+            self._event.fault("flight", TierError("late", f"the leader took over {patience:g} s"))
+            self._leave()
+            self._stream = self._begin()
+            item = yield from self._stream.step(self._open, 0)
         self._place += 1
+        if isinstance(item, End):
+            self._event.failed = item.error is not None
         return item
 
     def _open(self) -> Plan[Origin]:
@@ -133,47 +171,65 @@ class Reading:
             found, value, self._evidence = yield from find(self._chain, self._request, self._event)
             if found is not None:
                 self._found = True
-                self._stream.is_storable = False
                 return Replayed(value)
         self._stream.born = self._chain.position()
         return self._origin(self._make, self._stream.flight)
 
+    def _leave(self) -> bool:
+        """Read no more; True for the last reader."""
+        if self._follows:
+            self._chain.flights.unboard(self._stream.flight)
+            self._follows = False
+        return self._stream.leave()
+
     def finish(self) -> Plan[Origin | None]:
         """End the reading: keep what ended well, record the lookup; returns an origin that nobody reads to its end."""
         stream, event = self._stream, self._event
-        is_last = stream.leave()
+        is_last = self._leave()
         if not self._found:
-            event.failed = stream.error is not None
             event.shared = not self._led
             if self._led:
                 event.took("load", stream.pull_ns)
                 event.load_seconds = stream.pull_ns / 1e9
-            elif stream.error is None:
+            elif not event.failed:
                 event.kind, event.tier = "hit", "flight"
-        if stream.claim():
-            yield from self._keep()
-        if is_last or stream.is_over:
-            with self._call.streams_lock:
-                if self._call.streams.get(self._at) is stream:
-                    del self._call.streams[self._at]
-        unread = stream.origin if is_last and not stream.is_over else None
+        try:
+            if stream.claim():
+                yield from self._keep()
+        finally:
+            if is_last or stream.end is not None:
+                self._close()
+        unread = stream.origin if is_last and stream.end is None else None
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
         self._chain.recorder.lookup(event)
         return unread
 
+    def _close(self) -> None:
+        """Let nobody read along any more."""
+        self._chain.flights.abandon(self._stream.flight)
+        with self._call.streams_lock:
+            if self._call.streams.get(self._at) is self._stream:
+                del self._call.streams[self._at]
+
     def _keep(self) -> Plan[None]:
         """Store the items, and behind them what the generator returned."""
         stream, event = self._stream, self._event
+        if stream.fault is not None:
+            event.fault("codec", stream.fault)
+            return
+        if stream.is_too_large or stream.end is None:
+            event.reason = "not kept: over max_value"
+            return
         began = perf_counter_ns()
         try:
-            data = self._chain.codec.join([*stream.items, pack(stream.end.value if stream.end else None)])
-        except EncodeError as error:
+            data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
+            items = self._chain.codec.decode(data)[:-1] if self._call.when is not None else None
+        except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             event.fault("codec", error)
             return
         entry = to_entry(self._request, data, stream.born, event)
         entry.load_seconds = stream.pull_ns / 1e9
-        items = self._chain.codec.decode(data)[:-1] if self._call.when is not None else None
         if is_kept(self._chain, self._call.when, entry, items, event):
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=True)
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=False)

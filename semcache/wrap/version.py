@@ -7,22 +7,44 @@ is refused with the mend.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import textwrap
 from collections.abc import Callable
-from types import CodeType, FunctionType, ModuleType
+from enum import Enum
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from semcache.errors import ConfigurationError, UnkeyableError
 from semcache.keys import canonical, digest, module_name
+from semcache.wrap.signature import unwrap
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None), range)
+_IMMUTABLE_MODULES = ("datetime", "decimal", "fractions", "uuid")
+
+
+class _Refused(Exception):  # noqa: N818 - becomes a ConfigurationError once all is told
+    """A free variable that cannot enter a version, and why."""
+
+    def __init__(self, variable: str, why: str) -> None:
+        super().__init__(variable, why)
+        self.variable = variable
+        self.why = why
 
 
 def version_of(function: Callable[..., Any], name: str, ignore: frozenset[str] = frozenset()) -> str:
     """Return a function's version, 16 hex digits. Raises ConfigurationError for what cannot be versioned."""
-    return digest(*_parts(function, name, ignore, [])).hex()[:16]
+    try:
+        parts = _parts(function, ignore, [])
+    except _Refused as refused:
+        raise ConfigurationError(
+            f"{name} closes over {refused.variable!r}, which {refused.why}: pass version= to say yourself when "
+            f"answers change, or ignore={refused.variable!r} if it cannot change them"
+        ) from None
+    except UnkeyableError as error:
+        raise ConfigurationError(f"{name} closes over what has no key ({error}); pass version=") from None
+    if parts is None:
+        raise ConfigurationError(f"{name} has no source or bytecode to make a version of; pass version=")
+    return digest(*parts).hex()[:16]
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -30,79 +52,58 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{module_name(function.__module__)}.{function.__qualname__}"
 
 
-def unwrap_partial(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return the function inside functools.partial, with the arguments that it already has."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    while isinstance(function, functools.partial):
-        args, kwargs = function.args + args, {**function.keywords, **kwargs}
-        function = function.func
-    return function, args, kwargs
+def is_cached(function: Any) -> bool:
+    """Say whether `cached` made a function; one that wraps such a one has its attributes, but not its code."""
+    made_in = getattr(function, "__globals__", {}).get("__name__")
+    return made_in == "semcache.wrap.function" and hasattr(function, "__semcache_version__")
 
 
-def _parts(function: Any, name: str, ignore: frozenset[str], seen: list[Any]) -> list[bytes]:
-    function, args, kwargs = unwrap_partial(_inner(function))
+def _parts(function: Any, ignore: frozenset[str], seen: list[Any]) -> list[bytes] | None:
+    """Tell all that a function is made of; None for what is no function."""
+    if is_cached(function):
+        return [canonical([function.__semcache_name__, function.__semcache_version__])]
+    if isinstance(function, BuiltinFunctionType) and isinstance(function.__self__, ModuleType):
+        return [canonical(name_of(function))]
     if not isinstance(function, FunctionType):
-        raise ConfigurationError(f"{name} has no source or bytecode to make a version of; pass version=")
+        return None
     if any(function is one for one in seen):
         return []
     seen.append(function)
-    parts = [canonical([name_of(function), source_of(function)]), _keyed((args, kwargs), f"{name}'s partial arguments")]
+    parts = [canonical([name_of(function), source_of(function)])]
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         if variable not in ignore and variable != "__class__":
-            parts.append(canonical(variable))
-            parts += _closed_over(variable, cell, function, name, seen)
+            parts += [canonical(variable), *_closed_over(variable, cell, function, seen)]
     return parts
 
 
-def _inner(function: Any) -> Any:
-    """Return what a cached function caches; other decorators are code of their own, and their closures count."""
-    while hasattr(function, "__semcache_name__") and hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
-
-
-def _closed_over(variable: str, cell: Any, function: FunctionType, name: str, seen: list[Any]) -> list[bytes]:
+def _closed_over(variable: str, cell: Any, function: FunctionType, seen: list[Any]) -> list[bytes]:
     try:
         value = cell.cell_contents
     except ValueError:  # not set yet: the function itself, which is being decorated, or something defined later
         if variable == function.__name__:
             return []
-        raise ConfigurationError(_refusal(name, variable, "is not set yet")) from None
+        raise _Refused(variable, "is not set yet") from None
     if isinstance(value, ModuleType):
         return [canonical(value.__name__)]
-    if callable(value) and not isinstance(value, type):
-        value, args, kwargs = unwrap_partial(_inner(value))
-        if isinstance(value, FunctionType):
-            own = _parts(value, name, frozenset(), seen)
-            return [_keyed((args, kwargs), f"what {name} closes over as {variable!r}"), *own]
     if _is_immutable(value):
         return [canonical(value)]
-    raise ConfigurationError(_refusal(name, variable, f"is a {type(value).__name__}, which may change unseen"))
-
-
-def _refusal(name: str, variable: str, why: str) -> str:
-    return (
-        f"{name} closes over {variable!r}, which {why}: pass version= to say yourself when answers change, "
-        f"or ignore={variable!r} if it cannot change them"
-    )
+    inner, given = unwrap(value)
+    if not _is_immutable((given.args, *given.kwargs.items())):
+        raise _Refused(variable, "has arguments that may change unseen")
+    try:
+        told = _parts(inner, frozenset(), seen)
+    except _Refused as refused:
+        raise _Refused(variable, f"closes over {refused.variable!r}, which {refused.why}") from None
+    if told is None:
+        raise _Refused(variable, f"is a {type(value).__name__}, which may change unseen")
+    return [*told, canonical([given.args, given.kwargs])]
 
 
 def _is_immutable(value: Any) -> bool:
-    if isinstance(value, tuple | frozenset):
+    kind = value.__class__
+    if kind in (tuple, frozenset) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
         return all(_is_immutable(item) for item in value)
-    if value.__class__ in _IMMUTABLE:
-        return True
-    return value.__class__.__module__ in ("datetime", "decimal", "uuid", "fractions") or hasattr(
-        value.__class__, "__members__"
-    )
-
-
-def _keyed(value: object, where: str) -> bytes:
-    try:
-        return canonical(value, where)
-    except UnkeyableError as error:
-        raise ConfigurationError(str(error)) from None
+    return kind in _IMMUTABLE or kind.__module__ in _IMMUTABLE_MODULES or isinstance(value, Enum)
 
 
 def source_of(function: FunctionType) -> object:

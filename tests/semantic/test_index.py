@@ -3,16 +3,14 @@
 import tracemalloc
 from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-np = pytest.importorskip("numpy")
-pytest.importorskip("faiss")
-
-from semcache.semantic.arena import SLAB_ROWS  # noqa: E402 - after the skip
-from semcache.semantic.index import ROW_BYTES, SCOPE_BYTES, FlatIndex  # noqa: E402
+from semcache.semantic.arena import SLAB_ROWS
+from semcache.semantic.index import ROW_BYTES, SCOPE_BYTES, FlatIndex
 
 pytestmark = pytest.mark.semantic
 
@@ -316,15 +314,13 @@ def test_remove_scattered_single_rows_are_moved_together():
 
 
 def test_nbytes_counted_is_near_what_python_allocates():
-    """What is counted per row and scope, vectors and slabs' mappings apart, is within a third of what is allocated."""
+    """What is counted per row and scope, vectors apart, is within a quarter of what is allocated."""
     rows, singles = 60_000, 18_000
 
     def add(index):
         for number in range(rows):
             scope = number if number < singles else number % 3
-            index.add(
-                number.to_bytes(32, "big"), (scope + 2**40).to_bytes(32, "big"), vector, f"{number:>40}", inf
-            )
+            index.add(number.to_bytes(32, "big"), (scope + 2**40).to_bytes(32, "big"), vector, f"{number:>40}", inf)
 
     vector = axis(0)
     add(FlatIndex(DIMENSION, PLENTY))  # once before, so that imports and caches are not counted
@@ -338,7 +334,7 @@ def test_nbytes_counted_is_near_what_python_allocates():
         tracemalloc.stop()
     counted = index.nbytes - rows * 4 * DIMENSION
     assert counted == rows * (ROW_BYTES + 56 + 40) + singles * SCOPE_BYTES
-    assert 0.75 < allocated / counted < 1.33
+    assert 0.8 < allocated / counted < 1.25
 
 
 def test_clear_leaves_an_index_that_works():

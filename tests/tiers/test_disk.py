@@ -75,6 +75,10 @@ def locked(path):
         other.execute("ROLLBACK")
 
 
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def ask(path, question):
     with closing(sqlite3.connect(path)) as other:
         return other.execute(question).fetchall()
@@ -149,12 +153,13 @@ def test_put_beyond_the_queue_is_refused(open_tier, tmp_path, monkeypatch):
     tier = open_tier()
     with locked(tmp_path / "cache.db"):
         with pytest.raises(TierError) as refused:
-            for n in range(100):
-                put(tier, request(str(n)))
+            [put(tier, request(str(n))) for n in range(100)]
         assert refused.value.reason == "full"
+        waiting = tier.stats()["pending"]
+        assert waiting == 10
         assert value_of(tier, request("3")) == b"answer"
     assert tier.flush()
-    assert tier.stats()["entries"] >= 10
+    assert tier.stats()["entries"] >= waiting
 
 
 def test_put_beyond_the_queued_bytes_is_refused(open_tier, tmp_path, monkeypatch):
@@ -522,7 +527,7 @@ def test_opening_and_closing_leaks_nothing(open_tier, tmp_path):
     """Tiers that were closed keep no file descriptor and no thread."""
 
     def held():
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return open_files(), threading.active_count()
 
     def use_one():
         tier = open_tier(tmp_path / "cache.db")
@@ -544,13 +549,13 @@ def test_threads_that_ended_keep_no_connection(open_tier):
     put(tier, asked)
     tier.flush()
     assert value_of(tier, asked) == b"answer"
-    before, found = len(os.listdir("/proc/self/fd")), []
+    before, found = open_files(), []
     for _ in range(50):
         thread = threading.Thread(target=lambda: found.append(value_of(tier, asked)))
         thread.start()
         thread.join()
     assert found == [b"answer"] * 50
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_many_threads_read_what_they_wrote(open_tier):

@@ -1,0 +1,77 @@
+"""Fixtures of all tests: a clock that stands still, and caches that are closed, and looked over, after each test."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+
+import pytest
+from instruments import Compass
+
+import semcache
+from semcache import cache as cache_module
+from semcache.policy.threshold import UnmeasuredThresholdWarning
+from semcache.testing import ManualClock
+from semcache.wrap import default
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_outlives_a_test():
+    """Close whatever a test has opened, the default cache too."""
+    yield
+    default.reset()
+    for cache in list(cache_module._live):
+        cache.close()
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def open_cache(clock):
+    """Make caches on a clock that stands still, with time enough for every tier.
+
+    Afterwards no flight may be in the air, no bound exceeded.
+    """
+    opened = []
+
+    def open_one(namespace="tests", **settings):
+        patient = semcache.Timeouts(disk="10s", semantic="30s", flight="30s")
+        settings = {"clock": clock, "ttl": semcache.TTL(jitter=0), "timeouts": patient} | settings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnmeasuredThresholdWarning)
+            opened.append(semcache.Cache(namespace, **settings))
+        return opened[-1]
+
+    yield open_one
+    for cache in opened:
+        tiers = cache.stats().tiers
+        cache.close()
+        assert len(cache.chain.flights) == 0, "a flight is still in the air"
+        assert all(count >= 0 for counts in tiers.values() for count in counts.values()), tiers
+
+
+@pytest.fixture(params=["sync", "async"])
+def ask(request):
+    """Look up in one colour, then the other: ask(cache, request, load)."""
+    if request.param == "sync":
+        return lambda cache, asked, load, **more: cache.get_or_load(asked, load, **more)
+
+    return lambda cache, asked, load, **more: asyncio.run(cache.aget_or_load(asked, load, **more))
+
+
+@pytest.fixture
+def open_near(open_cache):
+    """Make caches that serve near matches of 0.9 and more among texts of given directions, and are ready to."""
+
+    def open_one(degrees=None, **settings):
+        settings = {
+            "embedder": Compass(degrees), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED,
+        } | settings  # fmt: skip
+        cache = open_cache(**settings)
+        cache.warm()
+        return cache
+
+    return open_one

@@ -1,0 +1,239 @@
+"""Law 8: an invalidation is kept (in this process and its store)."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from instruments import GUARD, Crew, Origin, watch_flights
+
+import semcache
+
+
+@pytest.fixture(params=["memory", "disk", "both"])
+def cache(request, open_cache, tmp_path):
+    """A cache of each make."""
+    disk = None if request.param == "memory" else tmp_path / "cache.db"
+    return open_cache(disk=disk, memory=0 if request.param == "disk" else "64MB")
+
+
+@pytest.fixture(params=["key", "function"])
+def invalidate(request):
+    """Invalidate what a request asked for: by its key, or by its function."""
+
+    def one(cache, asked):
+        facet = {"key": asked.key} if request.param == "key" else {"function": asked.facets.function}
+        return cache.invalidate(**facet)
+
+    return one
+
+
+def test_invalidated_answer_is_loaded_anew(cache, invalidate):
+    """Law 8: what was invalidated is a miss from every tier; what was not is a hit; the count is told."""
+    ask, other = cache.request("a", function="f"), cache.request("a", function="g")
+    for request in (ask, other):
+        cache.get_or_load(request, lambda: "old")
+    cache.flush()
+    assert invalidate(cache, ask) == 1
+    assert cache.get_or_load(other, lambda: "new") == "old"
+    assert cache.get_or_load(ask, lambda: "new") == "new"
+    assert invalidate(cache, cache.request("never asked", function="h")) == 0
+
+
+def test_answer_invalidated_while_it_loads_is_not_kept(cache, invalidate):
+    """Law 8: an entry is born where its load begins, so what was invalidated since is a miss; its caller gets it."""
+    request, origin = cache.request("a", function="f"), Origin("old", hold=True)
+    with Crew(1) as crew:
+        loading = crew.submit(cache.get_or_load, request, origin)
+        assert origin.entered.wait(GUARD)
+        invalidate(cache, request)
+        origin.go.set()
+        assert loading.result(GUARD) == "old"
+    cache.flush()
+    assert cache.get_or_load(request, lambda: "new") == "new"
+    cache.flush()
+    assert cache.get_or_load(request, lambda: "newer") == "new"
+
+
+def test_caller_who_comes_after_an_invalidation_does_not_follow_a_load_begun_before(cache, invalidate):
+    """Law 8: after `invalidate` has returned, nobody is given what was loaded before it, not even by a flight."""
+    request, origin = cache.request("a", function="f"), Origin("old", hold=True)
+    flights = watch_flights(cache)
+    with Crew(3) as crew:
+        before = [crew.submit(cache.get_or_load, request, origin) for _ in range(2)]
+        flights.wait_for(2)
+        assert origin.entered.wait(GUARD)
+        invalidate(cache, request)
+        after = crew.submit(cache.get_or_load, request, lambda: "new")
+        assert after.result(GUARD) == "new"
+        origin.go.set()
+        assert [one.result(GUARD) for one in before] == ["old", "old"]
+    assert cache.get_or_load(request, lambda: "newer") == "new"
+    assert origin.calls == 1
+
+
+def test_reader_who_comes_after_an_invalidation_does_not_join_a_stream_begun_before(cache):
+    """Law 8: what holds for a flight holds for the items of a stream."""
+    world = ["old"]
+
+    @semcache.cached(cache, version="1")
+    def function():
+        word = world[0]
+        yield f"{word} 1"
+        yield f"{word} 2"
+
+    early = function()
+    assert next(early) == "old 1"
+    world[0] = "new"
+    function.cache_clear()
+    assert list(function()) == ["new 1", "new 2"]
+    assert list(early) == ["old 2"]
+    assert list(function()) == ["new 1", "new 2"]
+
+
+def test_invalidation_of_another_key_leaves_a_flight_open(open_cache):
+    """Law 8: only what is meant is loaded twice."""
+    cache = open_cache()
+    flights, origin = watch_flights(cache), Origin(hold=True)
+    request, other = cache.request("a", function="f"), cache.request("b", function="g")
+    with Crew(2) as crew:
+        first = crew.submit(cache.get_or_load, request, origin)
+        assert origin.entered.wait(GUARD)
+        cache.invalidate(key=other.key)
+        cache.invalidate(function="g")
+        second = crew.submit(cache.get_or_load, request, origin)
+        flights.wait_for(2)
+        origin.go.set()
+        assert (first.result(GUARD), second.result(GUARD)) == ("answer", "answer")
+    assert origin.calls == 1
+
+
+def test_invalidation_holds_for_a_cache_that_is_opened_later(open_cache, tmp_path, invalidate):
+    """Law 8: an invalidation survives a restart."""
+    first = open_cache(disk=tmp_path / "cache.db")
+    request = first.request("a", function="f")
+    first.get_or_load(request, lambda: "old")
+    first.flush()
+    invalidate(first, request)
+    first.close()
+    second = open_cache(disk=tmp_path / "cache.db")
+    assert second.get_or_load(request, lambda: "new") == "new"
+
+
+def test_invalidation_is_durable_when_it_returns(open_cache, tmp_path):
+    """Law 8: a process that is killed right after `invalidate` has returned has invalidated."""
+    script = """
+import os, semcache, sys
+cache = semcache.Cache("tests", disk=sys.argv[1], timeouts=semcache.Timeouts(disk="10s"))
+request = cache.request("a", function="f")
+cache.get_or_load(request, lambda: "old")
+cache.flush()
+print(cache.invalidate(function="f"), flush=True)
+os._exit(0)
+"""
+    path = str(tmp_path / "cache.db")
+    ran = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True, timeout=GUARD)
+    assert ran.stdout == "1\n"
+    cache = open_cache(disk=path)
+    assert cache.get_or_load(cache.request("a", function="f"), lambda: "new") == "new"
+
+
+def test_invalidation_that_cannot_be_durable_raises(open_cache, tmp_path, invalidate):
+    """Law 8: `invalidate` does not fail open: it raises; in this process the entry is gone all the same."""
+    (tmp_path / "file").write_text("in the way")
+    cache = open_cache(disk=tmp_path / "file" / "cache.db")
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.get_or_load(request, lambda: "new") == "old"
+    with pytest.raises(semcache.InvalidationError, match="try again"):
+        invalidate(cache, request)
+    assert cache.get_or_load(request, lambda: "new") == "new"
+
+
+def test_invalidation_of_a_closed_cache_raises(open_cache, tmp_path, invalidate):
+    """Law 8: a store that is closed cannot keep it."""
+    cache = open_cache(disk=tmp_path / "cache.db")
+    cache.close()
+    with pytest.raises(semcache.InvalidationError):
+        invalidate(cache, cache.request("a", function="f"))
+
+
+def test_cancelled_invalidation_leaves_nothing_in_memory(open_cache, tmp_path):
+    """Law 8: whether a cancelled invalidation came to the store or not, this process serves nothing of it."""
+    cache = open_cache(disk=tmp_path / "cache.db")
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+
+    async def main():
+        task = asyncio.create_task(cache.ainvalidate(function="f"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert cache.probe(request.key) is None
+
+
+def test_invalidation_on_a_loop_is_kept(open_cache, tmp_path):
+    """Law 8: in the other colour too."""
+    cache = open_cache(disk=tmp_path / "cache.db")
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+    cache.flush()
+    assert asyncio.run(cache.ainvalidate(function="f")) == 1
+    assert cache.get_or_load(request, lambda: "new") == "new"
+
+
+def test_refused_answer_of_another_function_is_kept(open_cache):
+    """Law 8: marks are of facets: an answer of another function, loaded meanwhile, is kept."""
+    cache = open_cache()
+    request, origin = cache.request("a", function="f"), Origin("kept", hold=True)
+    with Crew(1) as crew:
+        loading = crew.submit(cache.get_or_load, request, origin)
+        assert origin.entered.wait(GUARD)
+        cache.invalidate(function="g")
+        origin.go.set()
+        loading.result(GUARD)
+    assert cache.get_or_load(request, lambda: "new") == "kept"
+
+
+@pytest.mark.semantic
+def test_invalidated_answer_is_no_near_match(open_near, tmp_path, invalidate):
+    """Law 8: also by a near match nothing invalidated is served, before a restart or after."""
+    cache = open_near(disk=tmp_path / "cache.db")
+    stored = cache.request(text="stored", function="f")
+    cache.get_or_load(stored, lambda: "old")
+    cache.flush()
+    invalidate(cache, stored)
+    assert cache.get_or_load(cache.request(text="asked", function="f"), lambda: "new") == "new"
+    invalidate(cache, cache.request(text="asked", function="f"))
+    cache.close()
+    again = open_near(disk=tmp_path / "cache.db")
+    assert again.stats().tiers["semantic"]["rows"] == 0
+
+
+def test_function_is_invalidated_by_name_or_itself(open_cache):
+    """Law 8: `invalidate(function=)`, `cache_clear()` and `f.invalidate(...)` are one thing."""
+    cache, calls = open_cache(), []
+
+    @semcache.cached(cache, version="1")
+    def function(x):
+        calls.append(x)
+
+    for invalidate in (
+        lambda: cache.invalidate(function=function),
+        lambda: cache.invalidate(function=function.__semcache_name__),
+        function.cache_clear,
+        lambda: function.invalidate(1),
+        lambda: cache.invalidate(key=semcache.last().key.hex()),
+    ):
+        function(1)
+        calls.clear()
+        function(1)
+        assert calls == []
+        assert invalidate() == 1
+        function(1)
+        assert calls == [1]

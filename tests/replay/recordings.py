@@ -1,0 +1,40 @@
+"""Recordings made by hand, and an embedder whose vectors can be told without a model."""
+
+from __future__ import annotations
+
+import json
+
+from semcache.replay.run import replay
+from semcache.replay.settings import Settings
+from semcache.ttl import TTL
+
+
+class Letters:
+    """An embedder that counts letters: texts of the same letters have one vector, those of no common one are apart."""
+
+    identity = "letters"
+
+    def __call__(self, texts):
+        import numpy as np
+
+        rows = [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+        return np.asarray(rows, dtype=np.float32) + np.float32(1e-3)
+
+
+def chat(text, ts=0, answer_id=None, *, model="m", system="be kind", **fields):
+    """Return the line of a chat completion."""
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    body = {"model": model, "messages": messages, **fields.pop("body", {})}
+    told = {"ts": ts, "kind": "llm", "request": body, **fields}
+    return json.dumps(told | ({} if answer_id is None else {"answer_id": answer_id}))
+
+
+def run(lines, **settings):
+    """Replay lines; exact only, and without jitter, unless told otherwise."""
+    defaults = {"embedder": None, "ttl": TTL(jitter=0.0)}
+    return replay(lines, Settings(**(defaults | settings)), lambda *_: None)
+
+
+def tiers(replayed):
+    """Return which tier answered each request."""
+    return [outcome.tier for outcome in replayed.outcomes]

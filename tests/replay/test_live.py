@@ -1,0 +1,69 @@
+"""A replay in real time, through the cache as it runs in a service."""
+
+from __future__ import annotations
+
+import pytest
+from recordings import chat, run
+
+from semcache.policy import Threshold
+from semcache.replay.report import figures, make_report
+from semcache.replay.score import score
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_live_replay_answers_all_requests(threads):
+    """Every request is asked once, by one of the callers; each distinct one is loaded once, and is no hit then."""
+    lines = [chat(str(number % 20), number, str(number % 20)) for number in range(200)]
+    replayed = run(lines, live_threads=threads)
+    total = score(replayed.recording.asked, replayed.outcomes)
+    assert total.requests == 200
+    assert total.hits.hits + total.misses == 200
+    assert total.misses == 20  # Law 6: one load per key, however many ask
+    assert total.hits.wrong == 0
+
+
+def test_live_replay_of_one_caller_answers_as_the_virtual_one():
+    """Where no ttl runs out, real time and the recording's give the same hits."""
+    lines = [chat(str(number * number % 37), number * 0.001) for number in range(300)]
+    live, virtual = run(lines, live_threads=1), run(lines)
+    assert [one.maker for one in live.outcomes] == [one.maker for one in virtual.outcomes]
+
+
+def test_callers_who_share_a_load_are_hits_of_a_flight():
+    """With an origin that takes its time, callers of one key share its load; nobody loads it twice."""
+    lines = [chat("a", 0, latency_ms=300)] * 8
+    replayed = run(lines, live_threads=8, origin_scale=1.0)
+    total = score(replayed.recording.asked, replayed.outcomes)
+    assert total.misses == 1
+    assert total.hits.hits == 7
+    assert set(total.tiers) <= {"flight", "memory"}
+
+
+@pytest.mark.semantic
+def test_live_replay_serves_near_matches(letters):
+    """The real batcher, index and policy answer; what they took is measured, loading the model apart."""
+    lines = [chat("listen", 0, "x"), chat("silent", 1, "x"), chat("enlist", 2, "y")]
+    # One caller, and the index takes rows behind the answer: a scope is not empty once its first row is on its way.
+    replayed = run(lines, embedder=letters, policy=Threshold(0.99), live_threads=1)
+    told = figures(make_report(replayed))
+    assert told["hits"]["semantic"] == 2
+    assert told["semantic"] == {"hits": 2, "wrong": 1}
+    assert told["embed_seconds"] > 0
+    assert replayed.embedded == 3
+
+
+@pytest.mark.semantic
+def test_live_replay_whose_embedder_fails_goes_on_and_says_so(letters):
+    """Law 10: an embedder that raises makes misses; the report names the fault, and such lookups are not timed."""
+
+    class Failing(type(letters)):
+        def __call__(self, texts):
+            if "broken" in texts:
+                raise RuntimeError("no")
+            return super().__call__(texts)
+
+    lines = [chat("listen", 0), chat("broken", 1), chat("silent", 2)]
+    replayed = run(lines, embedder=Failing(), policy=Threshold(0.99), live_threads=1)
+    assert [one.tier for one in replayed.outcomes] == [None, None, "semantic"]
+    assert replayed.outcomes[1].nanoseconds is None
+    assert any(fault.startswith("semantic") for fault in replayed.stats.faults)
