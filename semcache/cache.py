@@ -136,6 +136,7 @@ class Cache:
         return DiskTier(
             path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
             timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, random=self._random,
+            index_ttl=self._ttl.of("semantic"),
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip
 

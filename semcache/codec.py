@@ -20,7 +20,7 @@ from msgpack import ExtType, Packer, packb, unpackb
 
 from semcache.errors import ConfigurationError, DecodeError, EncodeError, MissingExtraError
 from semcache.extension import ENUM, INTEGER, MODEL, NAMED_TUPLE, READ, RECORD, TELL, tell_numpy
-from semcache.keys import is_pydantic, own_attributes, static_base, type_name
+from semcache.keys import in_words, is_pydantic, own_attributes, static_base, type_name
 
 VERSION = 1
 _PLAIN, _ZSTD = 0, 1
@@ -131,7 +131,7 @@ def _decompressed(data: bytes) -> bytes:
         if 0 <= zstandard.frame_content_size(data) <= _COMPRESS_TO_BYTES:
             return bytes(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
     except Exception as error:
-        raise DecodeError(f"cannot be decompressed: {error}") from error
+        raise DecodeError(f"cannot be decompressed: {in_words(error)}") from error
     raise DecodeError("damaged: compressed, and too large to be ours")
 
 
@@ -152,7 +152,7 @@ def pack(value: object) -> bytes:
     except RecursionError:
         raise EncodeError("cannot be stored: it is nested too deeply, or holds itself") from None
     except Exception as error:
-        raise EncodeError(f"cannot be stored exactly: {error!r}") from error
+        raise EncodeError(f"cannot be stored exactly: {in_words(error)}") from error
 
 
 def unpack(data: bytes | memoryview) -> Any:
@@ -162,7 +162,7 @@ def unpack(data: bytes | memoryview) -> Any:
     except DecodeError:
         raise
     except Exception as error:  # foreign bytes may break any constructor below us, in any way
-        raise DecodeError(f"damaged: {error!r}") from error
+        raise DecodeError(f"damaged: {in_words(error)}") from error
 
 
 # What msgpack gives back as it was. Its own hook for other types is not asked about some that it changes, such as
@@ -257,7 +257,8 @@ def _to_model(told: list[Any]) -> Any:
     model = object.__new__(kind)
     object.__setattr__(model, "__dict__", attributes)
     for slot, value in zip(_MODEL_SLOTS, (extra, private, set(fields_set)), strict=True):
-        object.__setattr__(model, slot, value)
+        if getattr(model, slot, _MODEL_SLOTS) is not value:  # a root model has no such slots, but None on its class
+            object.__setattr__(model, slot, value)
     return model
 
 

@@ -129,7 +129,7 @@ def tell_numpy(value: Any, kind: type) -> tuple[int, list[Any]]:
     import numpy as np  # the value is numpy's, so it is loaded
 
     if kind in (np.str_, np.bytes_):  # an array would drop the zeros at their ends
-        return NUMPY_SCALAR, [kind.__name__, bytes(value) if kind is np.bytes_ else str(value)]
+        return NUMPY_SCALAR, [kind.__name__, bytes(value) if kind is np.bytes_ else str.__str__(value)]
     if kind is not np.ndarray and kind not in np.sctypeDict.values():
         raise EncodeError(f"a {type_name(kind)} cannot be stored exactly; return an ndarray")
     array = np.asarray(value)
@@ -158,9 +158,10 @@ def _to_array(told: list[Any]) -> Any:
 def _to_scalar(told: list[Any]) -> Any:
     import numpy as np  # only where such a value was stored
 
-    if told[0] == "str_":
-        return np.str_(told[1])
-    return np.bytes_(told[1]) if told[0] == "bytes_" else _to_array(told)[()]
+    for name, kind, text in (("str_", np.str_, str), ("bytes_", np.bytes_, bytes)):
+        if told[0] == name and type(told[1]) is text:
+            return kind(told[1])
+    return _to_array(told)[()]
 
 
 # By number: the type of what was told, and what reads it.

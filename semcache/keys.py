@@ -338,6 +338,10 @@ def _numpy_teller(kind: type) -> tuple[int, Callable[[Any], Any]] | None:
 
     if kind is np.ndarray:
         return _ARRAY, _tell_array
+    if kind is np.str_:  # an array would drop the zeros at its end, and so would str()
+        return _SCALAR, lambda value: ["U", str.__str__(value)]
+    if kind is np.bytes_:
+        return _SCALAR, lambda value: ["S", bytes(value)]
     if issubclass(kind, np.generic) and kind is not np.record:
         return _SCALAR, lambda value: _tell_array(np.asarray(value))
     return (_DTYPE, _tell_dtype) if issubclass(kind, np.dtype) else None
@@ -379,4 +383,13 @@ def _unkeyable(error: Exception, where: str) -> UnkeyableError:
         return UnkeyableError(error.message, where + error.where)
     if isinstance(error, RecursionError) or (type(error) is ValueError and "recursion limit" in str(error)):
         return UnkeyableError(_TOO_DEEP, where)
-    return UnkeyableError(f"it cannot be read: {error!r}", where)
+    return UnkeyableError(f"it cannot be read: {in_words(error)}", where)
+
+
+def in_words(error: Exception) -> str:
+    """Tell an error in one line: its repr would tell all that it holds, and fail where that has none."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the user's own code
+        text = ""
+    return f"{type(error).__name__}: {text}"[:300]

@@ -122,6 +122,7 @@ Plan: TypeAlias = Generator[Step, Any, T]
 
 def run(plan: Plan[T]) -> T:
     """Carry out a plan in this thread."""
+    result: Any = None
     try:
         step = next(plan)
         while True:
@@ -133,10 +134,13 @@ def run(plan: Plan[T]) -> T:
                 step = plan.send(result)
     except StopIteration as stop:
         return cast("T", stop.value)
+    finally:
+        result = None  # the traceback of an origin's error holds this frame, which must not hold the error
 
 
 async def arun(plan: Plan[T]) -> T:
     """Carry out a plan on the running loop."""
+    result: Any = None
     try:
         step = next(plan)
         while True:
@@ -148,3 +152,5 @@ async def arun(plan: Plan[T]) -> T:
                 step = plan.send(result)
     except StopIteration as stop:
         return cast("T", stop.value)
+    finally:
+        result = None  # as above

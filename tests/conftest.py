@@ -10,6 +10,7 @@ from instruments import Compass
 
 import semcache
 from semcache import cache as cache_module
+from semcache.events import remember
 from semcache.policy.threshold import UnmeasuredThresholdWarning
 from semcache.testing import ManualClock
 from semcache.wrap import default
@@ -17,7 +18,8 @@ from semcache.wrap import default
 
 @pytest.fixture(autouse=True)
 def _no_cache_outlives_a_test():
-    """Close whatever a test has opened, the default cache too."""
+    """Close whatever a test has opened, the default cache too, and forget its last lookup."""
+    remember(None)
     yield
     default.reset()
     for cache in list(cache_module._live):

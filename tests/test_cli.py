@@ -66,7 +66,7 @@ def test_options_reach_the_replay(tmp_path, capsys):
         assert main(["replay", str(path), "--no-semantic", "--quiet", "--json", "-", *options]) == 0
         return json.loads(capsys.readouterr().out)["hits"]
 
-    assert hits() == {"memory": 3, "disk": 0}
+    assert hits("--ttl", "memory=10m") == {"memory": 3, "disk": 0}
     assert hits("--ttl", "memory=90s") == {"memory": 0, "disk": 3}
     assert hits("--ttl", "memory=90s", "--ttl", "disk=250s") == {"memory": 0, "disk": 2}
     assert hits("--time-scale", "10") == {"memory": 0, "disk": 3}
@@ -202,10 +202,13 @@ sys.exit(main({options!r}))
 """
     environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(semcache.__file__).parent.parent)}
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment) as running:
-        while "replaying" not in running.stderr.readline():
-            assert running.poll() is None
-        running.send_signal(signal.SIGINT)
-        rest = running.stderr.read()
+        try:
+            while "replaying" not in running.stderr.readline():
+                assert running.poll() is None
+            running.send_signal(signal.SIGINT)
+            _, rest = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert rest == "semcache: stopped\n"
     assert running.returncode == 130
     assert list(tmp_path.iterdir()) == [path]
@@ -222,7 +225,7 @@ def test_shipped_recording_replays_without_the_extra(capsys):
 @pytest.mark.semantic
 def test_shipped_recording_shows_what_a_threshold_gets_wrong(capsys):
     """With the real model, lookalikes of the example are served by a threshold: the report counts them as wrong."""
-    options = ["--policy", "threshold:0.9", "--limit", "130", "--quiet", "--json", "-"]
+    options = ["--policy", "threshold:0.9", "--limit", "100", "--quiet", "--json", "-"]
     assert main(["replay", str(SUPPORT), *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["embedder"] == "all-MiniLM-L6-v2"

@@ -104,12 +104,12 @@ def _play(player: Player, threads: int, is_over: threading.Event, progress: Prog
         for one in take():
             outcomes[one.position] = player.answer(one)
 
-    with ThreadPoolExecutor(threads, "semcache-replay") as pool:
-        callers = [pool.submit(call) for _ in range(threads)]
-        try:
-            for caller in callers:
-                caller.result()
-        finally:
-            is_over.set()
+    pool = ThreadPoolExecutor(threads, "semcache-replay")
+    try:
+        for caller in [pool.submit(call) for _ in range(threads)]:
+            caller.result()
+    finally:
+        is_over.set()
+        pool.shutdown()
     progress("replaying", len(outcomes), len(outcomes))
     return outcomes

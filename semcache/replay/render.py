@@ -18,7 +18,7 @@ Line = list[tuple[str, str]]
 WIDEST = 100
 _MISTAKES_SHOWN = 5
 _SKIPPED_SHOWN = 3
-_BAR_COLUMNS = 26
+_BAR_COLUMNS = 24
 # Near matches that are wrong more often than this, for all the interval allows, are advised against.
 _BAD_SHARE = 0.05
 # The styles of rich that ours mean.
@@ -39,10 +39,12 @@ def show(lines: list[Line], file: TextIO) -> None:
             print("".join(text for text, _ in line).rstrip(), file=file)
         return
     console = Console(file=file, highlight=False, markup=False, emoji=False)
-    for line in lines:
-        assembled = Text.assemble(*((text, _STYLES[style]) for text, style in line))
-        assembled.rstrip()
-        console.print(assembled, soft_wrap=True)
+    with console.capture() as captured:  # rich would end the program where the reader of a pipe has gone
+        for line in lines:
+            assembled = Text.assemble(*((text, _STYLES[style]) for text, style in line))
+            assembled.rstrip()
+            console.print(assembled, soft_wrap=True)
+    file.write(captured.get())
 
 
 def render(report: Report, name: str, width: int) -> list[Line]:
@@ -102,7 +104,7 @@ def _policy(report: Report) -> str:
 def _tiers(report: Report) -> Iterator[Line]:
     score = report.score
     latencies = latencies_us(score)
-    heads = (f"{'answered by':<13}{'requests':>9}{'share':>8}{'wrong':>7}{'wrong per hit (95%)':>25}"
+    heads = (f"{'answered by':<12}{'requests':>9}{'share':>8}{'wrong':>7}{'wrong per hit (95%)':>24}"
              f"{'p50':>9}{'p99':>9}")  # fmt: skip
     yield [("  " + heads, "head")]
     yield [("  " + "─" * len(heads), "note")]
@@ -123,10 +125,10 @@ def _row(report: Report, label: str, hits: Hits, latencies: dict[str, float] | N
     between = interval(rate) if is_judged else ""
     times = "".join(f"{latency(latencies[name]):>9}" for name in ("p50", "p99")) if latencies else ""
     return [
-        (f"  {label:<13}{hits.hits:>9,}{percent(hits.hits / report.score.requests):>8}", ""),
+        (f"  {label:<12}{hits.hits:>9,}{percent(hits.hits / report.score.requests):>8}", ""),
         (f"{wrong:>7}", "bad" if hits.wrong else ""),
         (f"{share:>11}", "bad" if hits.wrong else ""),
-        (f"{between:>14}", "note"),
+        (f"{between:>13}", "note"),
         (times, ""),
     ]
 

@@ -82,9 +82,12 @@ class Backlog:
                 self._is_to_open = True
                 self._work.notify()
                 raise TierError(self.trouble.reason, str(self.trouble))
+            readable = self.pending.get(record.key)
+            if readable is not None and record.born < readable.born:  # its load began before that of what is there
+                return
             older = self._queue.get(record.key)
             queued_bytes = self._queued_bytes + record.size - (older.size if older else 0)
-            if len(self._queue) >= MAX_ENTRIES or queued_bytes > MAX_BYTES:
+            if (older is None and len(self._queue) >= MAX_ENTRIES) or queued_bytes > MAX_BYTES:
                 raise TierError("full", f"{len(self._queue)} entries, {self._queued_bytes} bytes wait to be written")
             self._queue[record.key] = record
             self._queued_bytes = queued_bytes
@@ -152,7 +155,8 @@ class Backlog:
     def sizes(self) -> dict[str, int]:
         """Return how much waits."""
         with self.lock:
-            return {"pending": len(self._queue), "pending_bytes": self._queued_bytes}
+            writing = len(self._batch.records) if self._batch else 0
+            return {"pending": len(self._queue) + writing, "pending_bytes": self._queued_bytes}
 
     def _check_open(self) -> None:
         if self.is_closing:
@@ -163,18 +167,22 @@ class Backlog:
     def wait(self) -> bool:
         """Wait for work; False where there is none and none will come."""
         with self.lock:
-            while not (self._is_waiting() or self._damage or self._is_to_open or self._has_touches()):
+            while not (self._is_waiting() or self._has_touches()):
                 if self.is_closing:
                     return False
                 self._work.wait()
         return True
 
-    def take_requests(self) -> tuple[BaseException | None, bool]:
+    def requests(self) -> tuple[BaseException | None, bool]:
         """Return the damage that a reader found, and whether the file is to be opened again."""
         with self.lock:
-            damage, self._damage = self._damage, None
-            is_to_open, self._is_to_open = self._is_to_open, False
-        return damage, is_to_open
+            return self._damage, self._is_to_open
+
+    def settle_requests(self) -> None:
+        """Be done with both; what comes up again is asked for again."""
+        with self.lock:
+            self._damage, self._is_to_open = None, False
+            self._notify_done()
 
     def invalidations(self) -> list[Invalidation]:
         """Return what is to be invalidated; it waits until it is settled."""
@@ -226,7 +234,8 @@ class Backlog:
             self._notify_done()
 
     def _is_waiting(self) -> bool:
-        return bool(self._queue or self._vectors or self._invalidations or self._batch)
+        has_requests = self._damage is not None or self._is_to_open
+        return bool(has_requests or self._queue or self._vectors or self._invalidations or self._batch)
 
     def _has_touches(self) -> bool:
         return len(self._touches) >= (1 if self.is_closing else MAX_TOUCHES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from semcache.model import Facets
@@ -40,7 +41,10 @@ FACETS = frozenset(_DELETE)
 
 @dataclass(slots=True)
 class Record:
-    """An entry on its way into the file; `vector` is float32[d] or None, and has an index row to stand in if `text`."""
+    """An entry on its way into the file, with its index row where it has a scope and a text.
+
+    `vector` is the text's, float32[d] or None; the index row lives `index_ttl` seconds, or as long as the entry.
+    """
 
     key: bytes
     row: Row
@@ -49,6 +53,7 @@ class Record:
     embedder: str = ""
     text: str | None = None
     vector: Any = None
+    index_ttl: float = inf
 
     @property
     def born(self) -> int:
@@ -109,7 +114,8 @@ def insert(connection: sqlite3.Connection, record: Record, newest: int) -> bool:
 
 def _insert_index_row(connection: sqlite3.Connection, record: Record, names: tuple[str, ...]) -> int | None:
     vector = to_float16(record.vector)
-    row = (record.key, record.scope, record.embedder, record.row[2], *names, record.text, vector)
+    expires = min(record.row[2], record.row[3] + record.index_ttl)
+    row = (record.key, record.scope, record.embedder, expires, *names, record.text, vector)
     try:
         return connection.execute(_INSERT_INDEX_ROW, row).lastrowid
     except UnicodeEncodeError:  # half a surrogate pair: no embedder takes such a text either

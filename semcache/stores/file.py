@@ -40,6 +40,7 @@ class StoreFile:
         """Open the file for reading; raises where there is none, or none that is ours."""
         self._join()
         connection = self._connect("rw", self._timeout)
+        self._identity = self._identity or self._identify()
         try:
             is_begun = self._is_ours(connection)
             connection.execute("PRAGMA query_only = ON")
@@ -89,7 +90,6 @@ class StoreFile:
             os.close(lock)
 
     def _move_aside(self) -> Path | None:
-        self._was_replaced = True
         if not self.is_current():
             return None
         aside = next(path for n in count(1) if not (path := Path(f"{self.path}.damaged-{n}")).exists())
@@ -97,6 +97,7 @@ class StoreFile:
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
+        self._was_replaced = True
         return aside
 
     def leave(self) -> None:

@@ -58,7 +58,7 @@ class SqliteStore:
         self._max_bytes = max_bytes
         self._clock = clock
         self._on_fault = on_fault
-        self._inherited: list[Writer] = []
+        self._inherited: list[object] = []
         self._is_closed = False
         self._begin()
         self._writer.prepare()
@@ -239,7 +239,7 @@ class SqliteStore:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: threads and locks have stayed behind, and what waits is the parent's to write."""
-        self._inherited.append(self._writer)  # kept, so that nothing of the parent's is closed here
+        self._inherited += (self._writer, self._readers)  # what could not be closed in time must not be closed here
         self._file.leave()
         self._begin()
 

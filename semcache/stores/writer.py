@@ -100,11 +100,7 @@ class Writer:
 
     def _run(self) -> None:
         while self.backlog.wait():
-            damage, is_to_open = self.backlog.take_requests()
-            if damage is not None:
-                self._replace(damage)
-            if is_to_open:
-                self.prepare()
+            self._look_after_the_file()
             invalidations = self.backlog.invalidations()
             if invalidations:
                 self._invalidate(invalidations)
@@ -114,6 +110,15 @@ class Writer:
         with self.transacting:
             self.disconnect()
         self._file.leave()
+
+    def _look_after_the_file(self) -> None:
+        damage, is_to_open = self.backlog.requests()
+        if damage is not None:
+            self._replace(damage)
+        if is_to_open:
+            self.prepare()
+        if damage is not None or is_to_open:
+            self.backlog.settle_requests()
 
     # Invalidations
 
@@ -196,10 +201,10 @@ class Writer:
     # Transactions
 
     def _transact(
-        self, change: Callable[[sqlite3.Connection], T], *, is_durable: bool = False, patience: float = PATIENCE_SECONDS
+        self, change: Callable[[sqlite3.Connection], T], *, is_durable: bool = False, patience: float | None = None
     ) -> T:
         """Make a change in one transaction; other processes' transactions are waited for, up to `patience` seconds."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
         while True:
             try:
                 with self.transacting:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,9 @@ _SKEW_SECONDS = 1.0
 class DiskTier:
     """An exact tier in the SQLite file `path`, of about `max_bytes`; entries live `ttl` seconds, or what they ask for.
 
-    `timeout` is how long a read waits for a lock, in seconds. `on_fault` is told, with one word and the error, of what
-    goes wrong behind the callers, in whatever thread it does. Raises ConfigurationError for what can never work; a
-    file that cannot be used now makes misses, and is tried again.
+    `timeout` is how long a read waits for a lock, `index_ttl` how long an entry has an index row, in seconds.
+    `on_fault` is told, with one word and the error, of what goes wrong behind the callers, in whatever thread it does.
+    Raises ConfigurationError for what can never work; a file that cannot be used now makes misses, and is tried again.
     """
 
     name = "disk"
@@ -43,7 +44,7 @@ class DiskTier:
     def __init__(
         self, path: str | os.PathLike[str], *, namespace: str, ttl: float, clock: Clock,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
-        max_bytes: int = 2**30, random: Callable[[], float] | None = None,
+        max_bytes: int = 2**30, random: Callable[[], float] | None = None, index_ttl: float = inf,
     ) -> None:  # fmt: skip
         from semcache.stores.sqlite import SqliteStore
 
@@ -55,6 +56,7 @@ class DiskTier:
             raise ConfigurationError(f"the disk tier needs at least {MIN_BYTES} bytes; got {max_bytes!r}")
         self._namespace = namespace
         self._ttl = ttl
+        self._index_ttl = index_ttl
         self._jitter = jitter
         self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
         self._now = clock.time
@@ -99,7 +101,7 @@ class DiskTier:
         row = (value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl))
         owned = Facets(self._namespace, facets.function, facets.version, facets.tenant, facets.model)
         vector = evidence.vector if evidence is not None else None
-        self._store.put(Record(key, row, owned, request.scope, request.embedder, request.text, vector))
+        self._store.put(Record(key, row, owned, request.scope, request.embedder, request.text, vector, self._index_ttl))
         return
         yield
 

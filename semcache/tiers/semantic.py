@@ -66,8 +66,9 @@ class SemanticTier:
             return Miss(request.exact_only)
         has_scope = self.batcher.has_scope(scope)
         if has_scope is None:
+            state = self.batcher.state
             self.batcher.start()
-            return Miss(f"the embedder is {self.batcher.state}")
+            return Miss(f"the embedder is {'failed' if state == 'failed' else 'loading'}")
         if not has_scope:  # nothing to compare with: the text is embedded behind the answer
             return Miss()
         deadline = self._now() + self._timeout

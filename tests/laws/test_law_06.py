@@ -161,7 +161,7 @@ def test_loads_that_would_wait_for_each_other_do_not(open_cache):
 
 def test_cancelled_leader_hands_over_to_one(open_cache):
     """Law 6: a cancelled leader hands over, to one of its followers; none of them is cancelled with it."""
-    cache = open_cache(timeouts=semcache.Timeouts(flight=5))
+    cache = open_cache(timeouts=semcache.Timeouts(flight=1))
     request, calls = cache.request("a"), []
 
     async def main():
@@ -192,7 +192,7 @@ def test_cancelled_leader_hands_over_to_one(open_cache):
 
 def test_leader_whose_thread_dies_hands_over(open_cache):
     """Law 6: a leader that ends by SystemExit has no error to share; a follower loads."""
-    cache = open_cache(timeouts=semcache.Timeouts(flight=5))
+    cache = open_cache(timeouts=semcache.Timeouts(flight=1))
     flights, request, origin = watch_flights(cache), cache.request("a"), Origin(SystemExit(), hold=True)
 
     def lead():

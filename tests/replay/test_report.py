@@ -42,7 +42,7 @@ def test_figures_are_what_was_replayed():
     assert (told["requests"], told["misses"], told["bypassed"], told["skipped_lines"]) == (5, 3, 1, 1)
     assert told["hits"] == {"memory": 2, "disk": 0}
     assert told["hit_rate"] == told["exact_only_hit_rate"] == 2 / 5
-    assert told["oracle_hit_rate"] == 1 / 5
+    assert told["oracle_hit_rate"] == 2 / 5
     assert (told["wrong_hits"], told["wrong_per_hit"]) == (1, 0.5)
     assert told["wrong_per_hit_ci95"] == pytest.approx((0.0945, 0.9055), abs=1e-4)
     assert told["saved"] == {"seconds": 3.0, "prompt_tokens": 200, "completion_tokens": 40}
@@ -105,9 +105,9 @@ def test_report_of_exact_tiers_says_what_they_answered():
     assert re.search(r"memory +1 +33\.3% +0 +0\.0%", text)
     assert re.search(r"origin +2 +66\.7%", text)
     assert re.search(r"no cache +0\.0%", text)
-    assert re.search(r"oracle +33\.3%", text)
+    assert re.search(r"oracle +66\.7%", text)
     assert "Saved 1.5 s of 4.5 s of waiting, 100 of 300 prompt tokens, 20 of 60 completion tokens." in text
-    assert "Exact matches answered 33.3% of the requests; an oracle would have answered 33.3%." in text
+    assert "Exact matches answered 33.3% of the requests; an oracle would have answered 66.7%." in text
 
 
 @pytest.mark.semantic
@@ -160,11 +160,11 @@ def test_report_fits_its_width(letters, width):
 @pytest.mark.semantic
 def test_report_defuses_what_a_terminal_would_act_on(letters):
     """A recording is anybody's: its texts move no cursor and forge no line."""
-    evil = "listen \x1b[2J\x1b]0;owned\x07\r\n\u202eexe.\ud800"
+    evil = "listen \x1b[2J\x1b]0;owned\x07\r\n\u202eexe."
     lines = [chat(evil, 0, "x"), chat("silent j owned exe", 1, "y")]
     text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.2))))
     shown = next(line for line in text.splitlines() if "answered as" in line)
-    assert shown.split("answered as")[1].strip() == "listen ?[2J?]0;owned? ?exe.?"
+    assert shown.split("answered as")[1].strip() == "listen ?[2J?]0;owned? ?exe."
     assert not set(text) & set("\x1b\x07\r\u202e")
 
 
@@ -232,6 +232,11 @@ def test_difference_of_two_long_texts_is_shown():
     shown = words.apart(long + "48213 and nothing else", long + "48231 and nothing else", 40)
     assert ("48213", True) in shown
     assert [word for word, is_apart in shown if is_apart] == ["48213"]
+
+
+def test_plain_text_is_printable():
+    """What is half a character, or none that is seen, is shown as a question mark."""
+    assert words.plain("a\ud800\x00\u200b\n b") == "a??? b"
 
 
 def test_wide_characters_count_for_two_columns():

@@ -278,12 +278,13 @@ def test_remembered_none_embeds_every_time(rig):
     assert len(r.embed.batches) == 3
 
 
-def test_vector_handed_out_cannot_be_changed(rig):
-    """A vector is shared by all who asked for its text, so none of them can write to it."""
+def test_vector_handed_out_cannot_be_changed_and_holds_no_batch(rig):
+    """A vector is shared by all who asked for its text, so none can write to it; it keeps no other's memory."""
     r = rig()
     vector = r.batcher.embed("text").result(SOON)
     with pytest.raises(ValueError, match="read-only"):
         vector[0] = 0
+    assert vector.base is None
 
 
 # Faults
@@ -464,9 +465,10 @@ def test_load_failed_is_tried_again_after_pauses_that_double(rig):
 def test_restore_rows_are_there_when_ready(rig):
     """Rows are restored before anything is served: with float16 vectors, without any, but not the dead or the blank."""
     rows = [
-        (b"half", b"scope", "half", vector_of("half").astype(np.float16), inf),
+        (b"half", b"scope", "half", (0.995 * vector_of("half")).astype(np.float16), inf),
         (b"text", b"scope", "text", None, inf),
         (b"dead", b"scope", "dead", vector_of("dead"), 10.0),
+        (b"dead too", b"scope", "dead too", None, 10.0),
         (b"blank", b"scope", " ", None, inf),
         (b"nan", b"scope", "nan", np.full(DIMENSION, np.nan, np.float16), inf),
         (b"none", b"other", "none", np.zeros(DIMENSION, np.float16), inf),
@@ -476,9 +478,10 @@ def test_restore_rows_are_there_when_ready(rig):
     r.batcher.start()
     found = r.search(b"scope", "half")
     assert sorted(keys(found)) == [b"half", b"text"]
-    assert found.neighbours[0].similarity == pytest.approx(1.0, abs=1e-3)
+    assert found.neighbours[0].similarity == pytest.approx(1.0, abs=1e-4)
     assert keys(r.search(b"many", "text 13"))[0] == b"13"
     assert r.batcher.stats()["rows"] == 22
+    assert not any("dead too" in batch for batch in r.embed.batches)
     assert max(map(len, r.embed.batches)) <= 8
     assert {reason for reason, _ in r.faults} == {"add"}
 

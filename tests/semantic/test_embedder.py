@@ -11,6 +11,7 @@ import pytest
 
 from semcache.errors import ConfigurationError
 from semcache.semantic.embedder import CallableEmbedder, SentenceTransformerEmbedder, as_embedder, as_unit
+from semcache.semantic.transformer import _batches
 
 pytestmark = pytest.mark.semantic
 
@@ -96,6 +97,20 @@ def test_call_other_pooling_stays_the_models_own(folder, tmp_path):
     vectors = SentenceTransformerEmbedder(str(copy))(TEXTS[:3])
     assert np.abs(vectors - own_vectors(copy, TEXTS[:3])).max() < 1e-5
     assert np.abs(vectors - own_vectors(folder, TEXTS[:3])).max() > 1e-3
+
+
+def test_batches_on_a_cpu_pad_little_and_hold_each_text_once():
+    """On a CPU a long text does not make the short ones long; a GPU takes them together, up to its number."""
+    lengths = [50] * 20 + [2000] + [60] * 20 + [1900]
+    on_cpu = list(_batches(lengths, on_cpu=True))
+    assert sorted(place for batch in on_cpu for place in batch) == list(range(42))
+    assert [sorted(lengths[place] for place in batch) for batch in on_cpu[:1]] == [[1900, 2000]]
+    for batch in on_cpu:
+        longest = max(lengths[place] for place in batch)
+        assert sum(longest - lengths[place] for place in batch) <= 160
+    assert [len(batch) for batch in _batches([9] * 130, on_cpu=True)] == [64, 64, 2]
+    assert [len(batch) for batch in _batches([9] * 300 + [999], on_cpu=False)] == [256, 45]
+    assert list(_batches([], on_cpu=True)) == []
 
 
 def test_call_no_texts_gives_no_rows(embedder):
@@ -318,6 +333,15 @@ def test_load_what_cannot_be_had_is_refused_with_the_mend(settings, mend, monkey
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=mend):
             embedder.load()
+
+
+def test_load_folder_named_as_the_default_model_is_not_taken_for_it(folder, tmp_path, monkeypatch):
+    """Law 11: what bears the default model's identity is that model, not a folder here of the same name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shutil.copytree(folder, tmp_path / "all-MiniLM-L6-v2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="not on this machine"):
+        SentenceTransformerEmbedder(revision="abc").load()
 
 
 def test_load_folder_without_a_model_is_refused(tmp_path):

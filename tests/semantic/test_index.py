@@ -1,5 +1,6 @@
 """FlatIndex against brute force: whatever is added, overwritten, removed, expired or evicted, a search is exact."""
 
+import sys
 import tracemalloc
 from math import inf
 
@@ -241,6 +242,22 @@ def test_evict_row_found_since_gets_a_second_chance():
     assert all(b"%d" % number in index for number in range(0, 100, 10))
 
 
+def test_evict_row_found_long_ago_has_one_second_chance_only():
+    """Being found spares a row one round of the clock's hand, not all to come."""
+    index = FlatIndex(DIMENSION, PLENTY, max_rows=100)
+    for number in range(100):
+        index.add(b"%d" % number, b"%d" % number, axis(0), "", inf)
+    found = [b"%d" % number for number in range(0, 100, 2)]
+    for scope in found:
+        keys_found(index, scope, axis(0))
+    for number in range(100, 150):
+        index.add(b"%d" % number, b"%d" % number, axis(0), "", inf)
+    assert all(key in index for key in found)
+    for number in range(150, 250):
+        index.add(b"%d" % number, b"%d" % number, axis(0), "", inf)
+    assert not any(key in index for key in found)
+
+
 def test_evict_every_row_hot_still_makes_room():
     """When all rows were found lately, one of them goes all the same."""
     index = FlatIndex(DIMENSION, PLENTY, max_rows=50)
@@ -272,6 +289,28 @@ def test_evict_bytes_of_long_texts_are_bounded():
         assert index.nbytes <= 100_000
     assert 8 <= len(index) <= 10
     assert b"49" in index
+
+
+def test_add_overwriting_with_a_longer_text_keeps_the_bound():
+    """A row that grows makes room for itself."""
+    index = FlatIndex(DIMENSION, 20_000)
+    for number in range(10):
+        index.add(b"%d" % number, b"scope", axis(0), "x", inf)
+    index.add(b"3", b"scope", axis(0), "x" * 19_000, inf)
+    assert index.nbytes <= 20_000
+    assert b"3" in index
+
+
+def test_remove_row_lets_go_of_its_text_and_key():
+    """What is removed is not held any longer, be it the scope's last row or not."""
+    index = FlatIndex(DIMENSION, PLENTY)
+    texts = [f"text {number}" for number in range(5)]
+    before = [sys.getrefcount(text) for text in texts]
+    for text in texts:
+        index.add(text.encode(), b"scope", axis(0), text, inf)
+    for text in texts:
+        index.remove(text.encode())
+    assert [sys.getrefcount(text) for text in texts] == before
 
 
 def test_add_row_over_the_bound_alone_is_not_kept_and_evicts_nothing_else():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from contextlib import closing, suppress
 from hashlib import shake_128
 from pathlib import Path
@@ -23,7 +24,7 @@ from semcache.plan import run
 from semcache.tier import SystemClock
 from semcache.tiers.disk import DiskTier
 
-ATTEMPTS = 200
+ATTEMPTS = 20
 
 PRELUDE = """
     import os, sys
@@ -151,6 +152,7 @@ def until_it_works(tier, name):
             put_born_now(tier, name)
             if tier.flush(timeout=10) and get(tier, name) == right(name):
                 return
+        tier.flush(timeout=10)  # which also waits for the file that a failed call has asked for
     pytest.fail(f"the tier did not recover in {ATTEMPTS} attempts")
 
 
@@ -277,27 +279,36 @@ def test_child_reads_and_writes_on_its_own(path, open_tier):
         put(tier, "before")
         assert tier.flush()
         assert get(tier, "before") == right("before")
-        reading, writing = os.pipe()
+        parent_waits, child_reads = os.pipe()
+        child_waits, parent_ends = os.pipe()
         if os.fork():
+            os.close(child_reads)
             put(tier, "parent")
             assert tier.flush()
+            os.read(parent_waits, 1)
             tier.close()
-            os._exit(0)  # the pipe closes
-        os.close(writing)
-        os.read(reading, 1)
+            os._exit(0)  # which ends the child's waiting
+        os.close(parent_ends)
         assert get(tier, "before") == right("before")
+        put(tier, "early")
+        assert tier.flush()
+        os.close(child_reads)
+        os.read(child_waits, 1)
         assert get(tier, "parent") == right("parent")
-        put(tier, "child")
-        assert get(tier, "child") == right("child")
+        put(tier, "late")
+        assert get(tier, "late") == right("late")
         assert tier.flush()
         say("child is done")
+        sys.stdin.readline()
         os._exit(0)  # without closing
     """
-    assert finish(start(code, path)) == ["child is done"]
-    tier = open_tier()
-    assert [get(tier, name) for name in ("before", "parent", "child")] == [
-        right(name) for name in ("before", "parent", "child")
-    ]
+    process = start(code, path)
+    assert process.stdout.readline() == "child is done\n"
+    tier = open_tier()  # while the child still has the file open
+    for name in ("before", "parent", "early", "late"):
+        assert get(tier, name) == right(name)
+    tier.close()
+    assert finish(process) == []
     assert_sound(path)
 
 
@@ -395,7 +406,7 @@ def test_full_disk_keeps_what_stands(path, open_tier):
 def test_readonly_path_is_told_and_harmless(what):
     """Where this user may not write, reads give right values or TierError, puts are told, and nothing changes."""
     code = """
-        import semcache.stores.sqlite  # while everything can be imported
+        import semcache.stores.sqlite, urllib.parse  # while everything can be imported
         if os.geteuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
@@ -598,6 +609,23 @@ def test_file_held_by_another_is_a_miss_until_released(path, open_tier):
                 call()
             assert told.value.reason == "busy"
     until_it_works(tier, "a")
+
+
+def test_batch_that_finds_the_file_held_is_kept(path, open_tier, monkeypatch):
+    """What cannot be written because another process holds the file for long is told, and written later."""
+    monkeypatch.setattr("semcache.stores.writer.PATIENCE_SECONDS", 0.0)
+    told = threading.Event()
+    tier = open_tier(on_fault=lambda reason, error: reason == "busy" and told.set())
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        put(tier, "a")
+        assert told.wait(timeout=60)
+        put(tier, "b")
+        assert not tier.flush(timeout=0)
+        other.execute("ROLLBACK")
+    tier.flush()
+    assert ask(path, "SELECT count(*) FROM entries") == [(2,)]
+    assert tier.stats()["lost"] == 0
 
 
 def test_file_that_was_removed_is_begun_anew(path, open_tier):
