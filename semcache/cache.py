@@ -366,7 +366,9 @@ class Cache:
         return f"Cache({self.namespace!r}, {tiers or 'no tier'}, policy={self.policy!r}, mode={self.mode!r})"
 
     def before_fork(self) -> None:
-        """Let nothing in memory be half done in the child."""
+        """Let nothing be half done in the child."""
+        if self.semantic is not None:
+            self.semantic.batcher.before_fork()
         if self.memory is not None:
             self.memory.before_fork()
 

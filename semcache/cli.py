@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Whoever read our output has gone; what Python still wants to write at its exit goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_BROKEN
-        return _fail(f"{options.traffic}: {getattr(error, 'strerror', None) or error}", 1)
+        where = getattr(error, "filename", None) or options.traffic
+        return _fail(f"{where}: {getattr(error, 'strerror', None) or error}", 1)
     except KeyboardInterrupt:
         return _fail("stopped", _STOPPED)
 

@@ -312,10 +312,11 @@ def keep(
     for tier, breaker in chain.tiers[:before]:
         if tier.exact is not exact or (not exact and (request.scope is None or request.mode == "exact")):
             continue
-        # An open breaker lets one caller a pause through: a reader. A put that went instead would prove nothing of
-        # reading, and where loads are slower than the pause, no reader's turn would ever come.
-        is_trial = breaker.is_open and request.mode == "refresh"
-        if breaker.is_open and not (is_trial and breaker.allows()):
+        # An open breaker lets one caller a pause through: who was let through to read may put too, and who was refused
+        # may not. A put takes no turn of its own: where loads are slower than the pause, no reader would get one.
+        if request.mode == "refresh" and not breaker.allows():
+            continue
+        if any(fault[:2] == (tier.name, "open") for fault in event.faults):
             continue
         try:
             yield from tier.put(request, entry, evidence)
@@ -323,5 +324,5 @@ def keep(
             breaker.failed()
             event.fault(tier.name, error)
         else:
-            if is_trial:
+            if request.mode == "refresh":
                 breaker.succeeded()

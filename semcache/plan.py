@@ -107,7 +107,7 @@ class Wait:
             waiter.cancel()
         if not done:
             raise TimeoutError
-        return waiter.result()
+        return self.future.result()  # as in a thread: the waiter's would take a cancelled future for a cancelled task
 
 
 def _retrieve(waiter: Any) -> None:

@@ -328,8 +328,8 @@ def make_cache(namespace="n", embedder=None):
 def request_of(cache, recorded, **call):
     meant = meaning(recorded)
     return cache.request(
-        *meant.parts, text=meant.text, tenant=call.pop("tenant", recorded.tenant), model=meant.model,
-        exact_only=meant.exact_only, **call,
+        *meant.parts, text=meant.text, exact_only=meant.exact_only,
+        **{"tenant": recorded.tenant, "model": meant.model, **call},
     )  # fmt: skip
 
 
@@ -449,10 +449,11 @@ def test_kinds_are_not_near_each_other():
         ({"tenant": semcache.SHARED}, False),
         ({"function": "other"}, False),
         ({"version": "other"}, False),
+        ({"model": "other"}, False),
     ],
 )
-def test_request_is_near_where_tenant_function_and_version_are_equal(call, is_near):
-    """Law 2: tenant, function and version are in the scope."""
+def test_request_is_near_where_tenant_function_version_and_model_are_equal(call, is_near):
+    """Law 2: tenant, function, version and the model that is told apart from the parts are in the scope."""
     given_call = {"tenant": "acme", "function": "f", "version": "1"}
     with make_cache() as cache:
         first = request_of(cache, Recorded(0, "llm", BODY), **given_call)

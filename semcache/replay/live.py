@@ -30,7 +30,7 @@ def run_live(lines: Iterable[bytes | str], settings: Settings, folder: Path, pro
     witness = Witness(settings.policy or Shadow())
     with make_cache(settings, folder, witness) as cache:
         recording = load(lines, settings, cache, progress)
-        replayed = Replayed(recording, settings, [], [], [])
+        replayed = Replayed(recording, settings)
         embedder: _Timed | None = None
         if cache.semantic is not None:
             batcher = cache.semantic.batcher

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
+from typing import Any
 
 from semcache.cache import Cache
 from semcache.events import Event, last
@@ -51,7 +52,7 @@ class Player:
         self.asked = asked
         self._witness = witness
         self._work = work
-        # Whose answer stands under a key: the one who loaded it last.
+        # Who loaded the answer that stands under a key.
         self._makers: dict[bytes, int] = {}
 
     def answer(self, one: Asked) -> Outcome:
@@ -61,26 +62,25 @@ class Player:
             return Outcome()
         key = request.key
 
-        def load() -> str | None:
+        def load() -> list[Any]:
             self._makers[key] = one.position
             if self._work is not None:
                 self._work(one)
-            return one.answer
+            return [one.position, one.answer]  # an answer tells whose it is, whichever way it comes back
 
         self._witness.begin()
         began = perf_counter_ns()
-        self.cache.get_or_load(request, load)
+        maker, _ = self.cache.get_or_load(request, load)
         took = perf_counter_ns() - began
         event = last()
-        return Outcome() if event is None else self._outcome(event, took)
+        return Outcome() if event is None else self._outcome(event, maker, took)
 
-    def _outcome(self, event: Event, took: int) -> Outcome:
+    def _outcome(self, event: Event, maker: int, took: int) -> Outcome:
         # A lookup on whose way something was late or broken says nothing about how long one takes.
         outcome = Outcome(nanoseconds=None if event.faults else took - event.stages.get("load", 0))
         neighbour = self._witness.neighbour_of(event.decision)
         if neighbour is not None and neighbour.key in self._makers:
             outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)
         if event.is_hit:
-            outcome.tier = event.tier
-            outcome.maker = self._makers[event.neighbour or event.key]
+            outcome.tier, outcome.maker = event.tier, maker
         return outcome

@@ -29,22 +29,26 @@ _ASCII = str.maketrans({"█": "#", "▌": "#", "─": "-"})
 
 def show(lines: list[Line], file: TextIO) -> None:
     """Print a report's lines, in colour where rich is installed and `file` is a terminal."""
-    if not (getattr(file, "encoding", None) or "").lower().startswith("utf"):
-        lines = [[(text.translate(_ASCII), style) for text, style in line] for line in lines]
+    text = _coloured(lines, file)
+    encoding = getattr(file, "encoding", None) or "ascii"
+    if not encoding.lower().startswith("utf"):
+        text = text.translate(_ASCII)
+    file.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def _coloured(lines: list[Line], file: TextIO) -> str:
     try:
         from rich.console import Console
         from rich.text import Text
     except ImportError:
-        for line in lines:
-            print("".join(text for text, _ in line).rstrip(), file=file)
-        return
+        return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
     console = Console(file=file, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:  # rich would end the program where the reader of a pipe has gone
+    with console.capture() as captured:  # what is printed directly would end the program where a pipe's reader has gone
         for line in lines:
             assembled = Text.assemble(*((text, _STYLES[style]) for text, style in line))
             assembled.rstrip()
             console.print(assembled, soft_wrap=True)
-    file.write(captured.get())
+    return captured.get()
 
 
 def render(report: Report, name: str, width: int) -> list[Line]:

@@ -64,9 +64,9 @@ class Replayed:
 
     recording: Recording
     settings: Settings
-    outcomes: list[Outcome]
-    exact: list[Outcome]
-    oracle: list[Outcome]
+    outcomes: list[Outcome] = field(default_factory=list)
+    exact: list[Outcome] = field(default_factory=list)
+    oracle: list[Outcome] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     embedded: int = 0
     uncovered: int = 0

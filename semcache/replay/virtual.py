@@ -49,7 +49,7 @@ def run_virtual(lines: Iterable[bytes | str], settings: Settings, folder: Path, 
     witness = Witness(settings.policy or Shadow())
     with make_cache(settings, folder, witness, clock) as cache:
         recording = load(lines, settings, cache, progress)
-        replayed = Replayed(recording, settings, [], [], [])
+        replayed = Replayed(recording, settings)
         ahead = _embed_ahead(replayed, cache, clock, progress)
         player = Player(cache, recording.asked, witness)
         replayed.outcomes = replayed.exact = _play(player, clock, settings.time_scale, ahead, progress)

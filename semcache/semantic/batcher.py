@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "Found", "Row"]
 
 _CLOSE_SECONDS = 5.0
+_FORK_SECONDS = 10.0
 
 
 class Batcher:
@@ -71,6 +72,12 @@ class Batcher:
         The other calls start it too. Raises TierError("closed").
         """
         self._worker().start()
+
+    def before_fork(self) -> None:
+        """Wait, for some seconds at most, for a load under way: what is half imported here, a child cannot import."""
+        worker = self._workers.get(os.getpid())
+        if worker:
+            worker.await_load(_FORK_SECONDS)
 
     def has_scope(self, scope: bytes) -> bool | None:
         """Say whether a scope has rows, those still on their way included; None while not ready."""

@@ -115,6 +115,8 @@ def as_embedder(value: str | Embedder | TextEmbedder | None, device: str = "auto
     if any(find_spec(package) is None for package in needs):
         raise MissingExtraError("an embedder", "semantic")
     if isinstance(value, str):
+        if not value:
+            raise ConfigurationError('an embedder is a model\'s name, as in embedder="all-MiniLM-L6-v2"; got ""')
         if "://" in value:
             raise ConfigurationError(
                 f"embedder={value!r}: embedders behind a URL are not there yet; give a callable that asks it, with an "

@@ -91,7 +91,7 @@ class SqliteStore:
         try:
             row: Row | None = connection.execute(READ, (key,)).fetchone()
         except BaseException as error:
-            self._give_up(connection, error)
+            self._give_up(connection, idle, error)
             raise
         idle.append(connection)
         if idle is not self._idle or len(idle) > _MAX_IDLE:
@@ -175,7 +175,7 @@ class SqliteStore:
         try:
             yield connection
         except BaseException as error:
-            self._give_up(connection, error)
+            self._give_up(connection, idle, error)
             raise
         idle.append(connection)
         self._thin(idle)
@@ -191,13 +191,13 @@ class SqliteStore:
             raise self._troubled(error) from error
         return connection
 
-    def _give_up(self, connection: sqlite3.Connection, error: BaseException) -> None:
+    def _give_up(self, connection: sqlite3.Connection, idle: deque[sqlite3.Connection], error: BaseException) -> None:
         self._close_reader(connection)
         if isinstance(error, sqlite3.Error):
-            raise self._troubled(error) from error
+            raise self._troubled(error, is_current=idle is self._idle) from error
 
-    def _troubled(self, error: BaseException) -> TierError:
-        if reason_of(error) == "damaged":
+    def _troubled(self, error: BaseException, *, is_current: bool = True) -> TierError:
+        if reason_of(error) == "damaged" and is_current:  # else it was a file that has been replaced since
             self._writer.start()
             self._backlog.suspect(error)
         return trouble(error, str(self._path))

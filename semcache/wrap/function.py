@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from types import FunctionType, MethodType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
@@ -25,7 +25,7 @@ from semcache.wrap.call import Call
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
 from semcache.wrap.signature import Signature, register_returned, unwrap
-from semcache.wrap.stream import areplay, replay
+from semcache.wrap.stream import areplaying, replaying
 from semcache.wrap.version import name_of, version_of
 
 P = ParamSpec("P")
@@ -53,12 +53,18 @@ class Cached(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
+    @overload  # of a classmethod
+    def __get__(
+        self: Cached[Concatenate[type[S], Q], R_co], instance: S | None, owner: type[S] | None = None, /
+    ) -> Callable[Q, R_co]: ...
     @overload
     def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
     @overload
     def __get__(
         self: Cached[Concatenate[S, Q], R_co], instance: S, owner: type | None = None, /
     ) -> Callable[Q, R_co]: ...
+    @overload  # of a staticmethod
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
     def cache_info(self) -> CacheInfo:
         """Return the hits, misses and bypasses so far."""
@@ -189,9 +195,9 @@ class Wrapping:
         """Make the wrapper, of the function's own kind."""
         inner = self._inner
         if inspect.isasyncgenfunction(inner):
-            made: Any = _async_generator(self)
+            made: Any = areplaying(lambda: self.call)
         elif inspect.isgeneratorfunction(inner):
-            made = _generator(self)
+            made = replaying(lambda: self.call)
         elif inspect.iscoroutinefunction(inner):
             made = _coroutine(self)
         else:
@@ -237,25 +243,6 @@ def _coroutine(wrapping: Wrapping) -> Callable[..., Any]:
         call = wrapping.bound or wrapping.call
         value, opened = call.open(args, kwargs)
         return value if opened is None else (await arun(call.plan(opened, args, kwargs, blocks=False))).unwrap()
-
-    return wrapper
-
-
-def _generator(wrapping: Wrapping) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        return (yield from replay(wrapping.call, args, kwargs))
-
-    return wrapper
-
-
-def _async_generator(wrapping: Wrapping) -> Callable[..., Any]:
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        items = areplay(wrapping.call, args, kwargs)
-        try:
-            async for item in items:
-                yield item
-        finally:
-            await items.aclose()
 
     return wrapper
 

@@ -7,6 +7,7 @@ generator takes no values by `send`: what it yields could depend on them, and no
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -26,59 +27,71 @@ if TYPE_CHECKING:
 OriginType = type[GeneratorOrigin] | type[AsyncGeneratorOrigin]
 
 
-def replay(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
-    """Yield the items of a cached generator, and return what it returned."""
-    stored, opened = call.open(args, kwargs)
-    if opened is None:
-        *items, returned = stored
-        for item in items:
-            _refuse_sent((yield item))
-        return returned
-    request, event = opened
-    if request is None or request.mode == "off":
-        _bypass(call, event)
-        return (yield from call.function(*args, **kwargs))
-    reading = Reading(call, request, event, partial(call.function, *args, **kwargs), GeneratorOrigin, None)
-    try:
-        while True:
-            item = run(reading.step())
-            if isinstance(item, End):
-                return item.unwrap()
-            _refuse_sent((yield item))
-    finally:
-        unread = run(reading.finish())
-        if unread is not None:
-            unread.close()
+def replaying(call_of: Callable[[], Call]) -> Callable[..., Generator[Any, None, Any]]:
+    """Make the generator function that yields the items of a cached one, and returns what that returned."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, None, Any]:
+        call = call_of()
+        stored, opened = call.open(args, kwargs)
+        if opened is None:
+            *items, returned = stored
+            for item in items:
+                _refuse_sent((yield item))
+            return returned
+        request, event = opened
+        origin = partial(call.function, *args, **kwargs)
+        if request is None or request.mode == "off":
+            _bypass(call, event)
+            return (yield from origin())
+        reading = Reading(call, request, event, origin, GeneratorOrigin, None)
+        try:
+            while True:
+                item = run(reading.step())
+                if isinstance(item, End):
+                    return item.unwrap()
+                _refuse_sent((yield item))
+        finally:
+            unread = run(reading.finish())
+            if unread is not None:
+                unread.close()
+
+    return wrapper
 
 
-async def areplay(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
-    """Yield the items of a cached async generator."""
-    import asyncio
+def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any, None]]:
+    """Make the async generator function that yields the items of a cached one."""
 
-    stored, opened = call.open(args, kwargs)
-    if opened is None:
-        for item in stored[:-1]:
-            _refuse_sent((yield item))
-        return
-    request, event = opened
-    if request is None or request.mode == "off":
-        _bypass(call, event)
-        async for item in call.function(*args, **kwargs):
-            yield item
-        return
-    loop = asyncio.get_running_loop()
-    reading = Reading(call, request, event, partial(call.function, *args, **kwargs), AsyncGeneratorOrigin, loop)
-    try:
-        while True:
-            item = await arun(reading.step())
-            if isinstance(item, End):
-                item.unwrap()
-                return
-            _refuse_sent((yield item))
-    finally:
-        unread = await arun(reading.finish())
-        if isinstance(unread, AsyncGeneratorOrigin):
-            await unread.close()
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        import asyncio
+
+        call = call_of()
+        stored, opened = call.open(args, kwargs)
+        if opened is None:
+            for item in stored[:-1]:
+                _refuse_sent((yield item))
+            return
+        request, event = opened
+        origin = partial(call.function, *args, **kwargs)
+        if request is None or request.mode == "off":
+            _bypass(call, event)
+            async with aclosing(origin()) as items:
+                async for item in items:
+                    _refuse_sent((yield item))
+            return
+        reading = Reading(call, request, event, origin, AsyncGeneratorOrigin, asyncio.get_running_loop())
+        try:
+            while True:
+                item = await arun(reading.step())
+                if isinstance(item, End):
+                    item.unwrap()
+                    return
+                _refuse_sent((yield item))
+        finally:
+            unread = await arun(reading.finish())
+            if isinstance(unread, AsyncGeneratorOrigin):
+                await unread.close()
+
+    return wrapper
 
 
 def _refuse_sent(sent: object) -> None:

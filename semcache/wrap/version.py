@@ -54,8 +54,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def is_cached(function: Any) -> bool:
     """Say whether `cached` made a function; one that wraps such a one has its attributes, but not its code."""
-    made_in = getattr(function, "__globals__", {}).get("__name__")
-    return made_in == "semcache.wrap.function" and hasattr(function, "__semcache_version__")
+    made_in = getattr(function, "__globals__", {}).get("__name__", "")
+    return made_in.startswith("semcache.wrap.") and hasattr(function, "__semcache_version__")
 
 
 def _parts(function: Any, ignore: frozenset[str], seen: list[Any]) -> list[bytes] | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+
 import pytest
 from recordings import chat, run
 
 from semcache.policy import Threshold
+from semcache.replay.player import Player, Witness
 from semcache.replay.report import figures, make_report
 from semcache.replay.score import score
+from semcache.replay.settings import Settings, load, make_cache
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -67,3 +72,32 @@ def test_live_replay_whose_embedder_fails_goes_on_and_says_so(letters):
     assert [one.tier for one in replayed.outcomes] == [None, None, "semantic"]
     assert replayed.outcomes[1].nanoseconds is None
     assert any(fault.startswith("semantic") for fault in replayed.stats.faults)
+
+
+@pytest.mark.semantic
+def test_caller_who_shares_a_near_match_is_judged_by_its_maker(letters, tmp_path):
+    """A follower is given the near match that its leader found, and is judged by whose answer that is."""
+
+    class Slow(type(letters)):
+        def __call__(self, texts):
+            # Embeds only once somebody follows; in vain after a while, lest a failure hang.
+            for _ in range(5000 if "silent" in texts else 0):
+                if any(flight.followers for flight in list(cache.chain.flights._flights.values())):
+                    break
+                sleep(0.001)
+            return super().__call__(texts)
+
+    settings = Settings(embedder=Slow(), policy=Threshold(0.99))
+    witness = Witness(settings.policy)
+    lines = [chat("listen", 0, "x"), chat("silent", 1, "y"), chat("silent", 2, "y")]
+    with make_cache(settings, tmp_path, witness) as cache:
+        recording = load(lines, settings, cache, lambda *_: None)
+        cache.warm()
+        player = Player(cache, recording.asked, witness)
+        first = player.answer(recording.asked[0])
+        cache.flush()
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = [first, *pool.map(player.answer, recording.asked[1:])]
+    assert sorted(one.tier for one in outcomes[1:]) == ["flight", "semantic"]
+    total = score(recording.asked, outcomes)
+    assert (total.hits.hits, total.hits.wrong) == (2, 2)

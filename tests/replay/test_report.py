@@ -178,11 +178,13 @@ def test_report_without_rich_is_the_same_text(monkeypatch):
 
 
 def test_report_to_an_ascii_terminal_is_ascii():
-    """A terminal without line-drawing characters gets others."""
+    """A terminal without line-drawing characters gets others, and question marks for letters that it has not."""
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    show(render(make_report(run([chat("a", 0, "x"), chat("a", 1, "x")])), "some.jsonl", 80), file)
+    show(render(make_report(run([chat("a", 0, "x"), chat("a", 1, "x")])), "größe.jsonl", 80), file)
     file.seek(0)
-    assert "####" in file.read()
+    text = file.read()
+    assert "####" in text
+    assert "Replay of gr??e.jsonl" in text
 
 
 # Words

@@ -310,6 +310,7 @@ def test_remove_row_lets_go_of_its_text_and_key():
         index.add(text.encode(), b"scope", axis(0), text, inf)
     for text in texts:
         index.remove(text.encode())
+    del text
     assert [sys.getrefcount(text) for text in texts] == before
 
 

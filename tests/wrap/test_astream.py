@@ -45,7 +45,7 @@ def letters(cache, log=None, gate=None, **options):
 
 
 def streams(function):
-    return function.__closure__[0].cell_contents.bound.streams
+    return function.cache_info.__self__.bound.streams
 
 
 async def read(items):
@@ -58,8 +58,7 @@ def run(main):
     async def watched():
         before = asyncio.all_tasks()
         result = await main()
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == before
+        await until(lambda: asyncio.all_tasks() == before)
         return result
 
     return asyncio.run(watched())
@@ -222,6 +221,8 @@ def test_origins_task_cancelled_by_others_leaves_nobody_waiting(cache):
         ours = asyncio.all_tasks()
         readers = [asyncio.create_task(read(spell("abc"))) for _ in range(3)]
         await until(lambda: "a" in log)
+        for _ in range(20):
+            await asyncio.sleep(0)
         [driver] = asyncio.all_tasks() - ours - set(readers)
         driver.cancel()
         for one in await asyncio.gather(*readers, return_exceptions=True):
@@ -293,7 +294,7 @@ def test_cancelled_reader_does_not_cut_the_others(cache, flights, who):
 
     assert run(main) == [["a", "b", "c"]] * 3
     assert log == ["begin", "a", "b", "c", "end", "close"]
-    assert spell.cache_info().misses == (1 if who == "follower" else 1)
+    assert spell.cache_info().misses == 1
     assert streams(spell) == {}
 
 
@@ -513,7 +514,7 @@ def test_loop_closed_in_mid_stream_leaves_the_next_loop_alone(cache, caplog):
 
     async def main():
         held.append(spell("abc"))
-        return await anext(held[0])
+        return await anext(held[-1])
 
     loops = [asyncio.new_event_loop() for _ in range(3)]
     for loop in loops:

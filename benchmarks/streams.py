@@ -1,0 +1,112 @@
+"""Replays recordings at several thresholds and writes the table in RESULTS.md.
+
+    python benchmarks/streams.py FOLDER [NAME ...]      every FOLDER/*.jsonl that is in the traffic format, or those named
+
+Each text is embedded once for all the thresholds of its stream. Rows of streams that are not named are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from run import OUT, RESULTS, machine
+
+from semcache.policy import Threshold
+from semcache.replay.run import replay
+from semcache.replay.score import Rate, score
+from semcache.replay.settings import Settings
+from semcache.semantic.embedder import SentenceTransformerEmbedder
+
+CUTS = (0.85, 0.90, 0.95)
+BEGIN, END = "<!-- streams: written by streams.py -->", "<!-- end of streams -->"
+
+
+class Remembering(SentenceTransformerEmbedder):
+    """An embedder that embeds a text once, so that three replays cost one."""
+
+    def __init__(self) -> None:
+        super().__init__("all-MiniLM-L6-v2")
+        self._vectors: dict[str, Any] = {}
+
+    def __call__(self, texts: list[str]) -> Any:
+        import numpy as np
+
+        missing = [text for text in texts if text not in self._vectors]
+        if missing:
+            self._vectors.update(zip(missing, super().__call__(missing), strict=True))
+        return np.stack([self._vectors[text] for text in texts])
+
+
+def main(arguments: list[str]) -> None:
+    """Replay, and write the table."""
+    OUT.mkdir(exist_ok=True)
+    kept = OUT / "streams.json"
+    rows: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    folder, *names = arguments
+    embedder = Remembering()
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        if (names and path.stem not in names) or '"request"' not in path.open(encoding="utf-8").readline():
+            continue
+        rows[path.stem] = _figures(path, embedder)
+        kept.write_text(json.dumps(rows, indent=2) + "\n")
+        print(path.stem, json.dumps(rows[path.stem]), flush=True)
+    _write(rows)
+
+
+def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    figures: dict[str, Any] = {"cuts": {}}
+    for cut in CUTS:
+        replayed = replay(lines, Settings(policy=Threshold(cut), embedder=embedder), lambda *_: None)
+        asked = replayed.recording.asked
+        ours = score(asked, replayed.outcomes)
+        near = ours.near.wrong_per_hit
+        figures["cuts"][f"{cut:.2f}"] = [ours.hit_rate, ours.near.hits, near.count, near.of]
+        if "requests" not in figures:
+            figures.update(
+                requests=ours.requests,
+                exact=score(asked, replayed.exact).hit_rate,
+                oracle=score(asked, replayed.oracle).hit_rate,
+                embed_seconds=replayed.embed_seconds,
+                texts=replayed.embedded,
+                rest_seconds=replayed.wall_seconds - replayed.embed_seconds,
+            )
+    return figures
+
+
+def _write(rows: dict[str, Any]) -> None:
+    heads = " | ".join(f"hits at {cut:.2f} | near, wrong [95%]" for cut in CUTS)
+    lines = [
+        BEGIN,
+        f"all-MiniLM-L6-v2, default ttls and bounds, on {machine()}.",
+        "",
+        f"| stream | requests | exact only | oracle | {heads} | embed s | rest s |",
+        "| --- | --: | --: | --: |" + " --: | --: |" * len(CUTS) + " --: | --: |",
+    ]
+    for name, row in sorted(rows.items()):
+        cells = [_cut(*row["cuts"][f"{cut:.2f}"]) for cut in CUTS]
+        lines.append(
+            f"| {name} | {row['requests']:,} | {row['exact']:.1%} | {row['oracle']:.1%} | {' | '.join(cells)} "
+            f"| {row['embed_seconds']:.0f} | {row['rest_seconds']:.0f} |"
+        )
+    lines.append(END)
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
+    if BEGIN not in old:
+        old += f"\n## Recorded streams\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    RESULTS.write_text(before + "\n".join(lines) + rest.partition(END)[2], encoding="utf-8")
+
+
+def _cut(hit_rate: float, near: int, wrong: int, judged: int) -> str:
+    rate = Rate(wrong, judged)
+    if rate.share is None or rate.interval is None:
+        return f"{hit_rate:.1%} | {near:,}"
+    low, high = rate.interval
+    return f"{hit_rate:.1%} | {near:,}, {rate.share:.1%} [{low:.1%}, {high:.1%}]"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
