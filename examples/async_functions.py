@@ -1,4 +1,4 @@
-"""Many tasks that ask the same at once are one load: python examples/async_functions.py"""
+"""Many tasks that ask the same at once are one load: `python examples/async_functions.py`."""
 
 import asyncio
 

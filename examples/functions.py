@@ -1,11 +1,11 @@
-"""A function whose calls are answered from the cache: python examples/functions.py"""
+"""A function whose calls are answered from the cache: `python examples/functions.py`."""
 
 import semcache
 
 cache = semcache.Cache(memory="64MB")
 
 
-@semcache.cached(cache, ttl="10m", when=lambda answer: bool(answer))
+@semcache.cached(cache, ttl="10m", when=bool)
 def answer(question: str, locale: str = "en") -> str:
     print(f"  (asking the model: {question})")
     return f"{question} Yes. [{locale}]"

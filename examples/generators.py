@@ -1,4 +1,4 @@
-"""Streams are stored when they ended well, and replayed item by item: python examples/generators.py"""
+"""Streams are stored when they ended well, and replayed item by item: `python examples/generators.py`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""Methods: an object enters the key by what it says of itself: python examples/methods.py"""
+"""Methods: an object enters the key by what it says of itself: `python examples/methods.py`."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,8 @@ cache = semcache.Cache()
 
 @dataclass
 class Assistant:
+    """A model with its prompt."""
+
     model: str
     prompt: str
     calls: int = 0

@@ -1,6 +1,6 @@
-"""Near matches, within one scope and one tenant: python examples/semantic.py [--model all-MiniLM-L6-v2]
+"""Near matches, within one scope and one tenant: `python examples/semantic.py`.
 
-Without --model a toy embedder stands in for the real one: it counts words, and needs no download.
+A toy embedder that counts words stands in for a real one; `--model all-MiniLM-L6-v2` takes that.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
 
     @semcache.cached(cache, text="question")
     def answer(question: str, locale: str = "en") -> str:
-        return f"an answer to: {question}"
+        return f"an answer to: {question} [{locale}]"
 
     for question, locale in [
         ("How long does shipping to Austria take?", "en"),

@@ -224,7 +224,7 @@ class Cache:
         if text is not None and not text and exact_only is None:
             exact_only = "the text is empty"
         scope = None
-        if self.semantic is not None and text is not None and exact_only is None:
+        if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
             scope = digest(b"scope", prefix, rest, owner, canonical(self.embedder_identity))
         return Request(
             key, scope, text, facets, tenant is not None, ttl, mode, self.embedder_identity if scope else "", exact_only
@@ -374,6 +374,8 @@ class Cache:
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
+        if self.semantic is not None:
+            self.semantic.batcher.after_fork_in_parent()
         if self.memory is not None:
             self.memory.after_fork_in_parent()
 
@@ -383,6 +385,8 @@ class Cache:
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
+        if self.semantic is not None:
+            self.semantic.batcher.after_fork_in_child()
         if self.memory is not None:
             self.memory.after_fork_in_child()
 

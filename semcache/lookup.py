@@ -203,7 +203,7 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
     """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss."""
     evidence = None
     for place, (tier, breaker) in enumerate(chain.tiers):
-        if not tier.exact and (request.mode == "exact" or request.scope is None):
+        if not tier.exact and request.scope is None:
             continue
         found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
@@ -310,7 +310,7 @@ def keep(
 ) -> Plan[None]:  # fmt: skip
     """Put an entry into the exact tiers or the near ones; with `before`, into those nearer than that place."""
     for tier, breaker in chain.tiers[:before]:
-        if tier.exact is not exact or (not exact and (request.scope is None or request.mode == "exact")):
+        if tier.exact is not exact or (not exact and request.scope is None):
             continue
         # An open breaker lets one caller a pause through: who was let through to read may put too, and who was refused
         # may not. A put takes no turn of its own: where loads are slower than the pause, no reader would get one.

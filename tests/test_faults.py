@@ -16,6 +16,7 @@ import textwrap
 import threading
 import warnings
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from instruments import GUARD, Compass, Crew, Origin
@@ -106,13 +107,13 @@ def test_file_that_cannot_be_used_opens_the_breaker_and_recovers(open_cache, tmp
         cache.get_or_load(cache.request(number), Origin())
     assert cache.stats().faults["disk: open"] > cache.stats().faults["disk: unreachable"] > 0
     path.parent.unlink()
-    for number in range(20):
+    number = 0
+    while semcache.last().faults:  # the file is begun behind the callers, soon after the first who puts
+        number += 1
         clock.advance(10)
         cache.get_or_load(cache.request("mended", number), Origin())
     assert cache.flush()
-    assert semcache.last().faults == []
-    origin = Origin("not again")
-    assert cache.get_or_load(cache.request("mended", 19), origin) == "answer"
+    assert cache.get_or_load(cache.request("mended", number), Origin("not again")) == "answer"
     assert semcache.last().tier == "disk"
 
 
@@ -304,7 +305,7 @@ def test_fork_among_busy_threads_leaves_both_at_work(tmp_path):
 @pytest.mark.semantic
 def test_fork_with_an_index_leaves_both_at_work(tmp_path):
     """The worker thread stays behind: the child has one of its own, and its index anew."""
-    script = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom instruments import Compass\n" + FORK
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom instruments import Compass\n" + FORK
     lines = run_script(script.format(more=", embedder=Compass()"), tmp_path / "cache.db")
     assert lines == ["0"] * 12 + ["50 12", "ok"]
 
@@ -597,6 +598,7 @@ def test_embedder_that_fails_opens_the_breaker_and_recovers(open_near, clock):
         cache.get_or_load(cache.request(text=f"failed {number}"), lambda: "loaded")
     faults = cache.stats().faults
     assert (faults["semantic: RuntimeError"], faults["semantic: open"]) == (5, 5)
+    cache.flush()
     embedder.fault = None
     assert cache.get_or_load(cache.request(text="too early"), lambda: "loaded") == "loaded"
     clock.advance(10)
@@ -634,7 +636,7 @@ def test_embedder_that_cannot_load_is_a_miss_and_tried_again(open_cache, clock, 
 
 @pytest.mark.semantic
 def test_model_that_is_not_there_is_a_miss_with_the_mend():
-    """A real sentence-transformers name that nobody has, without a network: answers, a named fault, a warm that tells."""
+    """A real sentence-transformers name that nobody has, without a network: answers, a named fault, the mend."""
     lines = run_script(
         """
         import semcache
@@ -675,7 +677,17 @@ def test_slow_embedder_costs_its_budget_and_what_it_brings_late_is_kept(open_nea
 @pytest.mark.semantic
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\0", "x" * 100_000, "\ud800", "a\ud800b", "\U0010ffff", "\N{COMBINING ACUTE ACCENT}" * 1000, "🏦" * 5000],
+    [
+        "",
+        " ",
+        "\0",
+        "x" * 100_000,
+        "\ud800",
+        "a\ud800b",
+        "\U0010ffff",
+        "\N{COMBINING ACUTE ACCENT}" * 1000,
+        "🏦" * 5000,
+    ],
     ids=["empty", "blank", "null", "long", "surrogate", "surrogate inside", "unassigned", "combining", "emoji"],
 )
 def test_odd_text_is_answered_and_harms_nothing(open_near, tmp_path, ask, text):

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +27,15 @@ def flights():
     assert len(made) == 0
     assert not made._flights
     assert not made._blocked
+
+
+@pytest.fixture
+def _hurry():
+    """Have threads change places as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def ask(flights, key, load, *, blocks) -> Plan[Outcome]:
@@ -128,35 +138,39 @@ def test_error_of_the_leader_goes_to_all_unchanged(flights):
     assert origin.calls == 1
 
 
+@pytest.mark.usefixtures("_hurry")
 def test_callers_in_any_mixture_never_load_a_key_twice_at_once(flights):
     """Law 6, under load: at no moment are there two loads of one key, however threads and loops come and go."""
     loading: dict[bytes, int] = {}
     lock = threading.Lock()
     most = []
+    start = threading.Barrier(9)
 
     def load(key):
         with lock:
             loading[key] = loading.get(key, 0) + 1
             most.append(loading[key])
-        for _ in range(50):
+        for _ in range(300):
             threading.get_native_id()
         with lock:
             loading[key] -= 1
         return key
 
     def in_thread(seed):
+        start.wait(GUARD)
         drawn = random.Random(seed)
-        for _ in range(100):
+        for _ in range(200):
             key = drawn.choice([b"a", b"b", b"c"])
             assert get(flights, key, partial(load, key)) == key
 
     async def in_tasks(seed):
         async def one(seed):
             drawn = random.Random(seed)
-            for _ in range(30):
+            for _ in range(60):
                 key = drawn.choice([b"a", b"b", b"c"])
                 assert await aget(flights, key, partial(load, key)) == key
 
+        start.wait(GUARD)
         await asyncio.gather(*(one(seed + place) for place in range(4)))
 
     with Crew() as crew:
@@ -371,7 +385,7 @@ def test_call_after_its_load_follows_again(flights):
     with Crew() as crew:
         leader = crew.submit(get, flights, b"a", held)
         assert held.entered.wait(GUARD)
-        threading.Timer(0.001, held.go.set).start()
+        crew.submit(lambda: (flights.wait_for(3), held.go.set()))
         assert get(flights, b"a", Origin("never")) == "second"
         assert leader.result(GUARD) == "second"
 
@@ -385,7 +399,7 @@ def test_loads_of_two_threads_that_would_wait_for_each_other_do_not(flights):
         def inside():
             calls.append(own)
             both.wait(GUARD)
-            return own + get(flights, other, lambda: other.lower())
+            return own + get(flights, other, other.lower)
 
         return inside
 
@@ -447,6 +461,50 @@ def test_ring_is_seen_though_one_of_two_who_wait_has_gone(flights):
         return await asyncio.wait_for(asyncio.gather(*tasks), GUARD)
 
     assert asyncio.run(main()) == ["alone", "alone"]
+
+
+def test_ring_through_a_load_inside_a_load_is_seen(flights):
+    """A load waits for whatever a load inside it waits for: who leads the outer one is not waited for from there."""
+
+    async def main():
+        inside, asked = asyncio.Event(), asyncio.Event()
+
+        async def load_c():
+            inside.set()
+            await asked.wait()
+            return await aget(flights, b"A", Origin("alone"))
+
+        async def load_a():
+            await inside.wait()
+            return await aget(flights, b"B", lambda: aget(flights, b"C", Origin("never")))
+
+        tasks = [asyncio.create_task(aget(flights, b"A", load_a)), asyncio.create_task(aget(flights, b"C", load_c))]
+        await settle()
+        asked.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), GUARD)
+
+    assert asyncio.run(main()) == ["alone", "alone"]
+
+
+def test_flight_waited_for_before_does_not_stand_in_the_way(flights):
+    """A thread may wait for a load that has waited for one of its own, and waits no more."""
+    first, second = Origin("b", hold=True), Origin("a", hold=True)
+
+    def load_a():
+        return get(flights, b"b", Origin("never")) + second()
+
+    with Crew() as crew, ThreadPoolExecutor(1) as thread:
+        leads_b = thread.submit(get, flights, b"b", first)
+        assert first.entered.wait(GUARD)
+        leads_a = crew.submit(get, flights, b"a", load_a)
+        flights.wait_for(3)
+        first.go.set()
+        assert leads_b.result(GUARD) == "b"
+        assert second.entered.wait(GUARD)
+        follows_a = thread.submit(get, flights, b"a", Origin("alone"))
+        flights.wait_for(1)
+        second.go.set()
+        assert (leads_a.result(GUARD), follows_a.result(GUARD)) == ("ba", "ba")
 
 
 def test_sync_call_on_the_leading_loops_own_thread_loads_alone(flights):
@@ -525,6 +583,7 @@ def test_load_asking_for_a_flight_of_the_loop_that_its_follower_blocks_loads_alo
         assert asyncio.run(main(crew)) == ("balone", "a", "balone")
 
 
+@pytest.mark.usefixtures("_hurry")
 def test_loads_asking_for_random_keys_all_end(flights):  # noqa: C901 - the loads of both colours
     """Threads and loops whose loads ask for each other's keys, at random: all end, and nothing is left behind."""
     keys = [bytes([number]) for number in range(5)]

@@ -474,6 +474,23 @@ def test_future_landing_when_nobody_waits_any_more_is_silent(error, closed, capl
     assert caplog.records == []
 
 
+def test_future_failing_while_we_wait_is_reported_once():
+    """An error that the plan has got is not reported by the loop as lost."""
+    complaints = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        future = shared()
+        task = await started(arun(caught(Wait(future, GUARD))))
+        future.set_exception(KeyError("a"))
+        assert isinstance(await task, KeyError)
+        del task
+        gc.collect()
+
+    asyncio.run(main())
+    assert complaints == []
+
+
 def test_coroutine_closed_in_the_middle_ends_its_plan():
     """A caller that is thrown away, as when its loop is closed, ends the plan: its `finally` runs."""
     passed = []

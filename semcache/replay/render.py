@@ -10,7 +10,7 @@ from typing import TextIO
 from semcache.policy import Threshold
 from semcache.replay.recording import Recording
 from semcache.replay.report import Report, latencies_us
-from semcache.replay.score import Hits, Mistake, Score
+from semcache.replay.score import Cost, Hits, Mistake, Score
 from semcache.replay.words import GLUE, apart, clip, count, duration, interval, latency, percent, plain
 
 Line = list[tuple[str, str]]
@@ -168,15 +168,20 @@ def _references(report: Report, width: int) -> Iterator[Line]:
             (f"{wrong:>7}", "bad" if score.hits.wrong else ""),
             (f"{waiting:>16}", ""),
         ]
-    saved, whole = report.score.saved, report.origin
-    if whole.prompt_tokens or whole.completion_tokens or whole.seconds:
+    yield from _saved(report.score.saved, report.origin, width)
+
+
+def _saved(saved: Cost, whole: Cost, width: int) -> Iterator[Line]:
+    told = []
+    if whole.seconds:
+        told.append(f"{duration(saved.seconds)} of {duration(whole.seconds)} of waiting")
+    for what in ("prompt", "completion"):
+        tokens = getattr(whole, f"{what}_tokens")
+        if tokens:
+            told.append(f"{getattr(saved, f'{what}_tokens'):,} of {tokens:,} {what} tokens")
+    if told:
         yield []
-        yield from _wrapped(
-            f"Saved {duration(saved.seconds)} of {duration(whole.seconds)} of waiting, "
-            f"{saved.prompt_tokens:,} of {whole.prompt_tokens:,} prompt tokens, "
-            f"{saved.completion_tokens:,} of {whole.completion_tokens:,} completion tokens.",
-            width,
-        )
+        yield from _wrapped(f"Saved {', '.join(told)}.", width)
 
 
 def _bar(share: float) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from concurrent.futures import Future
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
@@ -57,6 +58,9 @@ class Batcher:
     ) -> None:
         self.settings = Settings(embedder, make_index, clock, max_batch, remembered, max_pending, restore, on_fault)
         self._is_closed = False
+        # Held while the worker imports and loads: a child can never import what is half imported at its fork.
+        self.importing = RLock()
+        self._is_held = False
         # By process: after a fork the child finds none and makes its own, touching no lock it may have inherited.
         self._workers: dict[int, Worker] = {}
         self._at_exit = weakref.finalize(self, _let_go, self._workers, weakref.ref(self))
@@ -72,12 +76,6 @@ class Batcher:
         The other calls start it too. Raises TierError("closed").
         """
         self._worker().start()
-
-    def before_fork(self) -> None:
-        """Wait, for some seconds at most, for a load under way: what is half imported here, a child cannot import."""
-        worker = self._workers.get(os.getpid())
-        if worker:
-            worker.await_load(_FORK_SECONDS)
 
     def has_scope(self, scope: bytes) -> bool | None:
         """Say whether a scope has rows, those still on their way included; None while not ready."""
@@ -153,6 +151,19 @@ class Batcher:
         worker = self._workers.get(os.getpid())
         if worker:
             worker.close(timeout)
+
+    def before_fork(self) -> None:
+        """Let no import be half done in the child; wait some seconds for one, at most."""
+        self._is_held = self.importing.acquire(timeout=_FORK_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._is_held:
+            self.importing.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew, at the next call."""
+        self.importing = RLock()
 
     def stats(self) -> dict[str, int]:
         """Return rows, scopes, bytes and evictions of the index, and what the worker counted in this process."""

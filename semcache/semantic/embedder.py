@@ -6,6 +6,7 @@ An embedder is a sentence-transformers model, by name or path, or a callable of 
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["CallableEmbedder", "Embedder", "SentenceTransformerEmbedder", "TextEmbedder", "as_embedder", "as_unit"]
+
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 
 class Embedder(Protocol):
@@ -117,6 +120,8 @@ def as_embedder(value: str | Embedder | TextEmbedder | None, device: str = "auto
     if isinstance(value, str):
         if not value:
             raise ConfigurationError('an embedder is a model\'s name, as in embedder="all-MiniLM-L6-v2"; got ""')
+        if not _DEVICE.fullmatch(str(device)):
+            raise ConfigurationError(f'device is "auto", "cpu", "cuda", "cuda:1" or "mps"; got {device!r}')
         if "://" in value:
             raise ConfigurationError(
                 f"embedder={value!r}: embedders behind a URL are not there yet; give a callable that asks it, with an "

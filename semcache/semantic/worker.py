@@ -54,7 +54,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._arriving: Counter[bytes] = Counter()
         self._failure: Exception | None = None
-        self._load_ended = threading.Event()
+        self._importing = batcher.importing
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
         self._counts = dict.fromkeys(("embedded", "batches", "batched", "remembered", "uncovered", "dropped"), 0)
@@ -66,15 +66,9 @@ class Worker:
             return
         with self._lock:
             if self.state == "idle" or (self.state == "failed" and self._clock() >= self._retry_at):
-                self._load_ended.clear()
                 self._thread = threading.Thread(target=self._run, name="semcache-semantic", daemon=True)
                 self._thread.start()
                 self.state = "loading"
-
-    def await_load(self, timeout: float) -> None:
-        """Wait, if it is loading, until it is no more; the thread that loads does not wait for itself."""
-        if self.state == "loading" and self._thread is not threading.current_thread():
-            self._load_ended.wait(timeout)
 
     def has_scope(self, scope: bytes) -> bool | None:
         index = self._index
@@ -146,8 +140,6 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             self._load_failed(_as_exception(error))
             return
-        finally:
-            self._load_ended.set()
         with self._lock:
             if self.state != "closed":
                 self.state = "ready"
@@ -178,14 +170,15 @@ class Worker:
             sleep(0)
 
     def _load(self) -> None:
-        self._embedder.load()
-        batcher = self._owner()
-        dimension = self._embedder.dimension
-        if batcher is None or dimension is None:
-            raise TierError("load", "the embedder does not know its dimension")
-        restore = batcher.settings.restore
-        self._index = batcher.settings.make_index(dimension)
-        del batcher
+        with self._importing:
+            self._embedder.load()
+            batcher = self._owner()
+            dimension = self._embedder.dimension
+            if batcher is None or dimension is None:
+                raise TierError("load", "the embedder does not know its dimension")
+            restore = batcher.settings.restore
+            self._index = batcher.settings.make_index(dimension)
+            del batcher
         if restore is not None:
             try:
                 self._restore(iter(restore()))
@@ -336,7 +329,7 @@ class Worker:
                 for key in item.keys:
                     self._loaded.remove(key)
             case Clear():
-                self._load_ended.clear()
+                self._loaded.clear()
 
     def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
         """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""

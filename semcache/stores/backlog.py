@@ -82,8 +82,8 @@ class Backlog:
                 self._is_to_open = True
                 self._work.notify()
                 raise TierError(self.trouble.reason, str(self.trouble))
-            readable = self.pending.get(record.key)
-            if readable is not None and record.born < readable.born:  # its load began before that of what is there
+            standing = self.pending.get(record.key) or self._queue.get(record.key)
+            if standing is not None and standing.outranks(record):
                 return
             older = self._queue.get(record.key)
             queued_bytes = self._queued_bytes + record.size - (older.size if older else 0)

@@ -1,7 +1,9 @@
 """What the writer does inside a transaction; nothing here begins or ends one.
 
-Laws: an entry born before a mark of one of its facets is not written (law 8), whichever process made the mark; the
-pages in use, not a count of our own, decide when to evict.
+Laws:
+- an entry born before a mark of one of its facets is not written (law 8), whichever process made the mark;
+- of two entries of a key the one whose load began later stays, as long as it lives;
+- the pages in use, not a count of our own, decide when to evict.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ LONGEST_LOAD_SECONDS = 3600.0
 SWEEP_ROWS = 64
 _VACUUM_PAGES = 256
 
+# An entry from the future, left behind by a clock that went back, is in nobody's way.
+_OUTRANKED = "SELECT 1 FROM entries WHERE key = ? AND born > ? AND expires > ? AND written <= ?"
 _INSERT_ENTRY = """
     INSERT INTO entries (key, checksum, expires, written, touched, born, load_seconds, is_own_ttl, facets, position,
         size, value)
@@ -73,6 +77,10 @@ class Record:
         text = len(self.text or "") if self.is_indexed else 0
         return len(self.row[0]) + text + (0 if self.vector is None else 2 * len(self.vector)) + ROW_BYTES
 
+    def outranks(self, other: Record) -> bool:
+        """Say whether this entry stays where another is put now, whose load began earlier."""
+        return self.born > other.born and self.row[2] > other.row[4]
+
     def has(self, facet: str, value: str | bytes) -> bool:
         """Say whether an invalidation of this facet value means this entry."""
         return self.key == value if facet == "key" else getattr(self.facets, facet) == value
@@ -93,8 +101,11 @@ def newest_mark(connection: sqlite3.Connection) -> int:
 
 
 def insert(connection: sqlite3.Connection, record: Record, newest: int) -> bool:
-    """Write an entry and its index row in place of the key's older ones; False where it was invalidated meanwhile."""
-    if record.born < newest and _is_marked(connection, record):
+    """Write an entry and its index row in place of the key's older ones; False where it comes too late."""
+    value, checksum, expires, written, touched, born, load_seconds, is_own_ttl = record.row
+    if (born < newest and _is_marked(connection, record)) or connection.execute(
+        _OUTRANKED, (record.key, born, touched, touched)
+    ).fetchone():
         return False
     facets = record.facets
     names = (facets.namespace, facets.function, facets.version, facets.tenant, facets.model)
@@ -102,7 +113,6 @@ def insert(connection: sqlite3.Connection, record: Record, newest: int) -> bool:
     connection.execute(
         "INSERT OR IGNORE INTO facets (namespace, function, version, tenant, model) VALUES (?, ?, ?, ?, ?)", names
     )
-    value, checksum, expires, written, touched, born, load_seconds, is_own_ttl = record.row
     position = _insert_index_row(connection, record, names) if record.is_indexed else None
     connection.execute(
         _INSERT_ENTRY,

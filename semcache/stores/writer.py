@@ -244,7 +244,8 @@ class Writer:
                 self.backlog.doubt(changes.newest_mark(self._connection))
             except Exception as error:
                 self.disconnect()
-                self.backlog.trouble = trouble(error, str(self._file.path))
+                if reason_of(error) != "busy":  # that passes: what is put until then may wait
+                    self.backlog.trouble = trouble(error, str(self._file.path))
                 raise
             self.backlog.trouble = None
         return self._connection

@@ -33,6 +33,7 @@ Q = ParamSpec("Q")
 S = TypeVar("S")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+F_co = TypeVar("F_co", covariant=True)
 
 
 class CacheInfo(NamedTuple):
@@ -41,6 +42,13 @@ class CacheInfo(NamedTuple):
     hits: int
     misses: int
     bypasses: int
+
+
+class _Wrapper(Protocol[F_co]):
+    """What has a function inside: mypy looks at its first parameter here, and not in the parameters of `Cached`."""
+
+    @property
+    def __wrapped__(self) -> F_co: ...
 
 
 class Cached(Protocol[P, R_co]):
@@ -53,17 +61,17 @@ class Cached(Protocol[P, R_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
-    @overload  # of a classmethod
+    @overload  # a classmethod
     def __get__(
-        self: Cached[Concatenate[type[S], Q], R_co], instance: S | None, owner: type[S] | None = None, /
+        self: _Wrapper[Callable[Concatenate[type[S], Q], R_co]], instance: S | None, owner: type[S] | None = None, /
     ) -> Callable[Q, R_co]: ...
-    @overload
+    @overload  # a function, on its class
     def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
-    @overload
+    @overload  # a method, on its object
     def __get__(
-        self: Cached[Concatenate[S, Q], R_co], instance: S, owner: type | None = None, /
+        self: _Wrapper[Callable[Concatenate[S, Q], R_co]], instance: S, owner: type | None = None, /
     ) -> Callable[Q, R_co]: ...
-    @overload  # of a staticmethod
+    @overload  # a staticmethod, on an object
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
     def cache_info(self) -> CacheInfo:

@@ -29,7 +29,17 @@ def test_argument_changed_in_any_place_loads_anew(open_cache):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [(1, True), (1, 1.0), (1, "1"), (0, False), (None, "None"), ([1], (1,)), ("a", b"a"), ([1, [2]], [[1], 2]), ({}, [])],
+    [
+        (1, True),
+        (1, 1.0),
+        (1, "1"),
+        (0, False),
+        (None, "None"),
+        ([1], (1,)),
+        ("a", b"a"),
+        ([1, [2]], [[1], 2]),
+        ({}, []),
+    ],
 )
 def test_values_of_different_types_do_not_meet(open_cache, one, other):
     """Law 1: what Python takes for equal, or prints alike, may change the answer."""
@@ -95,7 +105,7 @@ def test_unkeyable_argument_is_a_counted_bypass_and_one_warning(open_cache):
     assert function.cache_info() == (0, 0, 3)
     (warning,) = caught
     assert "argument 'second'['handle']" in str(warning.message)
-    assert ("key", "UnkeyableError") == semcache.last().faults[0][:2]
+    assert semcache.last().faults[0][:2] == ("key", "UnkeyableError")
 
 
 def test_unkeyable_default_is_an_error_at_decoration(open_cache):
@@ -103,7 +113,7 @@ def test_unkeyable_default_is_an_error_at_decoration(open_cache):
     with pytest.raises(semcache.ConfigurationError, match="argument 'handle'"):
 
         @semcache.cached(open_cache())
-        def function(question, handle=object()):
+        def function(question, handle=object()):  # noqa: B008 - what is refused
             return question
 
 
@@ -123,9 +133,14 @@ def test_arguments_of_a_partial_are_keyed(open_cache):
 def test_main_is_named_by_its_file(tmp_path):
     """Law 1: a script and its import are one module; two scripts are not."""
     script = tmp_path / "shop_script.py"
-    script.write_text(
-        "import semcache\n@semcache.cached(semcache.Cache())\ndef f(x): return x\nf(1)\nprint(semcache.last().function)\n"
-    )
+    script.write_text("""
+import semcache
+@semcache.cached(semcache.Cache())
+def f(x):
+    return x
+f(1)
+print(semcache.last().function)
+""")
     ran = [
         subprocess.run([sys.executable, *how], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
         for how in ([str(script)], ["-c", "import shop_script"])

@@ -15,14 +15,14 @@ def look_up(cache, request, origin):
     """Look up; the answer, or the error itself."""
     try:
         return cache.get_or_load(request, origin)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is
         return error
 
 
 async def alook_up(cache, request, origin):
     try:
         return await cache.aget_or_load(request, origin)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is
         return error
 
 

@@ -17,7 +17,9 @@ class Rude(Exception):  # noqa: N818 - an origin's own error
         super().__init__(first)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyError(1), Rude(1, 2), TimeoutError(), semcache.TierError("late")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyError(1), Rude(1, 2), TimeoutError(), semcache.TierError("late")]
+)
 def test_error_is_raised_as_it_was_and_not_kept(open_cache, tmp_path, ask, error):
     """Law 7: the caller gets the origin's own error, the next caller a new load."""
     cache = open_cache(disk=tmp_path / "cache.db")

@@ -134,7 +134,8 @@ print(cache.invalidate(function="f"), flush=True)
 os._exit(0)
 """
     path = str(tmp_path / "cache.db")
-    ran = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True, timeout=GUARD)
+    command = [sys.executable, "-c", script, path]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GUARD)
     assert ran.stdout == "1\n"
     cache = open_cache(disk=path)
     assert cache.get_or_load(cache.request("a", function="f"), lambda: "new") == "new"

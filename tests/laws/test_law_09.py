@@ -35,16 +35,15 @@ def test_source_knows_no_pickle_eval_or_yaml(source):
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
-    called = {
-        node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not forbidden & (imported | called)
 
 
 @pytest.mark.parametrize(
     "foreign",
     [
-        b"", b"\x01", b"\x00", b"hello", pickle.dumps("stolen"), msgpack.packb("stolen"), b"\x02\x00" + msgpack.packb("new"),
+        b"", b"\x01", b"\x00", b"hello", pickle.dumps("stolen"), msgpack.packb("stolen"),
+        b"\x02\x00" + msgpack.packb("new"),
         b"\x01\x07" + msgpack.packb("packed otherwise"), Codec().encode("cut")[:-1], Codec().encode("longer") + b"x",
         Codec().encode({"a": [1, 2]})[:4] + b"\xc1\xc1", b"\x01\x00" + msgpack.packb(msgpack.ExtType(99, b"")),
         b"\x01\x01" + b"not zstd",

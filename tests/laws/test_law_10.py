@@ -52,7 +52,9 @@ def break_tier(cache, error):
     return broken
 
 
-@pytest.mark.parametrize("error", [TierError("down", "no route"), OSError(5, "io"), ZeroDivisionError(), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [TierError("down", "no route"), OSError(5, "io"), ZeroDivisionError(), TimeoutError()]
+)
 def test_tier_that_fails_is_a_miss_and_a_fault(open_cache, ask, error):
     """Law 10: whatever a tier raises, the caller gets the origin's answer, and the event names the fault."""
     cache = open_cache()

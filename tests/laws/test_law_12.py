@@ -34,7 +34,13 @@ def ask(cache, text):
 
 @pytest.mark.parametrize(
     ("embedder", "unseen"),
-    [(Narrow, LONG), (Narrow, "x" * 100_000), (English, "Где мой заказ?"), (English, "注文はどこですか"), (English, "where? Где?")],
+    [
+        (Narrow, LONG),
+        (Narrow, "x" * 100_000),
+        (English, "Где мой заказ?"),
+        (English, "注文はどこですか"),
+        (English, "where? Где?"),
+    ],
 )
 def test_text_that_is_not_seen_whole_is_exact_only(open_near, embedder, unseen):
     """Law 12: beyond the window, or in a language that is not covered, a text answers itself and nothing else."""

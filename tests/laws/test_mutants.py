@@ -89,4 +89,4 @@ def test_mutant_is_killed(copy, mutant):
     file.write_text(source.replace(mutant["old"], mutant["new"]))
     code, printed = run_tests(copy, [mutant["test"]], SEMCACHE_TEST_GUARD="1")  # it may hang, so it hangs not for long
     assert code == 1, f"exit code {code}:\n{printed}"
-    assert re.search(r"^\d+ failed", printed.splitlines()[-1]), printed
+    assert re.search(r"^\d+ failed", printed, re.MULTILINE), printed

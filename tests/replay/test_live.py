@@ -82,7 +82,7 @@ def test_caller_who_shares_a_near_match_is_judged_by_its_maker(letters, tmp_path
         def __call__(self, texts):
             # Embeds only once somebody follows; in vain after a while, lest a failure hang.
             for _ in range(5000 if "silent" in texts else 0):
-                if any(flight.followers for flight in list(cache.chain.flights._flights.values())):
+                if any(flight.future is not None for flight in list(cache.chain.flights._flights.values())):
                     break
                 sleep(0.001)
             return super().__call__(texts)

@@ -42,6 +42,7 @@ PRELUDE = """
 
     def open_tier(path=sys.argv[1], **changes):
         changes["on_fault"] = lambda reason, error: say(f"fault {reason}")
+        changes = {"timeout": 30.0} | changes
         return DiskTier(path, namespace="shop", ttl=10**6, clock=SystemClock(), **changes)
 
     def request(name, **facets):
@@ -51,7 +52,11 @@ PRELUDE = """
         return shake_128(name.encode()).digest(50 + 37 * len(name) * sum(name.encode()) % 9000)
 
     def put(tier, name, **facets):
-        run(tier.put(request(name, **facets), Entry(right(name), born=tier.position()), None))
+        try:
+            born = tier.position()
+        except TierError:  # as where the file is not begun yet; the lookup goes on as well
+            born = 1
+        run(tier.put(request(name, **facets), Entry(right(name), born=born), None))
 
     def get(tier, name):
         found = run(tier.get(request(name)))
@@ -102,13 +107,26 @@ def open_tier(path, faults):
         each.close()
 
 
-def start(code, *arguments, **options):
-    """Start another Python with the helpers of the prelude."""
-    program = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+@pytest.fixture
+def start():
+    """Start other Pythons with the helpers of the prelude; none outlives the test."""
+    started = []
+
+    def start_one(code, *arguments):
+        program = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        if not process.stdout.closed:
+            process.communicate(timeout=60)
 
 
 def finish(process):
@@ -168,7 +186,7 @@ def put_born_now(tier, name):
 # Several processes
 
 
-def test_processes_that_begin_at_once_share_one_file(path, open_tier):
+def test_processes_that_begin_at_once_share_one_file(path, open_tier, start):
     """Processes that open a file that is not there yet begin it once, and keep what each of them puts."""
     code = """
         sys.stdin.readline()
@@ -183,13 +201,13 @@ def test_processes_that_begin_at_once_share_one_file(path, open_tier):
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        assert finish(process) == []
+        assert set(finish(process)) <= {"fault busy"}  # who waited for the file to be begun may say so
     tier = open_tier()
     assert all(get(tier, f"{who}-{n}") == right(f"{who}-{n}") for who in range(4) for n in range(50))
     assert_sound(path)
 
 
-def test_processes_at_work_together_leave_a_sound_file(path):
+def test_processes_at_work_together_leave_a_sound_file(path, open_tier, start):
     """A mix of reads, writes and invalidations by several processes gives each only right values, and a whole file."""
     code = """
         import random
@@ -209,13 +227,14 @@ def test_processes_at_work_together_leave_a_sound_file(path):
         assert tier.flush()
         tier.close()
     """
+    open_tier().close()
     for process in [start(code, path, who) for who in range(3)]:
-        assert finish(process) == []
+        assert set(finish(process)) <= {"fault busy"}
     assert_sound(path)
     assert ask(path, "SELECT count(*) FROM entries")[0][0] > 0
 
 
-def test_killed_writer_loses_nothing_that_was_flushed(path, open_tier):
+def test_killed_writer_loses_nothing_that_was_flushed(path, open_tier, start):
     """After `kill -9` in mid-write the file is whole, has all that was flushed, and every value is its key's."""
     code = """
         tier = open_tier()
@@ -240,7 +259,7 @@ def test_killed_writer_loses_nothing_that_was_flushed(path, open_tier):
     assert_sound(path)
 
 
-def test_killed_process_keeps_its_invalidations(path, open_tier):
+def test_killed_process_keeps_its_invalidations(path, open_tier, start):
     """Law 8: an invalidation is durable when it returns, though the process is killed the moment after."""
     code = """
         tier = open_tier()
@@ -272,7 +291,7 @@ def test_reads_leave_no_transaction_open(path, open_tier):
 # Forks
 
 
-def test_child_reads_and_writes_on_its_own(path, open_tier):
+def test_child_reads_and_writes_on_its_own(path, open_tier, start):
     """A forked child has connections, a thread and a queue of its own, and outlives its parent's closing."""
     code = """
         tier = open_tier()
@@ -312,7 +331,7 @@ def test_child_reads_and_writes_on_its_own(path, open_tier):
     assert_sound(path)
 
 
-def test_what_waits_at_the_fork_is_the_parents(path, open_tier):
+def test_what_waits_at_the_fork_is_the_parents(path, open_tier, start):
     """What waited to be written when the process forked is written once, by the parent."""
     code = """
         import sqlite3
@@ -334,7 +353,7 @@ def test_what_waits_at_the_fork_is_the_parents(path, open_tier):
     assert get(open_tier(), "waits") == right("waits")
 
 
-def test_forks_among_reading_threads_do_no_harm(path):
+def test_forks_among_reading_threads_do_no_harm(path, start):
     """Forking while other threads read and write leaves parent and children at work."""
     code = """
         import threading
@@ -371,7 +390,7 @@ def test_forks_among_reading_threads_do_no_harm(path):
 # Faults
 
 
-def test_full_disk_keeps_what_stands(path, open_tier):
+def test_full_disk_keeps_what_stands(path, open_tier, start):
     """Where the file cannot grow, puts are lost and told, reads go on, and writing resumes when there is room."""
     code = """
         import resource
@@ -403,7 +422,7 @@ def test_full_disk_keeps_what_stands(path, open_tier):
 
 
 @pytest.mark.parametrize("what", ["directory", "file"])
-def test_readonly_path_is_told_and_harmless(what):
+def test_readonly_path_is_told_and_harmless(what, start):
     """Where this user may not write, reads give right values or TierError, puts are told, and nothing changes."""
     code = """
         import semcache.stores.sqlite, urllib.parse  # while everything can be imported
@@ -598,17 +617,20 @@ def test_file_of_others_is_left_alone(path, open_tier, faults, whose):
 
 
 def test_file_held_by_another_is_a_miss_until_released(path, open_tier):
-    """A file that another process has locked is a fault within the deadline, and works when it is released."""
+    """A file that another process has locked is a fault within the deadline; what is put meanwhile is written later."""
     open_tier().close()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
         tier = open_tier()
-        for call in (lambda: get(tier, "a"), lambda: run(tier.put(request("a"), Entry(b"1"), None))):
+        for call in (lambda: get(tier, "a"), tier.position):
             with pytest.raises(TierError) as told:
                 call()
             assert told.value.reason == "busy"
-    until_it_works(tier, "a")
+        put_born_now(tier, "a")
+        assert get(tier, "a") == right("a")
+    assert tier.flush()
+    assert get(tier, "a") == right("a")
 
 
 def test_batch_that_finds_the_file_held_is_kept(path, open_tier, monkeypatch):

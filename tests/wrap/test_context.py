@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextvars import copy_context
 from threading import Barrier, Thread
 
 import pytest
-from waiting import PATIENCE, Counter
+from waiting import PATIENCE, Counter, until
 
 import semcache
 from semcache import ConfigurationError
@@ -158,8 +159,7 @@ def test_context_holds_for_its_task_and_the_tasks_it_starts(cache):
     async def as_tenant(tenant):
         with semcache.context(tenant=tenant):
             ready()
-            while ready.count < 2:
-                await asyncio.sleep(0)
+            await until(lambda: ready.count == 2)
             first = await ask("q", tenant)
             child = await asyncio.create_task(ask("q", tenant))
             return first, child, semcache.last().kind
@@ -374,10 +374,8 @@ def test_stats_sum_what_events_tell(cache):
         return object() if question == "odd" else question
 
     for question in ("a", "a", "odd", "bad", "a"):
-        try:
+        with contextlib.suppress(ValueError):
             ask(question)
-        except ValueError:
-            pass
     with semcache.context(mode="off"):
         ask("a")
     stats = cache.stats()

@@ -147,7 +147,7 @@ def test_self_that_is_ignored_or_left_out_of_the_key_needs_none(cache):
 def test_check_tells_early(cache):
     """semcache.check refuses a class whose methods could not be cached, and names them."""
     plain, keyed = classes(cache)
-    with pytest.raises(ConfigurationError, match="^ask: .*Plain has no __semcache_key__"):
+    with pytest.raises(ConfigurationError, match=r"^ask: .*Plain has no __semcache_key__"):
         semcache.check(plain)
     semcache.check(keyed)
     semcache.check(Model)
@@ -157,7 +157,7 @@ def test_check_tells_early(cache):
         def explain(self):
             return 1
 
-    with pytest.raises(ConfigurationError, match="^ask, explain: "):
+    with pytest.raises(ConfigurationError, match=r"^ask, explain: "):
         semcache.check(Derived)
     semcache.check(int)
 

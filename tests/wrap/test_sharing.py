@@ -317,7 +317,7 @@ def test_all_cancelled_leaves_nothing_behind(cache, flights, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("error", [OriginError("no"), asyncio.TimeoutError("late"), TimeoutError("late")], ids=repr)
+@pytest.mark.parametrize("error", [OriginError("no"), TimeoutError("late"), StopAsyncIteration()], ids=repr)
 def test_leaders_error_goes_to_all_tasks_unchanged(cache, flights, error):
     """Laws 6 and 7: the same object reaches all, also where it is of a kind that waiting itself raises."""
     gate = asyncio.Event()
@@ -348,7 +348,7 @@ def test_origin_that_raises_cancelled_itself_hands_over(cache, flights):
         await asyncio.sleep(0)
         gone = asyncio.get_running_loop().create_future()
         gone.cancel()
-        await gone
+        return await gone
 
     async def main():
         return await asyncio.gather(*(ask("q") for _ in range(4)), return_exceptions=True)

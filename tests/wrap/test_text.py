@@ -29,9 +29,9 @@ class FirstWord:
 
 
 def make(**settings):
+    settings = {"policy": semcache.Threshold(0.9), "tenant": SHARED, **settings}
     with pytest.warns(UnmeasuredThresholdWarning):
-        policy = {"policy": semcache.Threshold(0.9), "tenant": SHARED, **settings}
-        return semcache.Cache(embedder=FirstWord(), timeouts=semcache.Timeouts(semantic="20s"), **policy)
+        return semcache.Cache(embedder=FirstWord(), timeouts=semcache.Timeouts(semantic="20s"), **settings)
 
 
 @pytest.fixture
@@ -253,12 +253,11 @@ def test_near_match_without_a_tenant_is_not_served():
         ask = ask_in(cache, text="question")
         ask("refund please")
         cache.flush()
-        with pytest.warns(SemcacheWarning, match="semcache.SHARED") as warned:
+        with pytest.warns(SemcacheWarning, match=r"semcache\.SHARED") as warned:
             assert ask("refund now") == "refund now|en|2"
-            assert semcache.last().reason == "no tenant"
-            assert ask("refund soon") == "refund soon|en|3"
-        assert len(warned) == 1
         assert warned[0].filename == __file__
+        assert semcache.last().reason == "no tenant"
+        assert ask("refund soon") == "refund soon|en|3"  # warnings are errors here: there is no second
         assert "no tenant" in str(ask.explain("refund today"))
         with semcache.context(tenant=SHARED):
             assert tier_of(cache, ask, "refund at once") == "semantic"
