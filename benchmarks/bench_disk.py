@@ -13,7 +13,7 @@ QUESTIONS = [f"Where is my parcel number {number}?" for number in range(2000)]
 
 
 def test_disk_hit(pairs, tmp_path):
-    """The bar: 3 times a bare SELECT by key from a table of the same rows; memory is off, so every hit is the disk's."""
+    """The bar: 3 times a bare SELECT by key from a table of the same rows; memory is off, so hits are the disk's."""
     cache = semcache.Cache(namespace="bench", memory=0, disk=tmp_path / "ours.db", timeouts=LONG)
     ours = semcache.cached(cache)(lambda question: ANSWER)
     for question in QUESTIONS:

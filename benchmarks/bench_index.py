@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 ROWS, SCOPES, LARGE, DIMENSION = 1_000_000, 300_000, 20, 384
 
@@ -39,8 +40,7 @@ def _measure() -> dict[str, float]:
     from semcache.semantic.index import FlatIndex
 
     def resident_bytes():
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     generator = np.random.default_rng(0)
     pool = generator.standard_normal((4096, DIMENSION)).astype(np.float32)

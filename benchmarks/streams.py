@@ -1,6 +1,6 @@
 """Replays recordings at several thresholds and writes the table in RESULTS.md.
 
-    python benchmarks/streams.py FOLDER [NAME ...]      every FOLDER/*.jsonl that is in the traffic format, or those named
+    python benchmarks/streams.py FOLDER [NAME ...]      every FOLDER/*.jsonl in the traffic format, or those named
 
 Each text is embedded once for all the thresholds of its stream. Rows of streams that are not named are kept.
 """

@@ -117,6 +117,12 @@ class Rich:
 
 
 @dataclass
+class Defaulted:
+    x: int = 0
+    fixed: int = field(default=5, init=False)
+
+
+@dataclass
 class Box(Generic[T]):
     item: T
 
@@ -493,6 +499,7 @@ def equal_values() -> dict[str, tuple[Any, Any]]:
             datetime(2024, 1, 1, tzinfo=PARIS),
             datetime(2024, 1, 1, tzinfo=ZoneInfo.no_cache("Europe/Paris")),
         ),
+        "a default that stands on the class": (Defaulted(1), marked(Defaulted(1), fixed=5)),
         "a cached property worked out": (lazy, called),
         "a model's cached property worked out": (secretive, asked),
         "byte order of an array": (big, big.astype("<i4")),
@@ -703,6 +710,20 @@ class Unreadable:
         raise OSError
 
 
+class Liar:
+    """An object that passes itself off as a list, as proxies do."""
+
+    def __init__(self, items):
+        self.items = items
+
+    @property
+    def __class__(self):
+        return list
+
+    def __iter__(self):
+        return iter(self.items)
+
+
 class Words(list):
     pass
 
@@ -763,7 +784,8 @@ def local_class():
     "value",
     [
         Plain(), Unreadable(), object(), lambda: None, print, iter([]), (item for item in ()), open, Mock(),
-        Mock(spec=str), sys, Words([1]), Names(a=1), Text("a"), Whole(1), Folder("a"), defaultdict(list), deque(),
+        Mock(spec=str), sys, Liar([1]), Words([1]), Names(a=1), Text("a"), Whole(1), Folder("a"), defaultdict(list),
+        deque(),
         memoryview(b"a"),
         Counted(1), Failed(1), Odd(), local_class(), Exception("a"), list[int], slice(1), NotImplemented,
         np.ma.array([1, 2], mask=[0, 1]), np.zeros(2, "f4,f4").view(np.recarray), np.longdouble(1), np.zeros(1, "g"),
@@ -782,6 +804,24 @@ def test_canonical_of_what_has_no_form_is_refused(value):
         canonical(value)
     with pytest.raises(UnkeyableError):
         canonical_items(["a", value])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (datetime(2024, 1, 1, tzinfo=Nameless()), r"a time zone of type test_keys\.Nameless has no name; use zoneinfo"),
+        *((value, "its bytes do not tell its values|the dtype") for value in variable_text()),
+        (np.zeros(1, "g"), "an array of dtype .* cannot be keyed: its bytes do not tell its values"),
+        (np.ma.array([1]), r"a numpy\.ma\.MaskedArray cannot be keyed"),
+        (Counted(1), r"a test_keys\.Counted holds more than its fields"),
+        (local_class(), "a class made inside a function has no name that another process could know"),
+        (Owner(ValueError("no such row")), "it cannot be read: ValueError: no such row"),
+    ],
+)
+def test_refusal_tells_why(value, told):
+    """The message says what it is about a value that makes it unkeyable."""
+    with pytest.raises(UnkeyableError, match=told):
+        canonical(value)
 
 
 def test_refusal_of_an_unkeyable_class_names_it_and_the_mend():
@@ -964,15 +1004,26 @@ def test_own_key_that_keys_other_values_does_not_disturb_the_outer_one():
 
 
 def test_canonical_in_many_threads_is_as_in_one():
-    """Threads that make keys at once do not mix them up."""
-    wanted = {number: canonical([number, str(number), {"a": (number, Owner(number))}]) for number in range(200)}
+    """Threads that make keys at once do not mix them up, not even where a number too wide for msgpack calls us back."""
+    values = [
+        [number, str(number), {"a": (number, Owner(2**70 + number))}, *range(2**70, 2**70 + 5)] for number in range(99)
+    ]
+    wanted = [canonical(value) for value in values]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(canonical, values * 20)) == wanted * 20
+    finally:
+        sys.setswitchinterval(before)
 
-    def told(number):
-        return number, canonical([number, str(number), {"a": (number, Owner(number))}])
 
-    with ThreadPoolExecutor(8) as pool:
-        for number, key in pool.map(told, [*range(200)] * 20):
-            assert key == wanted[number]
+def test_flags_numbered_anew_are_keyed_anew():
+    """A combination is not taken for the one that had its number in another version of its class."""
+    before, after = enum.Flag("Rights", "READ WRITE"), enum.Flag("Rights", "WRITE READ")
+    assert canonical(before(3)) == canonical(before.READ | before.WRITE)
+    assert canonical(before(3)) != canonical(after(3))
+    assert canonical(before.READ) == canonical(after.READ) != canonical(after.WRITE)
 
 
 def test_class_made_by_a_function_names_itself_by_its_module():

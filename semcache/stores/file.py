@@ -58,6 +58,7 @@ class StoreFile:
         connection = self._connect("rwc", WRITE_WAIT_SECONDS)
         try:
             self._identity = self._identify()
+            connection.execute("PRAGMA synchronous = NORMAL")
             if not self._is_ours(connection):
                 self._begin(connection)
             connection.execute(f"PRAGMA journal_size_limit = {_LEFTOVER_WAL_BYTES}")

@@ -61,7 +61,7 @@ class TierContract:
 
     @pytest.fixture
     def clock(self) -> ManualClock:
-        """The clock of the tier."""
+        """Make the clock of the tier."""
         return ManualClock()
 
     @pytest.fixture
@@ -74,7 +74,7 @@ class TierContract:
         tier.close()
         tier.close()
 
-    def make(self, clock: ManualClock) -> Tier:
+    def make(self, clock: ManualClock) -> Tier:  # noqa: ARG002 - a subclass has use for it
         """Make a tier on this clock."""
         raise AssertionError("say in your subclass how your tier is made")
 

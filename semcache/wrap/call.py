@@ -1,7 +1,7 @@
 """What a call of a cached function means: its key, its scope and its text.
 
-`begin` is the hot path: one plain function from the arguments to an answer in memory, and only if there is none, the
-plan of a lookup.
+`Call.open` is the hot path: one plain function from the arguments to an answer in memory, and only if there is none,
+the plan of a lookup.
 """
 
 from __future__ import annotations

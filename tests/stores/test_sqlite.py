@@ -353,6 +353,35 @@ def test_what_waits_at_the_fork_is_the_parents(path, open_tier, start):
     assert get(open_tier(), "waits") == right("waits")
 
 
+def test_child_replaces_a_damaged_file(path, open_tier, start):
+    """A forked child that finds the file damaged, when its parent has gone, begins it anew as any process does."""
+    code = """
+        tier = open_tier()
+        put(tier, "a")
+        assert tier.flush()
+        child_waits, parent_ends = os.pipe()
+        if os.fork():
+            tier.close()
+            os._exit(0)
+        os.close(parent_ends)
+        os.read(child_waits, 1)
+        with open(sys.argv[1], "r+b") as file:
+            file.write(b"damage" * 1000)
+        try:
+            get(tier, "a")
+        except TierError as error:
+            say(error.reason)
+        tier.flush()
+        put(tier, "b")
+        assert tier.flush()
+        assert get(tier, "b") == right("b")
+        tier.close()
+    """
+    assert sorted(finish(start(code, path))) == ["damaged", "fault damaged"]
+    assert Path(f"{path}.damaged-1").exists()
+    assert get(open_tier(), "b") == right("b")
+
+
 def test_forks_among_reading_threads_do_no_harm(path, start):
     """Forking while other threads read and write leaves parent and children at work."""
     code = """

@@ -227,6 +227,71 @@ def test_origins_task_cancelled_by_others_leaves_nobody_waiting(cache):
     assert cache.stats().tiers["memory"]["entries"] == 0
 
 
+def test_origins_task_cancelled_between_items_ends_the_readers(cache):
+    """The same, where the origin had nothing to do: who asks for the next item is not left waiting for ever."""
+    spell, log = letters(cache)
+
+    async def main():
+        before = asyncio.all_tasks()
+        reader = spell("abc")
+        assert await anext(reader) == "a"
+        [driver] = asyncio.all_tasks() - before
+        driver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await anext(reader)
+
+    run(main)
+    assert log == ["begin", "a", "close"]
+    assert cache.stats().tiers["memory"]["entries"] == 0
+
+
+def test_error_of_the_gravest_kind_reaches_the_readers(cache):
+    """What is no Exception goes to the readers too, as it was."""
+
+    class Interruption(BaseException):
+        pass
+
+    error = Interruption("no")
+
+    @semcache.cached(cache, version="1")
+    async def items():
+        yield "a"
+        raise error
+
+    async def main():
+        first, second = items(), items()
+        assert await anext(first) == await anext(second) == "a"
+        for reader in (first, second):
+            with pytest.raises(Interruption) as raised:
+                await anext(reader)
+            assert raised.value is error
+
+    run(main)
+
+
+def test_cancelled_reader_does_not_make_the_origin_run_ahead(cache):
+    """An item is pulled when somebody asks for it, also after one who asked has gone."""
+    gate = asyncio.Event()
+    spell, log = letters(cache, gate=gate)
+
+    async def main():
+        reader, other = spell("abcd"), spell("abcd")
+        assert await anext(reader) == await anext(other) == "a"
+        waiting = asyncio.create_task(anext(reader))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        gate.set()
+        assert await anext(other) == "b"
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert log == ["begin", "a", "b"]
+        assert await read(other) == ["c", "d"]
+
+    run(main)
+
+
 def test_readers_share_one_origin_each_at_its_pace(cache):
     """Law 6: each item is pulled once, by whoever needs it first."""
     spell, log = letters(cache)

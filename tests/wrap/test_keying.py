@@ -90,6 +90,7 @@ def test_positional_only_argument_alone_is_no_keyword(cache):
     def answer(first, /, second=2):
         return first
 
+    assert answer(1) == 1
     with pytest.raises(TypeError, match="positional-only"):
         answer(first=1)
     assert key_of(answer, 1, second=2) == key_of(answer, 1)

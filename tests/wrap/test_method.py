@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import pickle
 import pydoc
 import weakref
 from abc import ABC, abstractmethod
@@ -238,6 +239,34 @@ def test_method_called_through_its_class(cache):
     assert keyed.ask.invalidate(model, "q") == 1
     model.ask("q")
     assert model.calls == 2
+
+
+def test_method_cached_twice_is_cached_in_both(cache):
+    """A cache over a cache is a method still."""
+    inner = semcache.Cache("inner")
+
+    class Model:
+        def __init__(self, name):
+            self.name = name
+
+        def __semcache_key__(self):
+            return self.name
+
+        @semcache.cached(cache)
+        @semcache.cached(inner)
+        def ask(self, question):
+            return self.name, question
+
+    assert Model("a").ask("q") == Model("a").ask("q") == ("a", "q")
+    assert Model("b").ask("q") == ("b", "q")
+    assert cache.stats().hits == {"memory": 1}
+    assert inner.stats().misses == 2
+
+
+def test_method_travels_to_another_process_by_name():
+    """A cached method can be handed to a pool of processes, on its class and on its object."""
+    assert pickle.loads(pickle.dumps(Model.ask)) is Model.ask
+    assert pickle.loads(pickle.dumps(Model("a").ask))("q") == "q"
 
 
 def test_property_over_a_cached_method(cache):

@@ -11,6 +11,9 @@ import pytest
 from waiting import PATIENCE, Counter
 
 import semcache
+from semcache.flight import Flight
+from semcache.plan import run
+from semcache.wrap.shared import End, Stream
 
 variable = ContextVar("variable", default="unset")
 
@@ -184,6 +187,23 @@ def test_error_reaches_all_readers_unchanged(cache):
         raised.append(one.value)
     assert raised == [error, error]
     assert cache.stats().loads == 1
+
+
+def test_failed_stream_is_joined_by_nobody():
+    """Law 7: who comes between an error and its reader's leaving is not given the error, but begins anew."""
+
+    class Failing:
+        def pull(self):
+            return End(error=OriginError("no"))
+
+    def opened():
+        return Failing()
+        yield
+
+    stream = Stream(Flight(b"key"), 1000, blocks=True)
+    assert stream.join()
+    assert isinstance(run(stream.step(opened, 0)).error, OriginError)
+    assert not stream.join()
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
