@@ -26,7 +26,7 @@ from semcache.errors import (
 from semcache.events import Event, SemcacheWarning, Stats, Trace, last, trace
 from semcache.explain import Explanation
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Verdict
-from semcache.policy import Policy, Shadow, Threshold
+from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
 from semcache.wrap.function import Cached, CacheInfo, cached, check
@@ -63,6 +63,7 @@ __all__ = [
     "Trace",
     "TrafficError",
     "UnkeyableError",
+    "UnmeasuredThresholdWarning",
     "Verdict",
     "cached",
     "check",

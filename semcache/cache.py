@@ -121,6 +121,7 @@ class Cache:
             position=self.log.position,
             flight_timeout=self._timeouts.of("flight"),
             max_value_bytes=max_value_bytes,
+            in_place=None if self.disk is None else tiers.index(self.disk),
         )
         _watch(self)
 

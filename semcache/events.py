@@ -22,8 +22,9 @@ from semcache.model import Decision
 
 logger = logging.getLogger("semcache")
 
-# So many memory hits are noted before they are summed.
+# So many memory hits, and other lookups, are noted before they are summed.
 FOLD_AT = 4096
+EVENTS_FOLD_AT = 256
 
 STAGES = ("key", "memory", "wait", "store", "embed", "search", "decide", "load", "put")
 
@@ -150,20 +151,24 @@ class Recorder:
         self._saved_seconds = 0.0
         self._calls: dict[str, Counter[str]] = {}
         self._quick_hits: dict[str, int] = {}
-        # A memory hit is noted here without a lock (deque.append is atomic) and summed later, many at once.
+        # Lookups are noted here without a lock (deque.append is atomic) and summed later, many at once.
         self.quick: deque[tuple[str, int, int, float]] = deque()
+        self._events: deque[Event] = deque()
 
     def add_observer(self, observer: Observer) -> None:
         """Tell `observer` every event from now on."""
         self.observers.append(observer)
 
     def fold(self) -> None:
-        """Sum the memory hits noted so far."""
+        """Sum the lookups noted so far."""
         with self._lock:
             self._fold()
 
     def _fold(self) -> None:
-        """Sum the memory hits noted so far; the lock is held."""
+        """Sum the lookups noted so far; the lock is held."""
+        events = self._events
+        for _ in range(len(events)):
+            self._sum(events.popleft())
         quick = self.quick
         for _ in range(len(quick)):
             function, key_ns, memory_ns, load_seconds = quick.popleft()
@@ -181,11 +186,14 @@ class Recorder:
 
     def lookup(self, event: Event) -> None:
         """Take the event of a finished lookup."""
-        self._sum(event)
+        self._events.append(event)
+        if len(self._events) > EVENTS_FOLD_AT:
+            self.fold()
         remember(event)
         for collected in tracing():
             collected.lookups.append(event)
-        self.tell(event)
+        if self.observers:
+            self.tell(event)
 
     def fault(self, tier: str, reason: str, error: BaseException) -> None:
         """Take a fault met away from any lookup: in a writer, a worker, a sweep."""
@@ -220,31 +228,31 @@ class Recorder:
         self._lock = RLock()
 
     def _sum(self, event: Event) -> None:
+        """Add a lookup to the sums; the lock is held."""
         stages, kind = event.stages, event.kind
-        with self._lock:
-            calls = self._calls.get(event.function)
-            if calls is None:
-                calls = self._calls[event.function] = Counter()
-            calls[kind] += 1
-            for stage, nanoseconds in stages.items():
-                self._stages[stage] += nanoseconds
-            if kind == "hit":
-                self._hits[event.tier or ""] += 1
-                spent = sum(stages.values()) - stages.get("put", 0)
-                self._saved_seconds += (event.load_seconds or 0.0) - spent / 1e9
-            elif kind == "bypass":
-                self._bypasses[event.reason or ""] += 1
-            else:
-                self._counts["misses"] += 1
-                if event.reason:  # "exact only: the text has 391 tokens ..." is counted as "exact only"
-                    self._not_served["exact only" if event.reason.startswith("exact only") else event.reason] += 1
-            if event.shared:
-                self._counts["shared"] += 1
-            elif kind != "hit":
-                self._counts["loads"] += 1
-                self._counts["load_errors"] += event.failed
-            for tier, reason, _ in event.faults:
-                self._faults[f"{tier}: {reason}"] += 1
+        calls = self._calls.get(event.function)
+        if calls is None:
+            calls = self._calls[event.function] = Counter()
+        calls[kind] += 1
+        for stage, nanoseconds in stages.items():
+            self._stages[stage] += nanoseconds
+        if kind == "hit":
+            self._hits[event.tier or ""] += 1
+            spent = sum(stages.values()) - stages.get("put", 0)
+            self._saved_seconds += (event.load_seconds or 0.0) - spent / 1e9
+        elif kind == "bypass":
+            self._bypasses[event.reason or ""] += 1
+        else:
+            self._counts["misses"] += 1
+            if event.reason:  # "exact only: the text has 391 tokens ..." is counted as "exact only"
+                self._not_served["exact only" if event.reason.startswith("exact only") else event.reason] += 1
+        if event.shared:
+            self._counts["shared"] += 1
+        elif kind != "hit":
+            self._counts["loads"] += 1
+            self._counts["load_errors"] += event.failed
+        for tier, reason, _ in event.faults:
+            self._faults[f"{tier}: {reason}"] += 1
 
     def stats(self) -> Stats:
         """Return the sums, without the tiers' own."""

@@ -39,7 +39,7 @@ from semcache.errors import DecodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
 from semcache.model import Entry, Evidence, Hit, Miss, Request
-from semcache.plan import Load, Outcome, Plan, Wait
+from semcache.plan import Load, Outcome, Plan, Wait, run
 from semcache.tier import Breaker, Tier
 
 
@@ -58,7 +58,10 @@ class Landing:
 
 @dataclass(slots=True)
 class Chain:
-    """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share."""
+    """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
+
+    `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does.
+    """
 
     tiers: Sequence[tuple[Tier, Breaker]]
     codec: Codec
@@ -67,6 +70,7 @@ class Chain:
     flight_timeout: float
     max_value_bytes: int
     flights: Flights[Landing] = field(default_factory=Flights)
+    in_place: int | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +110,36 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
             chain.flights.abandon(flight)
         raise
     return finish(chain, event, outcome)
+
+
+def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
+    """Ask the tier that answers in place, with no plan and no flight: (True, the answer), recorded, where it has it.
+
+    A hit has nobody to wait for and nothing to load. What goes wrong here is in the event, and `ask` leaves that tier
+    alone for the rest of the lookup; a plain miss is asked again once the flight is boarded.
+    """
+    if chain.in_place is None or request.mode in ("off", "refresh"):
+        return False, None
+    tier, breaker = chain.tiers[chain.in_place]
+    if breaker.is_open:
+        return False, None
+    began = perf_counter_ns()
+    try:
+        found = tier.peek(request.key)  # type: ignore[attr-defined]
+        if not isinstance(found, Hit):
+            return False, None
+        value = chain.codec.decode(found.entry.value)
+    except Exception as error:  # noqa: BLE001 - a tier may fail in any way
+        note_failure(event, tier, breaker, error)
+        return False, None
+    finally:
+        note_time(event, tier, perf_counter_ns() - began)
+    breaker.succeeded()
+    note_hit(event, tier, found)
+    if chain.in_place:
+        run(fill(chain, request, found, event, chain.in_place))
+    chain.recorder.lookup(event)
+    return True, value
 
 
 def finish(chain: Chain, event: Event, outcome: Outcome[Any]) -> Outcome[Any]:
@@ -212,19 +246,26 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
         if isinstance(found, Hit):
             note_hit(event, tier, found)
             if tier.exact and place:
-                began = perf_counter_ns()
-                yield from keep(chain, request, found.entry, None, event, exact=True, before=place)
-                event.took("put", perf_counter_ns() - began)
+                yield from fill(chain, request, found, event, place)
             return found, value, evidence
         if found.reason:
             event.reason = found.reason
     return None, None, evidence
 
 
+def fill(chain: Chain, request: Request, hit: Hit, event: Event, place: int) -> Plan[None]:
+    """Put what a tier gave into the exact tiers before it."""
+    began = perf_counter_ns()
+    yield from keep(chain, request, hit.entry, None, event, exact=True, before=place)
+    event.took("put", perf_counter_ns() - began)
+
+
 def ask(
     chain: Chain, tier: Tier, breaker: Breaker, request: Request, event: Event
 ) -> Plan[tuple[Hit | Miss, Any]]:  # fmt: skip
     """Ask one tier; whatever goes wrong is a miss, and a fault in the event (law 10)."""
+    if event.faults and any(name == tier.name for name, _, _ in event.faults):
+        return Miss(), None  # it failed this lookup already
     if not breaker.allows():
         event.fault(tier.name, TierError("open", "it failed too often and is left alone for a while"))
         return Miss(), None
@@ -233,17 +274,18 @@ def ask(
         found = yield from tier.get(request)
         breaker.succeeded()
         return found, chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
-    except DecodeError as error:  # bytes of another version or another hand: they will be overwritten
-        event.fault(tier.name, error)
-    except TimeoutError:
-        breaker.failed()
-        event.fault(tier.name, TierError("late", "no answer in time"))
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
-        breaker.failed()
-        event.fault(tier.name, error)
+        note_failure(event, tier, breaker, error)
     finally:
         note_time(event, tier, perf_counter_ns() - began)
     return Miss(), None
+
+
+def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -> None:
+    """Take over what went wrong in a tier."""
+    if not isinstance(error, DecodeError):  # bytes of another version or another hand: they will be overwritten
+        breaker.failed()
+    event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 
 
 def note_hit(event: Event, tier: Tier, hit: Hit) -> None:

@@ -308,7 +308,7 @@ def exact_values() -> list[Any]:
         np.float64(1.5), np.float32(0.1), np.float16(2), np.int64(-5), np.int8(1), np.uint64(2**64 - 1), np.bool_(True),
         np.complex64(1 + 2j), np.str_("a"), np.str_(""), np.str_("a\x00"), np.bytes_(b"a\x00"),
         np.datetime64("2024-01-01"),
-        np.datetime64("NaT"), np.timedelta64(5, "s"), np.void(b"abc"), np.float64(math.nan), [np.float32(1),
+        np.datetime64("NaT", "s"), np.timedelta64(5, "s"), np.void(b"abc"), np.float64(math.nan), [np.float32(1),
         {"a": np.zeros(2)}],
     ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 from instruments import GUARD, Crew, Origin, WatchedFlights
 
-from semcache.flight import Abandoned, Flights, enter, leave
+from semcache.flight import Abandoned, Flights, _inside, enter, leave
 from semcache.model import Facets, Request
 from semcache.plan import Load, Outcome, Plan, Wait, arun, run
 
@@ -381,6 +381,7 @@ def test_call_two_loads_deep_for_the_outer_key_loads_alone(flights):
 def test_call_after_its_load_follows_again(flights):
     """Only what runs inside a load is inside it: afterwards, the same thread may follow the key's next flight."""
     assert get(flights, b"a", Origin("first")) == "first"
+    assert _inside.get() == ()
     held = Origin("second", hold=True)
     with Crew() as crew:
         leader = crew.submit(get, flights, b"a", held)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from semcache.model import Decision, Neighbour, Verdict
-from semcache.policy.threshold import Threshold
+from semcache.policy.threshold import Threshold, UnmeasuredThresholdWarning
 
-__all__ = ["Policy", "Shadow", "Threshold"]
+__all__ = ["Policy", "Shadow", "Threshold", "UnmeasuredThresholdWarning"]
 
 
 class Policy(Protocol):

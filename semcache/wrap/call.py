@@ -19,7 +19,7 @@ from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember, tracing
 from semcache.keys import KEY_BYTES, canonical, canonical_items
-from semcache.lookup import Origin, finish, load, lookup
+from semcache.lookup import Origin, finish, load, lookup, probe
 from semcache.model import Facets, Request, Tenant
 from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept
@@ -143,7 +143,8 @@ class Call:
         event = cache.event(request)
         event.stages["key"] = keyed - began
         event.stages["memory"] = perf_counter_ns() - keyed
-        return None, (request, event)
+        found, value = probe(cache.chain, request, event)
+        return (value, None) if found else (None, (request, event))
 
     def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int) -> Event:
         """Make the event of a memory hit."""

@@ -141,8 +141,6 @@ def cached(
 def _decorate(cache: Cache | None, checked: Options, function: Any) -> Any:
     if isinstance(function, classmethod | staticmethod):
         return type(function)(_decorate(cache, checked, function.__func__))
-    if type(function) is _Method:
-        function = function.wrapper
     wrapping = Wrapping(cache, checked, function)
     wrapper = wrapping.wrapper()
     return _Method(wrapper, wrapping) if wrapping.is_method else wrapper
