@@ -4,8 +4,8 @@ The order in which things happen is the whole of it:
 
 1. *Board.* Before anything slow is asked, the caller boards the key's flight. The first one leads. Who comes later
    follows: it waits, and is given what the leader got. (Law 6.)
-2. *Find.* The leader asks the tiers, nearest first. The memory tier was probed before the plan was built, by a plain
-   function; here it is asked again, because this may have happened in between:
+2. *Find.* The leader asks the tiers, nearest first. Memory, and the store that answers in place, were probed by plain
+   functions before the plan was built; here they are asked again, because this may have happened in between:
 
        caller A            caller B
        probe: miss

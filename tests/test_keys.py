@@ -813,7 +813,7 @@ def test_canonical_of_what_has_no_form_is_refused(value):
         (datetime(2024, 1, 1, tzinfo=Nameless()), r"a time zone of type test_keys\.Nameless has no name; use zoneinfo"),
         *((value, "its bytes do not tell its values|the dtype") for value in variable_text()),
         (np.zeros(1, "g"), "an array of dtype .* cannot be keyed: its bytes do not tell its values"),
-        (np.ma.array([1]), r"a numpy\.ma\.MaskedArray cannot be keyed"),
+        (np.ma.array([1]), r"a numpy\.ma\..*MaskedArray cannot be keyed"),
         (Counted(1), r"a test_keys\.Counted holds more than its fields"),
         (local_class(), "a class made inside a function has no name that another process could know"),
         (Owner(ValueError("no such row")), "it cannot be read: ValueError: no such row"),
