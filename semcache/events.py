@@ -198,7 +198,7 @@ class Recorder:
     def fault(self, tier: str, reason: str, error: BaseException) -> None:
         """Take a fault met away from any lookup: in a writer, a worker, a sweep."""
         with self._lock:
-            self._faults[f"{tier}: {reason}"] += 1
+            self._count_fault(tier, reason, str(error))
         self.tell(Event("fault", tier=tier, reason=reason, faults=[(tier, reason, str(error))]))
 
     def tell(self, event: Event) -> None:
@@ -251,8 +251,15 @@ class Recorder:
         elif kind != "hit":
             self._counts["loads"] += 1
             self._counts["load_errors"] += event.failed
-        for tier, reason, _ in event.faults:
-            self._faults[f"{tier}: {reason}"] += 1
+        for tier, reason, message in event.faults:
+            self._count_fault(tier, reason, message)
+
+    def _count_fault(self, tier: str, reason: str, message: str) -> None:
+        """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
+        kind = f"{tier}: {reason}"
+        self._faults[kind] += 1
+        if self._faults[kind] == 1 and tier == "disk":
+            logger.warning("%s (%s); further ones are counted, in stats()", kind, message)
 
     def stats(self) -> Stats:
         """Return the sums, without the tiers' own."""

@@ -319,6 +319,9 @@ def encode(chain: Chain, request: Request, value: object, born: int, event: Even
         data = chain.codec.encode(value)
     except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
         event.fault("codec", error)
+        chain.recorder.warn_once(
+            f"{event.function}: codec", f"an answer of {event.function or 'a load'} is not stored: {error}"
+        )
         return None
     return to_entry(request, data, born, event)
 

@@ -712,3 +712,63 @@ def test_stored_stream_closed_early_is_a_hit(cache, tmp_path):
     items.close()
     assert spell.cache_info() == (1, 1, 0)
     assert log.count("begin") == 1
+
+
+def test_stream_begun_on_a_thread_does_not_hold_its_other_calls(cache, flights, pool):
+    """A half-read stream is pulled by whoever comes: its first reader may wait for a load that reads it."""
+    spell, _ = letters(cache)
+    loads = Counter()
+
+    @semcache.cached(cache, version="1")
+    def ask():
+        loads()
+        reading = spell("abc")
+        first = next(reading)
+        flights.await_followers(2)  # ourselves, of the stream; and the call below, of us
+        return first + "".join(reading)
+
+    half = spell("abc")
+    next(half)
+    leader = pool.submit(ask)
+    loads.reach(1)
+    assert ask() == leader.result(PATIENCE) == "abc"
+    assert loads.count == 1
+    half.close()
+
+
+def test_reader_in_mid_stream_waits_as_long_as_it_takes(pool):
+    """Law 6: who has read an item cannot begin anew, so the flight timeout is for the first item alone."""
+    release, asking, begun = Event(), Event(), Counter()
+    with semcache.Cache(timeouts=semcache.Timeouts(flight="50ms")) as cache:
+
+        @semcache.cached(cache, version="1")
+        def items():
+            yield "a"
+            begun()
+            assert release.wait(PATIENCE)
+            yield "b"
+
+        @semcache.cached(cache, version="1")
+        def clock():
+            if begun() == 2:
+                assert release.wait(PATIENCE)
+            return "late"
+
+        follower = items()
+        leader = pool.submit(lambda: list(items()))
+        begun.reach(1)
+        assert next(follower) == "a"
+
+        def read_on():
+            asking.set()
+            return list(follower)
+
+        following = pool.submit(read_on)
+        assert asking.wait(PATIENCE)
+        slow = pool.submit(clock)
+        begun.reach(2)
+        assert clock() == "late"  # a flight timeout later
+        release.set()
+        assert leader.result(PATIENCE) == ["a", "b"]
+        assert following.result(PATIENCE) == ["b"]
+        assert slow.result(PATIENCE) == "late"
