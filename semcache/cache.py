@@ -49,7 +49,7 @@ class Cache:
     in bytes ("64MB"; 0: no such tier). `disk` is the path of an SQLite file. `embedder` is a sentence-transformers
     name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
-    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables that are told every event.
+    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
     `compress="zstd"` packs answers over 1 kB. Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 

@@ -10,7 +10,8 @@ NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CodecError", "ConfigurationError", "Decision", "DecodeError",
     "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour",
     "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError", "Timeouts",
-    "Trace", "TrafficError", "UnkeyableError", "UnmeasuredThresholdWarning", "Verdict", "cached", "check", "configure", "context", "last", "register",
+    "Trace", "TrafficError", "UnkeyableError",
+    "UnmeasuredThresholdWarning", "Verdict", "cached", "check", "configure", "context", "last", "register",
     "trace",
 ]  # fmt: skip
 
