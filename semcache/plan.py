@@ -153,4 +153,4 @@ async def arun(plan: Plan[T]) -> T:
     except StopIteration as stop:
         return cast("T", stop.value)
     finally:
-        result = None  # as above
+        result = None  # as above; Python 3.13 does so for coroutines too

@@ -182,13 +182,17 @@ _OPEN_MODULES = ("builtins", "collections", "datetime", "decimal", "fractions", 
 _KEYED_MODULES = ("datetime", "enum", "numpy", "pathlib", "zoneinfo")
 
 
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]  # Python 3.13 makes a Path in pathlib._local
+
+
 def _is_unkeyable(kind: type) -> bool:
     """Say whether no instance of an annotated class could be keyed; bases and protocols may have keyable kinds."""
-    if isinstance(kind, ABCMeta) or kind is object or kind.__module__ in _OPEN_MODULES:
+    if isinstance(kind, ABCMeta) or kind is object or _package(kind) in _OPEN_MODULES:
         return issubclass(kind, _NEVER) or kind in (CoroutineType, FunctionType, GeneratorType, MethodType, ModuleType)
     if hasattr(kind, "__semcache_key__") or hasattr(kind, "__dataclass_fields__") or is_pydantic(kind):
         return False
     is_dict_at_run_time = hasattr(kind, "__required_keys__")  # a TypedDict
     is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
-    has_keyed_base = any(base.__module__ in _KEYED_MODULES for base in kind.__mro__)
+    has_keyed_base = any(_package(base) in _KEYED_MODULES for base in kind.__mro__)
     return not (is_dict_at_run_time or is_named_tuple or has_keyed_base)
