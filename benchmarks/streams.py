@@ -46,11 +46,11 @@ def main(arguments: list[str]) -> None:
     kept = OUT / "streams.json"
     rows: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     folder, *names = arguments
-    embedder = Remembering()
     for path in sorted(Path(folder).glob("*.jsonl")):
         if (names and path.stem not in names) or '"request"' not in path.open(encoding="utf-8").readline():
             continue
-        rows[path.stem] = _figures(path, embedder)
+        # A memory of its own for each: texts known from another stream would seem to cost nothing.
+        rows[path.stem] = _figures(path, Remembering())
         kept.write_text(json.dumps(rows, indent=2) + "\n")
         print(path.stem, json.dumps(rows[path.stem]), flush=True)
     _write(rows)
