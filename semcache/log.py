@@ -1,104 +1,220 @@
-"""The change log as one process sees it: where it stands, and what was invalidated when (law 8).
+"""The change log as one process sees it: where it stands, what was invalidated when, and what others did (law 8).
 
 An entry is born at the log's position when its load begins. An invalidation takes the next position and leaves a mark
-on a facet value; an entry born before one of its marks is a miss. With an exact store that keeps a log, positions and
-marks are the store's, so they hold across restarts; without one they are counted here and end with the process.
+on a facet value; an entry born before one of its marks is a miss, from every tier. With a store that keeps a log,
+positions and marks are the store's, so they hold across processes and restarts; without one they are counted here.
+
+Laws:
+- one thread follows the store's log: it applies marks before all else, and nothing that listens can end it;
+- a process that has lost the log says so, and its memory tier believes its entries for `LOST_SECONDS` at most;
+- a position known here never goes back: an older one is safe, it only makes more entries misses.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from threading import Lock
-from typing import Protocol
+from contextlib import suppress
+from threading import Event, Lock, Thread
+from typing import Any, Protocol
 
-from semcache.model import Facets
+from semcache.marks import Changes, Mark, Marks, Pair, Row
+from semcache.model import Mode
+from semcache.plan import Plan
 
-FACETS = ("key", *Facets.__slots__)
-
-
-class Marks:
-    """The latest invalidation of each facet value that entries still alive could have been born before.
-
-    A mark is dropped when `keep_seconds` (the longest life an entry can have here) have passed. Past `most` marks the
-    oldest half give way to a floor: all that was born before the floor counts as invalidated, which is safe.
-    """
-
-    def __init__(self, clock: Callable[[], float], keep_seconds: float, most: int = 100_000) -> None:
-        self._clock = clock
-        self._keep_seconds = keep_seconds
-        self._most = most
-        self._floor = 0
-        self._marks: dict[tuple[str, str | bytes], tuple[int, float]] = {}
-
-    def mark(self, facet: str, value: str | bytes, position: int) -> None:
-        """Say that all that has this facet value and was born before `position` is invalid."""
-        now = self._clock()
-        old = self._marks.pop((facet, value), (0, 0.0))[0]
-        self._marks[facet, value] = max(position, old), now
-        if len(self._marks) > self._most:
-            self._shrink(now)
-
-    def _shrink(self, now: float) -> None:
-        young = {pair: mark for pair, mark in self._marks.items() if mark[1] > now - self._keep_seconds}
-        if len(young) > self._most // 2:
-            oldest = list(young)[: len(young) - self._most // 2]
-            self._floor = max(self._floor, *(young.pop(pair)[0] for pair in oldest))
-        self._marks = young
-
-    def cover(self, pairs: Iterable[tuple[str, str | bytes]], born: int) -> bool:
-        """Say whether an entry with these facet values, born at `born`, is invalid."""
-        if born < self._floor:
-            return True
-        marks = self._marks
-        return bool(marks) and any(born < marks[pair][0] for pair in pairs if pair in marks)
-
+# How long the memory tier serves what it has, and what it gets, while nobody can tell it of invalidations.
+LOST_SECONDS = 5.0
+# What comes within this time is applied together.
+COALESCE_SECONDS = 0.02
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+_TICK_SECONDS = 1.0
 
 class Store(Protocol):
-    """An exact store that keeps the log."""
+    """An exact store that keeps the log. What it raises means that the log is out of reach."""
 
     def position(self) -> int:
-        """Return the log's latest position."""
+        """Return the log's position, or an older one that is known without asking."""
         ...
 
-    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
-        """Invalidate durably; the future gives the mark's position and the number of entries dropped."""
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Invalidate durably; the position of the (latest) mark, and the number of entries dropped."""
+        ...
+
+    def count(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many entries an invalidation of these would drop."""
+        ...
+
+    def switch(self, mode: Mode) -> Plan[None]:
+        """Set the mode of all replicas, durably."""
+        ...
+
+    def join(self) -> Changes:
+        """Begin to follow: return the position, all marks and the mode, and no rows."""
+        ...
+
+    def follow(self, since: int) -> Changes:
+        """Return what came after a position; may wait for it, half a second at most."""
+        ...
+
+    def rest(self) -> None:
+        """Stop what waits in `follow`, from another thread."""
+        ...
+
+    def book(self, day: str, amounts: dict[str, float]) -> None:
+        """Add to the counters of a day, "2026-11-27"."""
+        ...
+
+
+class Listener(Protocol):
+    """Who is told what came, in the follower's thread."""
+
+    def marked(self, marks: list[Mark]) -> None:
+        """Drop what was invalidated."""
+        ...
+
+    def added(self, rows: list[Row]) -> None:
+        """Take what others learned."""
+        ...
+
+    def switched(self, mode: Mode | None) -> None:
+        """Take over the mode of all replicas."""
+        ...
+
+    def lost(self, error: Exception) -> None:
+        """Trust nothing for long: invalidations cannot be heard of."""
+        ...
+
+    def found(self) -> None:
+        """Go on: the log is followed, and what was missed has been told."""
+        ...
+
+    def rebuild(self, *, is_reset: bool) -> None:
+        """Read the index anew; with `is_reset`, also drop what memory holds."""
+        ...
+
+    def tick(self) -> None:
+        """Do what is to be done each second, as to book counters."""
         ...
 
 
 class Log:
     """Positions and marks of one cache; `store` is the tier that keeps them, if there is one."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, marks: Marks) -> None:
+        self.marks = marks
+        self.listener: Listener | None = None
         self._store = store
         self._position = 1
         self._lock = Lock()
+        self._thread: Thread | None = None
+        self._stop = Event()
+
+    @property
+    def store(self) -> Store | None:
+        return self._store
 
     def position(self) -> int:
         """Return the position now; where the store cannot say, the latest one known, which is older and so safe."""
         if self._store is None:
             return self._position
+        self.start()
         try:
             position = self._store.position()
         except Exception:  # noqa: BLE001 - a store that fails is never in the caller's way (law 10)
             return self._position
-        self._advance(position)
-        return position
+        return self._advance(position)
 
-    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
-        """Begin an invalidation; its future gives the position and the number of entries the store dropped."""
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Invalidate; the position of the latest mark, and the number of entries that the store dropped."""
         if self._store is not None:
-            return self._store.mark(facet, value)
-        done: Future[tuple[int, int]] = Future()
-        with self._lock:
-            self._position += 1
-            done.set_result((self._position, 0))
-        return done
+            position, dropped = yield from self._store.mark(pairs)
+        else:
+            with self._lock:
+                self._position += 1
+                position, dropped = self._position, 0
+        self.take([(facet, value, position) for facet, value in pairs])
+        return self._advance(position), dropped
 
-    def _advance(self, position: int) -> None:
+    def take(self, marks: Iterable[Mark]) -> None:
+        """Remember marks."""
+        for facet, value, position in marks:
+            self.marks.mark(facet, value, position)
+
+    def _advance(self, position: int) -> int:
         with self._lock:
             self._position = max(self._position, position)
+            return self._position
+
+    # Following
+
+    def start(self) -> None:
+        """See to it that the store's log is followed."""
+        if self._thread is None and self._store is not None and self.listener is not None:
+            with self._lock:
+                if self._thread is None and not self._stop.is_set():
+                    thread = Thread(target=self._run, args=(self._stop,), name="semcache-follower", daemon=True)
+                    with suppress(RuntimeError):  # no more threads, or the interpreter ends: the next call tries again
+                        thread.start()
+                        self._thread = thread
+
+    def stop(self, timeout: float | None = 1.0) -> None:
+        """Follow no more; wait so long for the thread."""
+        self._stop.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._store.rest()  # type: ignore[union-attr]
+            if timeout is not None:
+                thread.join(timeout)
+
+    def _run(self, stop: Event) -> None:
+        store, listener = self._store, self.listener
+        assert store is not None  # noqa: S101 - `start` has seen to both
+        assert listener is not None  # noqa: S101
+        since, pause, is_lost = -1, _FIRST_PAUSE, True
+        tick_at = time.monotonic() + _TICK_SECONDS
+        while not stop.is_set():
+            try:
+                changes = store.join() if since < 0 else store.follow(since)
+                self._apply(changes, listener)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the log may be back in a moment
+                if stop.is_set():
+                    return
+                if not is_lost:
+                    is_lost = True
+                    _tell(listener.lost, error)
+                stop.wait(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            since, pause = changes.position, _FIRST_PAUSE
+            if is_lost:
+                is_lost = False
+                _tell(listener.found)
+            stop.wait(COALESCE_SECONDS)
+            if time.monotonic() >= tick_at:
+                tick_at = time.monotonic() + _TICK_SECONDS
+                _tell(listener.tick)
+
+    def _apply(self, changes: Changes, listener: Listener) -> None:
+        """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
+        self.take(changes.marks)
+        self._advance(changes.position)
+        _tell(listener.marked, changes.marks)
+        if not changes.is_whole:
+            _tell(lambda: listener.rebuild(is_reset=changes.is_reset))
+        if changes.rows:
+            _tell(listener.added, changes.rows)
+        _tell(listener.switched, changes.mode)
 
     def after_fork(self) -> None:
-        """Begin with a lock of our own: the old one may be held by a thread that the fork left behind."""
+        """Begin with a lock and, at the next call, a thread of our own: the old ones belong to the parent."""
         self._lock = Lock()
+        self._thread = None
+        self._stop = Event()
+        self.marks.after_fork()
+
+
+def _tell(listens: Callable[..., None], *what: Any) -> None:
+    """Tell a listener, which cannot end the thread."""
+    with suppress(Exception):
+        listens(*what)

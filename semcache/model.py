@@ -25,15 +25,77 @@ SHARED = Shared.SHARED
 Tenant: TypeAlias = str | Shared
 
 
+# By what an entry can be invalidated; each of the first six has one value or none, an entry has any number of the rest.
+FACETS = ("key", "namespace", "function", "version", "tenant", "model", "tag", "document")
+
+
 @dataclass(slots=True)
 class Facets:
-    """What an entry can be invalidated by; empty where it has no such facet."""
+    """What an entry can be invalidated by beside its key; empty where it has no such facet."""
 
     namespace: str = ""
     function: str = ""
     version: str = ""
     tenant: str = ""
     model: str = ""
+    tags: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+
+    def pairs(self, key: bytes) -> list[tuple[str, str | bytes]]:
+        """Return every (facet, value) of the entry of a key, its key first."""
+        pairs: list[tuple[str, str | bytes]] = [("key", key), ("namespace", self.namespace)]
+        if self.function:
+            pairs.append(("function", self.function))
+        if self.version:
+            pairs.append(("version", self.version))
+        if self.tenant:
+            pairs.append(("tenant", self.tenant))
+        if self.model:
+            pairs.append(("model", self.model))
+        pairs += [("tag", tag) for tag in self.tags]
+        pairs += [("document", document) for document in self.documents]
+        return pairs
+
+    def has(self, facet: str, value: str | bytes) -> bool:
+        """Say whether an invalidation of this facet value means an entry with these facets; its key is no facet here."""
+        if facet == "tag":
+            return value in self.tags
+        if facet == "document":
+            return value in self.documents
+        return facet != "key" and getattr(self, facet) == value
+
+
+@dataclass(slots=True, frozen=True)
+class Lives:
+    """How long an answer may be served, in seconds; made once, when a cache or a function is.
+
+    `ttl` is the entry's own life (None: each tier's ttl decides). With `sliding` a hit gives it that life anew. At
+    `max_age` it is gone, whatever its hits. Past its life it may be served for `stale_while_revalidate` more, while it
+    is loaded anew, and for `stale_if_error` more where that load fails (RFC 5861).
+    """
+
+    ttl: float | None = None
+    sliding: bool = False
+    max_age: float = inf
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+
+    @property
+    def grace(self) -> float:
+        """Seconds past its life that an entry is worth keeping."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
+
+
+FOREVER = Lives()
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a load cost beside its time, and so what a hit saves: tokens, and money in whatever unit its owner counts."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    money: float = 0.0
 
 
 @dataclass(slots=True)
@@ -43,7 +105,7 @@ class Request:
     `key` covers everything that can change the answer. `scope` covers everything that must be equal before `text`
     may be compared with another text; it is None where near matches are out of the question, and `exact_only` says
     why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
-    the caller said whose near matches may be served. `ttl` is the entry's own life in seconds.
+    the caller said whose near matches may be served. `lives` says how long the answer may be served, and how.
     """
 
     key: bytes
@@ -51,7 +113,7 @@ class Request:
     text: str | None = None
     facets: Facets = field(default_factory=Facets)
     tenanted: bool = False
-    ttl: float | None = None
+    lives: Lives = field(default_factory=lambda: FOREVER)
     mode: Mode = "live"
     embedder: str = ""
     exact_only: str | None = None
@@ -59,11 +121,13 @@ class Request:
 
 @dataclass(slots=True)
 class Entry:
-    """A stored answer on its way into the tiers.
+    """A stored answer on its way into or out of the tiers; all lives are seconds that *remain*.
 
-    `value` is the encoded answer. `life` is the seconds that remain to it (infinite: each tier's own ttl decides);
-    `own_ttl` says that the life is the entry's own, which sets its life in the store. `born` is the log position at
-    which its load began. `load_seconds` is what the origin took.
+    `value` is the encoded answer. At the end of its `life` it is stale (infinite: each tier's own ttl decides; below
+    zero: stale for so long); `own_ttl` says that the life is the entry's own, which sets its life in the store. For
+    `grace` seconds more it may be kept, to be served stale. `slide` is the life that a hit gives it anew (0: none), and
+    after `limit` it must go, whatever its hits. `born` is the log position at which its load began, `load_seconds` and
+    `usage` what the load took. `facets` are its own where they are known: who asks may have named other tags.
     """
 
     value: bytes
@@ -72,17 +136,33 @@ class Entry:
     born: int = 0
     age: float = 0.0
     load_seconds: float = 0.0
+    grace: float = 0.0
+    slide: float = 0.0
+    limit: float = inf
+    is_pinned: bool = False
+    facets: Facets | None = None
+    usage: Usage | None = None
+
+    def life_in(self, ttl: float, *, is_store: bool) -> float:
+        """Return the life that a tier of this ttl gives the entry (law 5): in the store its own, if it has one."""
+        if self.is_pinned and is_store:
+            return inf
+        return min(self.life if self.own_ttl and is_store else min(ttl, self.life), self.limit)
 
 
 @dataclass(slots=True)
 class Hit:
-    """An answer found: `entry.life` is what remains of it in the tier that gave it."""
+    """An answer found: `entry.life` is what remains of it in the tier that gave it.
+
+    `waited_ns` are the nanoseconds that went into waiting for a connection.
+    """
 
     entry: Entry
     tier: str
     key: bytes
     similarity: float | None = None
     evidence: Evidence | None = None
+    waited_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +185,7 @@ class Miss:
 
     reason: str | None = None
     evidence: Evidence | None = None
+    waited_ns: int = 0
 
 
 @dataclass(slots=True)

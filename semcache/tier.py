@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Protocol
 
-from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
+from semcache.model import Entry, Evidence, Hit, Miss, Request
 from semcache.plan import Plan
 
 
@@ -110,13 +110,3 @@ class Breaker:
                 self._pause = min(self._pause * 2, self.LONGEST_PAUSE)
             if self._failures >= self._threshold:
                 self._retry_at = self._clock() + self._pause
-
-
-def facet_pairs(facets: Facets, key: bytes) -> list[tuple[str, str | bytes]]:
-    """Return every (facet, value) that an entry can be invalidated by, its key first."""
-    pairs: list[tuple[str, str | bytes]] = [("key", key)]
-    for name in Facets.__slots__:
-        value = getattr(facets, name)
-        if value:
-            pairs.append((name, value))
-    return pairs

@@ -1,0 +1,97 @@
+"""What a change log tells of: marks, which are kept here, and rows; plain values and one table of them (law 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, NamedTuple
+
+from semcache.model import Mode
+
+Pair = tuple[str, "str | bytes"]
+Mark = tuple[str, "str | bytes", int]
+
+
+class Marks:
+    """The latest invalidation of each facet value that entries still alive could have been born before.
+
+    A mark is dropped when `keep_seconds` (the longest life an entry can have here) have passed. Past `most` marks the
+    oldest half give way to a floor: all that was born before the floor counts as invalidated, which is safe.
+    """
+
+    def __init__(self, clock: Callable[[], float], keep_seconds: float, most: int = 100_000) -> None:
+        self._clock = clock
+        self._keep_seconds = keep_seconds
+        self._most = most
+        self._floor = 0
+        self._lock = Lock()
+        self._marks: dict[Pair, tuple[int, float]] = {}
+        # Of the marks and the floor: who is not older is covered by none, and need not say what facets he has.
+        self.newest = 0
+
+    def mark(self, facet: str, value: str | bytes, position: int) -> None:
+        """Say that all that has this facet value and was born before `position` is invalid."""
+        now = self._clock()
+        with self._lock:
+            old = self._marks.pop((facet, value), (0, 0.0))[0]
+            self._marks[facet, value] = max(position, old), now
+            self.newest = max(self.newest, position)
+            if len(self._marks) > self._most:
+                self._shrink(now)
+
+    def _shrink(self, now: float) -> None:
+        young = {pair: mark for pair, mark in self._marks.items() if mark[1] > now - self._keep_seconds}
+        if len(young) > self._most // 2:
+            oldest = list(young)[: len(young) - self._most // 2]
+            self._floor = max(self._floor, *(young.pop(pair)[0] for pair in oldest))
+        self._marks = young
+
+    def cover(self, pairs: Iterable[Pair], born: int) -> bool:
+        """Say whether an entry with these facet values, born at `born`, is invalid."""
+        if born >= self.newest:
+            return False
+        if born < self._floor:
+            return True
+        marks = self._marks
+        return any(born < marks[pair][0] for pair in pairs if pair in marks)
+
+    def since(self, position: int) -> list[Mark]:
+        """Return the marks newer than a position."""
+        with self._lock:
+            return [(*pair, mark[0]) for pair, mark in self._marks.items() if mark[0] > position]
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of our own."""
+        self._lock = Lock()
+
+
+class Row(NamedTuple):
+    """A row that another process has added; `vector` is float32[d] or None, `remaining` in seconds."""
+
+    key: bytes
+    scope: bytes
+    embedder: str
+    text: str
+    vector: Any
+    remaining: float
+
+
+@dataclass(slots=True)
+class Changes:
+    """What came into the log up to `position`, in the log's order.
+
+    `mode` is the switch of all replicas, None where it was never set. Where `is_whole` is False some records were lost
+    before they could be read: `marks` are then all there are, and the rows must be read anew. With `is_reset` the log
+    is another one than before, so that what was learned from the old one is worth nothing.
+    """
+
+    position: int
+    marks: list[Mark] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    mode: Mode | None = None
+    is_whole: bool = True
+    is_reset: bool = False
