@@ -36,20 +36,26 @@ install = $(pip) install -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma
 
 quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help venv test demo bench lint types pyright layers docs check clean
+# Behind all else on the PATH, what `make servers` has put there.
+export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
+
+.PHONY: help venv servers test demo bench lint types pyright layers docs check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 venv: $(installed) ## the virtual environment, with EXTRAS and the tools of development
 
-test: $(installed) ## the tests; without the extra `semantic`, all that do not need it
+servers: ## redis-server and memcached for the tests: from the PATH, else unpacked into .cache/servers
+	@.ci/servers
+
+test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
 	$(quiet_hub) $(bin)/python -m pytest -m "$(marks)" $(ARGS)
 
 demo: $(installed) ## replay a support desk's recorded requests through memory, disk and near matches
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic)
 
-bench: $(bench_installed) ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
+bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
 	$(quiet_hub) $(bin)/python benchmarks/run.py
 
 lint: $(installed) ## ruff: rules and formatting

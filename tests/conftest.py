@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from instruments import Compass
+from servers import MemcachedServer, RedisServer
 
 import semcache
 from semcache import cache as cache_module
@@ -77,3 +78,54 @@ def open_near(open_cache):
         return cache
 
     return open_one
+
+
+def _own(kind):
+    """Make servers of a test's own, started, which it may pause and kill."""
+    started = []
+
+    def start_one(**options):
+        started.append(kind(**options))
+        return started[-1].start()
+
+    yield start_one
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """The Redis that tests share; one that pauses, kills or configures it makes an `own_redis`."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server):
+    """The URL of the Redis that tests share, emptied."""
+    redis_server.cli("FLUSHALL")
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis():
+    yield from _own(RedisServer)
+
+
+@pytest.fixture(scope="session")
+def memcached_server():
+    """The memcached that tests share; one that pauses, kills or configures it makes an `own_memcached`."""
+    with MemcachedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def memcached_url(memcached_server):
+    """The URL of the memcached that tests share, emptied."""
+    assert memcached_server.cli("flush_all") == "OK"
+    return memcached_server.url
+
+
+@pytest.fixture
+def own_memcached():
+    yield from _own(MemcachedServer)
