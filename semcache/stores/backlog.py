@@ -6,14 +6,16 @@ it means out of `pending` at once, and keeps what was born before it from coming
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 from semcache.errors import InvalidationError, TierError
-from semcache.stores.changes import Record
-from semcache.tier import facet_pairs
+from semcache.marks import Pair
+from semcache.model import Mode
+from semcache.stores.changes import Record, Slide
 
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
@@ -25,16 +27,34 @@ MAX_MARKS = 1000
 class Invalidation:
     """An invalidation that waits to be made; `unwritten` are the keys of queued entries that it dropped."""
 
-    facet: str
-    value: str | bytes
+    pairs: list[Pair]
     unwritten: list[bytes]
-    future: Future[tuple[int, int]]
+    future: Future[Any]
 
     def fail(self, error: BaseException) -> None:
         """Tell who waits that it was not made."""
-        failure = InvalidationError(f"{self.facet} could not be invalidated durably, try again: {error}")
+        what = ", ".join(dict.fromkeys(facet for facet, _ in self.pairs))
+        failure = InvalidationError(f"{what} could not be invalidated durably, try again: {error}")
         failure.__cause__ = error
         self.future.set_exception(failure)
+
+
+@dataclass(slots=True, eq=False)
+class Switch:
+    """A mode for all who use the namespace, that waits to be set."""
+
+    mode: Mode
+    future: Future[Any]
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits that it was not set."""
+        failure = TierError("mode", f"mode {self.mode!r} could not be set durably, try again: {error}")
+        failure.__cause__ = error
+        self.future.set_exception(failure)
+
+
+# What is durable when its future is done.
+Order: TypeAlias = Invalidation | Switch
 
 
 @dataclass(slots=True, eq=False)
@@ -44,10 +64,12 @@ class Batch:
     records: list[Record] = field(default_factory=list)
     vectors: dict[bytes, tuple[Any, str | None]] = field(default_factory=dict)
     touches: dict[bytes, float] = field(default_factory=dict)
+    slides: dict[bytes, Slide] = field(default_factory=dict)
+    amounts: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 class Backlog:
-    """Entries, vectors, readings and invalidations on their way into the file."""
+    """Entries, vectors, readings, counts and orders on their way into the file."""
 
     def __init__(self, max_batch_bytes: int) -> None:
         self.pending: dict[bytes, Record] = {}
@@ -62,10 +84,13 @@ class Backlog:
         self._queued_bytes = 0
         self._vectors: dict[bytes, tuple[Any, str | None]] = {}
         self._touches: dict[bytes, float] = {}
-        self._invalidations: list[Invalidation] = []
+        self._slides: dict[bytes, Slide] = {}
+        self._is_slide_due = False
+        self._amounts: dict[tuple[str, str], float] = {}
+        self._orders: list[Order] = []
         self._batch: Batch | None = None
         # The latest invalidations made here, oldest first; of what was born before the floor, nothing is known.
-        self._marks: dict[tuple[str, str | bytes], int] = {}
+        self._marks: dict[Pair, int] = {}
         self._newest_mark = 0
         self._floor = 0
         self._damage: BaseException | None = None
@@ -111,27 +136,59 @@ class Backlog:
                 self._vectors[key] = (vector, embedder)
                 self._work.notify()
 
-    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
+    def mark(self, pairs: list[Pair]) -> Future[tuple[int, int]]:
         """Queue an invalidation before all else; what it means can no longer be read from here."""
-        future: Future[tuple[int, int]] = Future()
-        future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same
         with self.lock:
             self._check_open()
-            unwritten = [key for key, record in self._queue.items() if record.has(facet, value)]
+            unwritten = [key for key, record in self._queue.items() if record.has(pairs)]
             for key in unwritten:
                 self._queued_bytes -= self._queue.pop(key).size
-            self._hide(facet, value)
-            self._invalidations.append(Invalidation(facet, value, unwritten, future))
-            self._work.notify()
-        return future
+            self._hide(pairs)
+            return self._order(Invalidation(pairs, unwritten, Future()))
+
+    def switch(self, mode: Mode) -> Future[None]:
+        """Queue a mode for all who use the namespace."""
+        with self.lock:
+            self._check_open()
+            return self._order(Switch(mode, Future()))
+
+    def _order(self, order: Order) -> Future[Any]:
+        order.future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same
+        self._orders.append(order)
+        self._work.notify()
+        return order.future
 
     def touch(self, key: bytes, when: float) -> None:
         """Remember when an entry was read, for the next transaction."""
         if key not in self._touches:
             with self.lock:
-                self._touches[key] = when
+                if len(self._touches) < MAX_TOUCHES:  # beyond, the writer is stuck, and the order of eviction suffers
+                    self._touches[key] = when
                 if len(self._touches) >= MAX_TOUCHES:
                     self._work.notify()
+
+    def slide(self, key: bytes, slide: Slide, *, is_due: bool) -> None:
+        """Remember until when a sliding entry lives, for the next transaction; if it is due, there is one at once."""
+        with self.lock:
+            if key in self._slides or len(self._slides) < MAX_TOUCHES:
+                self._slides[key] = slide
+            if is_due or len(self._slides) >= MAX_TOUCHES:
+                self._is_slide_due = True
+                self._work.notify()
+
+    def slid(self, key: bytes, written: float) -> float:
+        """Return until when the entry lives that was written then, as far as the file does not know yet; 0: no more."""
+        with self.lock:
+            slide = self._slides.get(key) or (self._batch and self._batch.slides.get(key))
+            return slide.until if slide and slide.written == written else 0.0
+
+    def book(self, amounts: Mapping[tuple[str, str], float]) -> None:
+        """Queue what is to be added to the counters of (day, name)."""
+        with self.lock:
+            self._check_open()
+            for name, amount in amounts.items():
+                self._amounts[name] = self._amounts.get(name, 0.0) + amount
+            self._work.notify()
 
     def suspect(self, damage: BaseException) -> None:
         """Say that a reader found the file damaged."""
@@ -142,6 +199,9 @@ class Backlog:
     def flush(self, timeout: float | None) -> bool:
         """Wait until nothing waits; False where the time is up, or something was lost since the last flush."""
         with self.lock:
+            if self._slides:
+                self._is_slide_due = True
+                self._work.notify()
             is_done = self._done.wait_for(lambda: not self._is_waiting(), timeout)
             has_lost, self._has_lost = self._has_lost, False
             return is_done and not has_lost
@@ -184,37 +244,38 @@ class Backlog:
             self._damage, self._is_to_open = None, False
             self._notify_done()
 
-    def invalidations(self) -> list[Invalidation]:
-        """Return what is to be invalidated; it waits until it is settled."""
+    def orders(self) -> list[Order]:
+        """Return what is to be made durable; it waits until it is settled."""
         with self.lock:
-            return self._invalidations.copy()
+            return self._orders.copy()
 
     def doubt(self, newest_mark: int) -> None:
         """Take note of the latest mark in the file: what was born before it may be meant by one not known here."""
         self._newest_mark = max(self._newest_mark, newest_mark)
         self._floor = max(self._floor, newest_mark)
 
-    def settle_invalidation(self, invalidation: Invalidation, result: tuple[int, int] | BaseException) -> None:
-        """Tell who waits what became of an invalidation."""
+    def settle_order(self, order: Order, result: Any) -> None:
+        """Tell who waits what became of an order: its result, or the error."""
         with self.lock:
-            self._invalidations.remove(invalidation)
-            if not isinstance(result, BaseException):
-                self._remember(invalidation.facet, invalidation.value, result[0])
-                self._hide(invalidation.facet, invalidation.value, result[0])
+            self._orders.remove(order)
+            if isinstance(order, Invalidation) and not isinstance(result, BaseException):
+                self._remember(order.pairs, result[0])
+                self._hide(order.pairs, result[0])
             self._notify_done()
         if isinstance(result, BaseException):
-            invalidation.fail(result)
+            order.fail(result)
         else:
-            invalidation.future.set_result(result)
+            order.future.set_result(result)
 
     def take(self) -> Batch | None:
         """Return the batch that is not settled yet, or else one of what is queued, if anything is."""
         with self.lock:
             if self._batch is None:
-                if not (self._queue or self._vectors or self._has_touches()):
+                if not (self._queue or self._vectors or self._amounts or self._is_slide_due or self._has_touches()):
                     return None
-                self._batch = batch = Batch(vectors=self._vectors, touches=self._touches)
-                self._vectors, self._touches = {}, {}
+                self._batch = batch = Batch([], self._vectors, self._touches, self._slides, self._amounts)
+                self._vectors, self._touches, self._slides, self._amounts = {}, {}, {}, {}
+                self._is_slide_due = False
                 batch_bytes = 0
                 while self._queue and batch_bytes < self._max_batch_bytes:
                     record = self._queue.pop(next(iter(self._queue)))
@@ -234,29 +295,31 @@ class Backlog:
             self._notify_done()
 
     def _is_waiting(self) -> bool:
-        has_requests = self._damage is not None or self._is_to_open
-        return bool(has_requests or self._queue or self._vectors or self._invalidations or self._batch)
+        has_requests = self._damage is not None or self._is_to_open or self._is_slide_due
+        queued = self._queue or self._vectors or self._amounts or self._orders or self._batch
+        return has_requests or bool(queued)
 
     def _has_touches(self) -> bool:
-        return len(self._touches) >= (1 if self.is_closing else MAX_TOUCHES)
+        return len(self._touches) + len(self._slides) >= (1 if self.is_closing else MAX_TOUCHES)
 
     def _notify_done(self) -> None:
         if not self._is_waiting():
             self._done.notify_all()
 
-    def _hide(self, facet: str, value: str | bytes, born_before: int | None = None) -> None:
+    def _hide(self, pairs: list[Pair], born_before: int | None = None) -> None:
         for key, record in list(self.pending.items()):
-            if record.has(facet, value) and (born_before is None or record.born < born_before):
+            if (born_before is None or record.born < born_before) and record.has(pairs):
                 del self.pending[key]
 
-    def _remember(self, facet: str, value: str | bytes, position: int) -> None:
-        self._marks.pop((facet, value), None)
-        self._marks[facet, value] = self._newest_mark = position
-        if len(self._marks) > MAX_MARKS:
-            self._floor = self._marks.pop(next(iter(self._marks)))
+    def _remember(self, pairs: list[Pair], position: int) -> None:
+        for pair in pairs:
+            self._marks.pop(pair, None)
+            self._marks[pair] = self._newest_mark = position
+            if len(self._marks) > MAX_MARKS:
+                self._floor = self._marks.pop(next(iter(self._marks)))
 
     def _is_marked(self, record: Record) -> bool:
         if record.born >= self._newest_mark:
             return False
-        pairs = facet_pairs(record.facets, record.key)
+        pairs = record.facets.pairs(record.key)
         return record.born < self._floor or any(record.born < self._marks.get(pair, 0) for pair in pairs)

@@ -2,45 +2,53 @@
 
 Laws:
 - an entry born before a mark of one of its facets is not written (law 8), whichever process made the mark;
-- of two entries of a key the one whose load began later stays, as long as it lives;
+- of two entries of a key the one whose load began later stays, as long as it lives; a pinned one stays until it is
+  invalidated or pinned anew, and no pressure takes it;
 - the pages in use, not a count of our own, decide when to evict.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
+from semcache.marks import Pair
 from semcache.model import Facets
-from semcache.stores.schema import Row
-from semcache.tier import facet_pairs
+from semcache.stores import facets as combinations
+from semcache.stores.about import PLAIN, About, pack
+from semcache.stores.schema import IS_PINNED, MODE, PINNED, Row
 
 # A row's cell, its index entries and its part of half-empty pages, beside what is counted of it.
 ROW_BYTES = 250
 # Marks are kept at least this long, for the loads that are still under way.
 LONGEST_LOAD_SECONDS = 3600.0
+# Pinned entries are never evicted, so they are bounded in number, and in bytes by this share of the file's bound.
+MAX_PINNED = 10_000
+PINNED_SHARE = 0.5
 SWEEP_ROWS = 64
 _VACUUM_PAGES = 256
+_COUNTER_DAYS = 400
 
 # An entry from the future, left behind by a clock that went back, is in nobody's way.
-_OUTRANKED = "SELECT 1 FROM entries WHERE key = ? AND born > ? AND expires > ? AND written <= ?"
-_INSERT_ENTRY = """
-    INSERT INTO entries (key, checksum, expires, written, touched, born, load_seconds, is_own_ttl, facets, position,
-        size, value)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT id FROM facets
-        WHERE namespace = ? AND function = ? AND version = ? AND tenant = ? AND model = ?), ?, ?, ?)"""
+_OUTRANKED = """
+    SELECT 1 FROM entries
+    WHERE key = ? AND (is_pinned > ? OR is_pinned = ? AND born > ? AND expires > ?) AND written <= ?"""
+_INSERT_ENTRY = f"""
+    INSERT INTO entries ({", ".join(Row._fields)}, is_pinned, ends, facets, position, size, key)
+    VALUES ({", ".join("?" * (len(Row._fields) + 6))})"""  # noqa: S608 - names of our own
 _INSERT_INDEX_ROW = """
-    INSERT INTO log (kind, key, scope, embedder, expires, facets, text, vector)
-    VALUES ('added', ?, ?, ?, ?, (SELECT id FROM facets
-        WHERE namespace = ? AND function = ? AND version = ? AND tenant = ? AND model = ?), ?, ?)"""
-_DELETE = {"key": "DELETE FROM entries WHERE key = :value"} | {
-    facet: f"DELETE FROM entries WHERE facets IN (SELECT id FROM facets WHERE namespace = :owner AND {facet} = :value)"  # noqa: S608 - names of our own
-    for facet in Facets.__slots__
-}
-FACETS = frozenset(_DELETE)
+    INSERT INTO log (kind, key, scope, embedder, expires, born, writer, facets, text, vector)
+    VALUES ('added', ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# What is put in place of an entry is another one, with an end of its own.
+_SLIDE = """
+    UPDATE entries SET touched = max(touched, :read), expires = max(expires, :until), ends = max(ends, :ends)
+    WHERE key = :key AND written = :written"""
+_BOOK = """
+    INSERT INTO counters VALUES (?, ?, ?, ?)
+    ON CONFLICT (namespace, day, name) DO UPDATE SET amount = amount + excluded.amount"""
 
 
 @dataclass(slots=True)
@@ -58,32 +66,68 @@ class Record:
     text: str | None = None
     vector: Any = None
     index_ttl: float = inf
+    # Whether the file had no such pinned entry when this one was put.
+    is_new_pin: bool = False
 
     @property
     def born(self) -> int:
-        return self.row[5]
+        return self.row.born
+
+    @property
+    def about(self) -> About:
+        about = self.row.about
+        return about if isinstance(about, About) else PLAIN
+
+    @property
+    def ends(self) -> float:
+        """When its grace is over."""
+        return min(self.row.expires + self.about.grace, self.about.goes)
 
     @property
     def life(self) -> float:
-        return self.row[2] - self.row[3]
+        """Seconds in which what other tiers took from it may be around, without having been taken anew."""
+        about = self.about
+        if about.is_pinned:
+            return 0.0  # other tiers give it lives of their own
+        return (about.goes if about.slide and about.goes != inf else self.ends) - self.row.written
 
     @property
     def is_indexed(self) -> bool:
         return self.scope is not None and self.text is not None
 
     @property
+    def index_expires(self) -> float:
+        """When its index row does: a sliding entry's when the entry would go at last, so that it slides along."""
+        row, about = self.row, self.about
+        if about.is_pinned:
+            return inf
+        return min(about.goes if about.slide else row.expires, row.written + self.index_ttl)
+
+    @property
     def size(self) -> int:
         """Bytes it takes in the file, roughly."""
         text = len(self.text or "") if self.is_indexed else 0
-        return len(self.row[0]) + text + (0 if self.vector is None else 2 * len(self.vector)) + ROW_BYTES
+        vector = 0 if self.vector is None else 2 * len(self.vector)
+        return len(self.row.value) + text + vector + combinations.label_bytes(self.facets) + ROW_BYTES
 
     def outranks(self, other: Record) -> bool:
-        """Say whether this entry stays where another is put now, whose load began earlier."""
-        return self.born > other.born and self.row[2] > other.row[4]
+        """Say whether this entry stays where another is put now: it alone is pinned, or its load began later."""
+        if self.about.is_pinned != other.about.is_pinned:
+            return self.about.is_pinned
+        return self.born > other.born and self.row.expires > other.row.touched
 
-    def has(self, facet: str, value: str | bytes) -> bool:
-        """Say whether an invalidation of this facet value means this entry."""
-        return self.key == value if facet == "key" else getattr(self.facets, facet) == value
+    def has(self, pairs: Sequence[Pair]) -> bool:
+        """Say whether an invalidation of one of these means this entry."""
+        return any(self.key == value if facet == "key" else self.facets.has(facet, value) for facet, value in pairs)
+
+
+class Slide(NamedTuple):
+    """A reading of a sliding entry: when, until when it lives for that and is kept, and when the entry was written."""
+
+    read: float
+    until: float
+    ends: float
+    written: float
 
 
 def to_float16(vector: Any) -> bytes | None:
@@ -100,32 +144,40 @@ def newest_mark(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT ifnull(max(position), 0) FROM marks").fetchone()[0])
 
 
-def insert(connection: sqlite3.Connection, record: Record, newest: int) -> bool:
+def insert(connection: sqlite3.Connection, record: Record, newest: int, writer: bytes) -> bool:
     """Write an entry and its index row in place of the key's older ones; False where it comes too late."""
-    value, checksum, expires, written, touched, born, load_seconds, is_own_ttl = record.row
+    row, born, about = record.row, record.row.born, record.about
     if (born < newest and _is_marked(connection, record)) or connection.execute(
-        _OUTRANKED, (record.key, born, touched, touched)
+        _OUTRANKED, (record.key, about.is_pinned, about.is_pinned, born, row.touched, row.touched)
     ).fetchone():
         return False
-    facets = record.facets
-    names = (facets.namespace, facets.function, facets.version, facets.tenant, facets.model)
     connection.execute("DELETE FROM entries WHERE key = ?", (record.key,))
-    connection.execute(
-        "INSERT OR IGNORE INTO facets (namespace, function, version, tenant, model) VALUES (?, ?, ?, ?, ?)", names
-    )
-    position = _insert_index_row(connection, record, names) if record.is_indexed else None
-    connection.execute(
-        _INSERT_ENTRY,
-        (record.key, checksum, expires, written, touched, born, load_seconds, is_own_ttl, *names, position,
-         record.size, value),
-    )  # fmt: skip
+    facets = combinations.add(connection, record.facets)
+    position = _insert_index_row(connection, record, facets, writer) if record.is_indexed else None
+    kept = (*row[:-1], None if row.about is None else pack(about))
+    connection.execute(_INSERT_ENTRY, (*kept, about.is_pinned, record.ends, facets, position, record.size, record.key))
     return True
 
 
-def _insert_index_row(connection: sqlite3.Connection, record: Record, names: tuple[str, ...]) -> int | None:
-    vector = to_float16(record.vector)
-    expires = min(record.row[2], record.row[3] + record.index_ttl)
-    row = (record.key, record.scope, record.embedder, expires, *names, record.text, vector)
+def is_pinned(connection: sqlite3.Connection, key: bytes) -> bool:
+    """Say whether the file has a pinned entry of a key."""
+    return connection.execute(IS_PINNED, (key,)).fetchone() is not None
+
+
+def has_room(connection: sqlite3.Connection, record: Record, max_bytes: int, waiting: Collection[Record] = ()) -> bool:
+    """Say whether an entry that is to be pinned may be, beside others that are on their way into the file."""
+    if is_pinned(connection, record.key):
+        return True
+    number, used = connection.execute(PINNED).fetchone()
+    room = max_bytes * PINNED_SHARE - used - sum(each.size for each in waiting)
+    return bool(number + len(waiting) < MAX_PINNED and record.size <= room)
+
+
+def _insert_index_row(connection: sqlite3.Connection, record: Record, facets: int, writer: bytes) -> int | None:
+    row = (
+        record.key, record.scope, record.embedder, record.index_expires, record.born, writer, facets, record.text,
+        to_float16(record.vector),
+    )  # fmt: skip
     try:
         return connection.execute(_INSERT_INDEX_ROW, row).lastrowid
     except UnicodeEncodeError:  # half a surrogate pair: no embedder takes such a text either
@@ -138,29 +190,51 @@ def _is_marked(connection: sqlite3.Connection, record: Record) -> bool:
             "SELECT 1 FROM marks WHERE namespace = ? AND facet = ? AND value = ? AND position > ?",
             (record.facets.namespace, facet, value, record.born),
         ).fetchone()
-        for facet, value in facet_pairs(record.facets, record.key)
+        for facet, value in record.facets.pairs(record.key)
     )
 
 
 def mark(
-    connection: sqlite3.Connection,
-    namespace: str,
-    facet: str,
-    value: str | bytes,
-    unwritten: Collection[bytes],
-    now: float,
+    connection: sqlite3.Connection, namespace: str, pairs: Sequence[Pair], unwritten: Collection[bytes], now: float
 ) -> tuple[int, int]:
-    """Invalidate a facet value: the position of its mark, and how many entries went.
+    """Invalidate facet values: the position of the latest mark, and how many entries went that were still alive.
 
     `unwritten` are the keys of entries that went before they were written; what they were to replace goes as well.
     """
-    owner = value if facet == "namespace" else namespace
     connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in unwritten])
-    connection.execute("DELETE FROM marks WHERE namespace = ? AND facet = ? AND value = ?", (owner, facet, value))
-    position = connection.execute("INSERT INTO log (kind) VALUES ('marked')").lastrowid
-    connection.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", (position, owner, facet, value, now))
-    removed = connection.execute(_DELETE[facet], {"owner": owner, "value": value}).rowcount
-    return int(position or 0), removed + len(unwritten)
+    position, removed = 0, len(unwritten)
+    for facet, value in pairs:
+        owner = value if facet == "namespace" else namespace
+        connection.execute("DELETE FROM marks WHERE namespace = ? AND facet = ? AND value = ?", (owner, facet, value))
+        position = connection.execute("INSERT INTO log (kind) VALUES ('marked')").lastrowid or 0
+        connection.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", (position, owner, facet, value, now))
+        removed += count(connection, namespace, [(facet, value)], now)
+        meant, parameters = combinations.meant(namespace, [(facet, value)])
+        connection.execute(f"DELETE FROM entries WHERE id IN ({meant})", parameters)  # noqa: S608 - names of our own
+    return position, removed
+
+
+def count(connection: sqlite3.Connection, namespace: str, pairs: Sequence[Pair], now: float) -> int:
+    """Return how many live entries invalidations mean."""
+    meant, parameters = combinations.meant(namespace, pairs)
+    question = f"SELECT count(*) FROM entries WHERE id IN ({meant}) AND ends > ?"  # noqa: S608 - names of our own
+    return int(connection.execute(question, (*parameters, now)).fetchone()[0])
+
+
+def switch(connection: sqlite3.Connection, namespace: str, mode: str) -> None:
+    """Set the mode of all who use the namespace."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (MODE + namespace, mode))
+
+
+def book(connection: sqlite3.Connection, namespace: str, amounts: Mapping[tuple[str, str], float]) -> None:
+    """Add to the counters of (day, name), and drop those of days long past."""
+    connection.executemany(_BOOK, [(namespace, day, name, amount) for (day, name), amount in amounts.items()])
+    if amounts:
+        latest = max(day for day, _ in amounts)
+        connection.execute(
+            "DELETE FROM counters WHERE namespace = ? AND day < date(?, ?)",
+            (namespace, latest, f"-{_COUNTER_DAYS} days"),
+        )
 
 
 def attach(connection: sqlite3.Connection, key: bytes, vector: Any, embedder: str | None) -> None:
@@ -179,6 +253,14 @@ def touch(connection: sqlite3.Connection, touches: Mapping[bytes, float]) -> Non
     )
 
 
+def slide(connection: sqlite3.Connection, slides: Mapping[bytes, Slide]) -> None:
+    """Give entries that were read the lives they slid to."""
+    connection.executemany(
+        _SLIDE,
+        [{"key": key, **each._asdict()} for key, each in slides.items()],
+    )
+
+
 def lengthen(connection: sqlite3.Connection, life: float) -> None:
     """Note the longest life that an entry of this file was given, in seconds."""
     connection.execute("UPDATE meta SET value = max(value, ?) WHERE name = 'longest_life'", (life,))
@@ -187,7 +269,7 @@ def lengthen(connection: sqlite3.Connection, life: float) -> None:
 def sweep(connection: sqlite3.Connection, now: float, most: int = SWEEP_ROWS) -> int:
     """Drop some expired entries, and marks that no entry is old enough for; how many entries."""
     expired = connection.execute(
-        "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)",
+        "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE ends <= ? ORDER BY ends LIMIT ?)",
         (now, most),
     ).rowcount
     (longest_life,) = connection.execute("SELECT value FROM meta WHERE name = 'longest_life'").fetchone()
@@ -217,7 +299,7 @@ def evict(connection: sqlite3.Connection, max_bytes: int) -> int:
     target = max_bytes if used_bytes(connection) <= max_bytes else max_bytes - max_bytes // 20
     while (excess := used_bytes(connection) - target) > 0:
         doomed = []
-        for row, size in connection.execute("SELECT id, size FROM entries ORDER BY touched, id"):
+        for row, size in connection.execute("SELECT id, size FROM entries WHERE is_pinned = 0 ORDER BY touched, id"):
             doomed.append((row,))
             excess -= size
             if excess <= 0:

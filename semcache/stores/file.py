@@ -40,7 +40,7 @@ class StoreFile:
         """Open the file for reading; raises where there is none, or none that is ours."""
         self._join()
         connection = self._connect("rw", self._timeout)
-        self._identity = self._identity or self._identify()
+        self._identity = self._identity or self.identify()
         try:
             is_begun = self._is_ours(connection)
             connection.execute("PRAGMA query_only = ON")
@@ -57,7 +57,7 @@ class StoreFile:
         self._join()
         connection = self._connect("rwc", WRITE_WAIT_SECONDS)
         try:
-            self._identity = self._identify()
+            self._identity = self.identify()
             connection.execute("PRAGMA synchronous = NORMAL")
             if not self._is_ours(connection):
                 self._begin(connection)
@@ -69,7 +69,7 @@ class StoreFile:
 
     def is_current(self) -> bool:
         """Say whether the path still names the file that was opened last for writing."""
-        return self._identity == self._identify()
+        return self._identity == self.identify()
 
     def replace_damaged(self) -> Path | None:
         """Move the damaged file aside, once; returns where to, or None where another store was quicker.
@@ -123,7 +123,8 @@ class StoreFile:
     def _open_lock(self) -> int:
         return os.open(f"{self.path}-lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def _identify(self) -> tuple[int, int] | None:
+    def identify(self) -> tuple[int, int] | None:
+        """Return what tells the file that is at the path now from every other; None where there is none."""
         try:
             found = self.path.stat()
         except OSError:

@@ -8,6 +8,7 @@ Laws:
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections import deque
@@ -19,9 +20,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semcache.errors import TierError
-from semcache.stores import schema
-from semcache.stores.changes import Record, used_bytes
+from semcache.marks import Changes, Pair
+from semcache.model import Mode
+from semcache.stores import changes, facets, schema
+from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
+from semcache.stores.follower import Follower, from_float16
 from semcache.stores.fork import forking
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.writer import OnFault, Writer
@@ -65,16 +69,18 @@ class SqliteStore:
         forking().add(self)
 
     def _begin(self) -> None:
+        name = os.urandom(8)
         self._file = StoreFile(self._path, self._timeout)
         self._opening = Lock()
         self._readers: set[sqlite3.Connection] = set()
         self._idle: deque[sqlite3.Connection] = deque()
         self._writer = Writer(
             self._file, self._namespace, max_bytes=self._max_bytes, clock=self._clock, on_fault=self._on_fault,
-            close_readers=self._close_readers,
+            close_readers=self._close_readers, name=name,
         )  # fmt: skip
         self._backlog = self._writer.backlog
         self._pending = self._backlog.pending
+        self._follower = Follower(self._file, self._namespace, name, self._clock.time)
 
     # Reading
 
@@ -109,9 +115,37 @@ class SqliteStore:
             now = self._clock.time()
             page = self._ask(schema.INDEX_PAGE, position, embedder, now, self._namespace, _PAGE_ROWS)
             for position, key, scope, text, vector, expires in page:  # noqa: B007 - the next page begins after the last
-                yield IndexRow(key, scope, text, _from_float16(vector), expires - now)
+                yield IndexRow(key, scope, text, from_float16(vector), expires - now)
             if len(page) < _PAGE_ROWS:
                 return
+
+    def count(self, pairs: list[Pair]) -> int:
+        """Return how many live entries invalidations mean, written or not."""
+        if not pairs:
+            return 0
+        now = self._clock.time()
+        waiting = self._waiting_for(pairs)
+        with self._reader() as connection:
+            standing = changes.count(connection, self._namespace, pairs, now)
+            return standing + sum(
+                not changes.count(connection, self._namespace, [("key", key)], now) for key in waiting
+            )
+
+    def keys_of(self, pairs: list[Pair]) -> list[bytes]:
+        """Return the keys of the live entries that invalidations mean, written or not."""
+        if not pairs:
+            return []
+        meant, parameters = facets.meant(self._namespace, pairs)
+        question = f"SELECT key FROM entries WHERE id IN ({meant}) AND ends > ?"  # noqa: S608 - names of our own
+        standing = [key for (key,) in self._ask(question, *parameters, self._clock.time())]
+        return list(dict.fromkeys(standing + self._waiting_for(pairs)))
+
+    def _waiting_for(self, pairs: list[Pair]) -> list[bytes]:
+        return [key for key, record in list(self._pending.items()) if record.has(pairs)]
+
+    def booked(self, since_day: str) -> dict[tuple[str, str], float]:
+        """Return the counters of this namespace that are in the file, by day and name, from a day on."""
+        return {(day, name): amount for day, name, amount in self._ask(schema.BOOKED, self._namespace, since_day)}
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries and bytes of the file, and what this process has done to it and still has to do."""
@@ -122,7 +156,7 @@ class SqliteStore:
 
     def _used_bytes(self) -> int:
         with self._reader() as connection:
-            return used_bytes(connection)
+            return changes.used_bytes(connection)
 
     def _ask(self, question: str, *values: Any) -> list[Any]:
         with self._reader() as connection:
@@ -131,23 +165,62 @@ class SqliteStore:
     # Writing
 
     def put(self, record: Record) -> None:
-        """Take an entry; it can be read at once."""
+        """Take an entry; it can be read at once. Raises TierError("full") where too much waits, or is pinned."""
         self._writer.start()
+        if record.about.is_pinned:
+            self._check_room(record)
         self._backlog.put(record)
+
+    def _check_room(self, record: Record) -> None:
+        others = [each for each in list(self._pending.values()) if each.is_new_pin and each.key != record.key]
+        with self._reader() as connection:
+            connection.execute("BEGIN")  # all is of one moment
+            record.is_new_pin = not changes.is_pinned(connection, record.key)
+            has_room = changes.has_room(connection, record, self._max_bytes, others)
+            if not has_room:  # some may have been written a moment ago, and count in the file
+                others = [each for each in others if not changes.is_pinned(connection, each.key)]
+                has_room = changes.has_room(connection, record, self._max_bytes, others)
+            connection.execute("COMMIT")
+        if not has_room:
+            raise TierError(
+                "full",
+                f"at most {changes.MAX_PINNED} entries are pinned, in {changes.PINNED_SHARE:.0%} of the file's"
+                f" {self._max_bytes} bytes: invalidate some, or give a larger bound",
+            )
 
     def attach(self, key: bytes, vector: Any, embedder: str | None) -> None:
         """Give the index row of an entry the vector it lacks."""
         self._writer.start()
         self._backlog.attach(key, vector, embedder)
 
-    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
-        """Invalidate durably; the future gives the mark's position and how many entries went."""
+    def mark(self, pairs: list[Pair]) -> Future[tuple[int, int]]:
+        """Invalidate durably; the future gives the latest mark's position and how many entries went."""
         self._writer.start()
-        return self._backlog.mark(facet, value)
+        return self._backlog.mark(pairs)
+
+    def switch(self, mode: Mode) -> Future[None]:
+        """Set the mode of all who use the namespace, durably."""
+        self._writer.start()
+        return self._backlog.switch(mode)
 
     def touch(self, key: bytes, when: float) -> None:
         """Remember that an entry was read."""
         self._backlog.touch(key, when)
+
+    def slide(self, key: bytes, slide: Slide, *, is_due: bool) -> None:
+        """Remember until when a sliding entry lives; if it is due, others are to know soon."""
+        with suppress(TierError):  # a hit is a hit, though nobody can write
+            self._writer.start()
+            self._backlog.slide(key, slide, is_due=is_due)
+
+    def slid(self, key: bytes, written: float) -> float:
+        """Return until when the sliding entry that was written then lives; 0 where the file knows."""
+        return self._backlog.slid(key, written)
+
+    def book(self, amounts: Mapping[tuple[str, str], float]) -> None:
+        """Add to the counters of (day, name)."""
+        self._writer.start()
+        self._backlog.book(amounts)
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until all that was put is in the file; False where the time was up, or something could not be kept."""
@@ -161,7 +234,17 @@ class SqliteStore:
         forking().discard(self)
         self._writer.close(timeout)
         self._pending.clear()
+        self._follower.close()
         self._close_readers()
+
+    # Following
+
+    def changes(self, since: int) -> Changes:
+        """Return what came into the log after a position, as `Follower.changes` does; one thread at a time asks."""
+        try:
+            return self._follower.changes(since)
+        except (sqlite3.Error, OSError, TierError) as error:
+            raise trouble(error, str(self._path)) from error
 
     # Connections
 
@@ -223,10 +306,12 @@ class SqliteStore:
     def before_fork(self) -> None:
         """Wait for what is under way, and close every connection."""
         # The backlog first: without it the writer cannot go on to its next transaction.
-        locks = (self._backlog.lock, self._writer.transacting, self._opening)
+        locks = (self._backlog.lock, self._writer.transacting, self._opening, self._follower.lock)
         self._held = [lock for lock in locks if lock.acquire(timeout=_FORK_WAIT_SECONDS)]
         if self._writer.transacting in self._held:
             self._writer.disconnect()
+        if self._follower.lock in self._held:
+            self._follower.disconnect()
         self._close_readers()
         deadline = time.monotonic() + 2 * self._timeout
         while self._readers and time.monotonic() < deadline:
@@ -239,14 +324,10 @@ class SqliteStore:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: threads and locks have stayed behind, and what waits is the parent's to write."""
-        self._inherited += (self._writer, self._readers)  # what could not be closed in time must not be closed here
+        self._inherited += (
+            self._writer,
+            self._readers,
+            self._follower,
+        )  # what could not be closed in time must not be closed here
         self._file.leave()
         self._begin()
-
-
-def _from_float16(vector: bytes | None) -> NDArray[np.float32] | None:
-    if vector is None:
-        return None
-    import numpy as np
-
-    return np.frombuffer(vector, dtype="<f2").astype(np.float32)

@@ -2,7 +2,7 @@
 
 Laws:
 - what is queued is taken together into one transaction; there is no timer;
-- invalidations go first, and each is durable before its future is done;
+- invalidations and modes go first, and each is durable before its future is done;
 - whatever a write meets, the thread lives on, and tells; only what cannot be written is dropped, and counted.
 """
 
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from semcache.errors import TierError
 from semcache.stores import changes
-from semcache.stores.backlog import Backlog, Batch, Invalidation
+from semcache.stores.backlog import Backlog, Batch, Invalidation, Order
 from semcache.stores.file import WRITE_WAIT_SECONDS, StoreFile
 from semcache.stores.schema import reason_of, trouble
 from semcache.tier import Clock
@@ -35,11 +35,14 @@ _SWEEP_ROWS_AT_OPEN = 1024
 
 
 class Writer:
-    """Empties the backlog into the file, behind the callers; `close_readers` makes readers open it anew."""
+    """Empties the backlog into the file, behind the callers; `close_readers` makes readers open it anew.
+
+    `name` stands at its index rows, so that who follows the log knows its own.
+    """
 
     def __init__(
         self, file: StoreFile, namespace: str, *, max_bytes: int, clock: Clock, on_fault: OnFault,
-        close_readers: Callable[[], None],
+        close_readers: Callable[[], None], name: bytes,
     ) -> None:  # fmt: skip
         self.backlog = Backlog(min(MAX_BATCH_BYTES, max_bytes // 8))
         self.counts = Counter(written=0, refused=0, lost=0, expired=0, evicted=0)
@@ -51,6 +54,7 @@ class Writer:
         self._clock = clock
         self._on_fault = on_fault
         self._close_readers = close_readers
+        self._name = name
         self._connection: sqlite3.Connection | None = None
         self._longest_life = 0.0
         self._thread: Thread | None = None
@@ -101,9 +105,9 @@ class Writer:
     def _run(self) -> None:
         while self.backlog.wait():
             self._look_after_the_file()
-            invalidations = self.backlog.invalidations()
-            if invalidations:
-                self._invalidate(invalidations)
+            orders = self.backlog.orders()
+            if orders:
+                self._carry_out(orders)
             batch = self.backlog.take()
             if batch is not None:
                 self._write(batch)
@@ -120,32 +124,36 @@ class Writer:
         if damage is not None or is_to_open:
             self.backlog.settle_requests()
 
-    # Invalidations
+    # Orders
 
-    def _invalidate(self, invalidations: list[Invalidation]) -> None:
+    def _carry_out(self, orders: list[Order]) -> None:
         try:
-            made = self._transact(partial(self._mark, invalidations), is_durable=True)
+            made = self._transact(partial(self._order, orders), is_durable=True)
         except Exception as error:  # noqa: BLE001 - whoever waits for the future is told
             reason = reason_of(error)
             if reason == "damaged" and self._replace(error):
                 return  # they wait still, and are made in the new file
-            if reason == "record" and len(invalidations) > 1:
-                for invalidation in invalidations:
-                    self._invalidate([invalidation])
+            if reason == "record" and len(orders) > 1:
+                for order in orders:
+                    self._carry_out([order])
                 return
             self._tell(error)
-            for invalidation in invalidations:
-                self.backlog.settle_invalidation(invalidation, error)
+            for order in orders:
+                self.backlog.settle_order(order, error)
         else:
-            for invalidation, result in zip(invalidations, made, strict=True):
-                self.backlog.settle_invalidation(invalidation, result)
+            for order, result in zip(orders, made, strict=True):
+                self.backlog.settle_order(order, result)
 
-    def _mark(self, invalidations: list[Invalidation], connection: sqlite3.Connection) -> list[tuple[int, int]]:
+    def _order(self, orders: list[Order], connection: sqlite3.Connection) -> list[Any]:
         now = self._clock.time()
-        return [
-            changes.mark(connection, self._namespace, each.facet, each.value, each.unwritten, now)
-            for each in invalidations
-        ]
+        made: list[Any] = []
+        for order in orders:
+            if isinstance(order, Invalidation):
+                made.append(changes.mark(connection, self._namespace, order.pairs, order.unwritten, now))
+            else:
+                changes.switch(connection, self._namespace, order.mode)
+                made.append(None)
+        return made
 
     # Entries
 
@@ -160,17 +168,20 @@ class Writer:
                 return  # the batch waits still, and is tried again
             if reason == "damaged" and self._replace(error):
                 return
-            if reason == "record" and len(batch.records) > 1:
-                lost = sum(not self._write_one(record) for record in batch.records)
+            if reason == "record" and batch.records:
+                one_by_one = [Batch([record]) for record in batch.records]
+                rest = Batch([], batch.vectors, batch.touches, batch.slides, batch.amounts)
+                lost = sum(not self._write_one(each) for each in one_by_one)
+                self._write_one(rest)
             else:
                 lost = len(batch.records)
                 self._tell(error)
         self.counts["lost"] += lost
         self.backlog.settle(batch, lost)
 
-    def _write_one(self, record: changes.Record) -> bool:
+    def _write_one(self, batch: Batch) -> bool:
         try:
-            self._commit(Batch([record]))
+            self._commit(batch)
         except Exception as error:  # noqa: BLE001 - one bad record is no other's loss
             self._tell(error)
             return False
@@ -181,16 +192,23 @@ class Writer:
 
     def _apply(self, batch: Batch, connection: sqlite3.Connection) -> dict[str, int]:
         newest_mark = changes.newest_mark(connection)
-        written = sum(changes.insert(connection, record, newest_mark) for record in batch.records)
+        written = sum(self._insert(connection, record, newest_mark) for record in batch.records)
         for key, (vector, embedder) in batch.vectors.items():
             changes.attach(connection, key, vector, embedder)
         changes.touch(connection, batch.touches)
+        changes.slide(connection, batch.slides)
+        changes.book(connection, self._namespace, batch.amounts)
         life = max((record.life for record in batch.records), default=0.0)
         if life > self._longest_life:
             changes.lengthen(connection, life)
             self._longest_life = life
         tidied = self._tidy(connection, changes.SWEEP_ROWS)
         return {"written": written, "refused": len(batch.records) - written} | tidied
+
+    def _insert(self, connection: sqlite3.Connection, record: changes.Record, newest_mark: int) -> bool:
+        if record.about.is_pinned and not changes.has_room(connection, record, self._max_bytes):
+            return False  # other processes have pinned so many meanwhile
+        return changes.insert(connection, record, newest_mark, self._name)
 
     def _tidy(self, connection: sqlite3.Connection, most: int = _SWEEP_ROWS_AT_OPEN) -> dict[str, int]:
         expired = changes.sweep(connection, self._clock.time(), most)

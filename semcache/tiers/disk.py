@@ -1,14 +1,14 @@
 """The disk tier: an exact store in one SQLite file, shared by processes, which keeps what the next start needs.
 
-Laws: an entry's own ttl sets its life here, any other life is at most the tier's (law 5); an entry from the future, as
-left behind by a clock that went back, or whose bytes are not those that were written, is a miss.
+Laws: an entry's own ttl sets its life here, any other life is at most the tier's (law 5); a hit lengthens the life of a
+sliding entry alone, and only while it is fresh; an entry from the future, as left behind by a clock that went back, or
+whose bytes are not those that were written, is a miss.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from math import inf
 from pathlib import Path
 from random import Random
@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from semcache.errors import ConfigurationError, TierError
-from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
+from semcache.marks import Changes, Pair
+from semcache.model import FACETS, MODES, Entry, Evidence, Hit, Miss, Mode, Request
 from semcache.plan import Plan, Wait
 from semcache.tier import Clock
 
 if TYPE_CHECKING:
+    from semcache.stores.about import About
     from semcache.stores.sqlite import IndexRow
 
 MIN_BYTES = 256 * 2**10
 _CLOSE_SECONDS = 5.0
 _TOUCH_SECONDS = 60.0
+# The file may lag behind the life that a hit gave by so much of it, and others with it.
+_SLIDE_SHARE = 0.1
 # Clocks of processes on one machine agree; a wall clock may be set by so much without anything being lost.
 _SKEW_SECONDS = 1.0
 
@@ -65,62 +69,133 @@ class DiskTier:
             _file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
         )
 
-    def peek(self, key: bytes) -> Hit | Miss:
-        """Look an entry up by its key alone; raises TierError where the file cannot be read in time or is damaged."""
+    def peek(self, key: bytes, grace: float = 0.0) -> Hit | Miss:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit with no life left.
+
+        Raises TierError where the file cannot be read in time or is damaged.
+        """
         row = self._store.read(key)
         if row is None:
             return Miss()
-        value, checksum, expires, written, touched, born, load_seconds, is_own_ttl = row
+        value, checksum, expires, written, touched, born, load_seconds, is_own_ttl, about = row
         now = self._now()
-        if expires <= now:
+        entry = Entry(value, expires - now, bool(is_own_ttl), born, now - written, load_seconds)
+        if about is not None:
+            self._fill(key, entry, about, written, now)
+        if entry.life <= 0 and (entry.life <= -min(grace, entry.grace) or entry.limit <= 0):
             return Miss()
         if written > now + _SKEW_SECONDS:
             return Miss("it was written in the future: the clock went back")
         if crc32(value, crc32(key)) != checksum:
             raise TierError("damaged", f"the entry {key.hex()} is not what was written; it is loaded again")
+        if entry.slide:
+            self._slide(key, entry, expires, written, now)
         if now - touched > self._touch_seconds:
             self._store.touch(key, now)
-        return Hit(Entry(value, expires - now, bool(is_own_ttl), born, now - written, load_seconds), self.name, key)
+        return Hit(entry, self.name, key)
+
+    def _fill(self, key: bytes, entry: Entry, about: bytes | About, written: float, now: float) -> None:
+        """Tell an entry what its bytes and what waits to be written say of it."""
+        from semcache.stores.about import unpack
+
+        (unpack(about) if isinstance(about, bytes) else about).fill(entry, self._namespace, now)
+        if entry.slide:
+            entry.life = max(entry.life, self._store.slid(key, written) - now)
+            if entry.life <= 0:  # what waited may have come into the file after that was read
+                again = self._store.read(key)
+                if again is not None and again[3] == written:
+                    entry.life = again[2] - now
+        entry.life = min(entry.life, entry.limit)
+
+    def _slide(self, key: bytes, entry: Entry, expires: float, written: float, now: float) -> None:
+        """Give a sliding entry that is read while it is fresh its life anew."""
+        from semcache.stores.changes import Slide
+
+        life = min(entry.slide, entry.limit)
+        if 0 < entry.life < life:
+            entry.life = life
+            ends = now + min(life + entry.grace, entry.limit)
+            is_due = now + life - expires > entry.slide * _SLIDE_SHARE
+            self._store.slide(key, Slide(now, now + life, ends, written), is_due=is_due)
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Look an entry up, in place; what waits to be written is found too."""
-        return self.peek(request.key)
+        return self.peek(request.key, request.lives.grace)
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
-        """Hand an entry to the writer; raises TierError("full") where too much waits for it."""
+        """Hand an entry to the writer; raises TierError("full") where too much waits for it, or is pinned."""
+        from semcache.stores.about import PLAIN, of
         from semcache.stores.changes import Record
+        from semcache.stores.facets import canonical
+        from semcache.stores.schema import Row
 
-        life = entry.life if entry.own_ttl else min(self._ttl, entry.life)
-        life *= 1 - self._jitter * self._random()
+        life = entry.life_in(self._ttl, is_store=True)
+        if not entry.is_pinned:
+            life *= 1 - self._jitter * self._random()
         if life <= 0:
             return
         now = self._now()
-        key, value, facets = request.key, entry.value, request.facets
-        checksum, written = crc32(value, crc32(key)), now - entry.age
-        row = (value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl))
-        owned = Facets(self._namespace, facets.function, facets.version, facets.tenant, facets.model)
+        key, value, facets = request.key, entry.value, canonical(self._namespace, request.facets)
+        checksum, written, about = crc32(value, crc32(key)), now - entry.age, of(entry, facets, now)
+        row = Row(
+            value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl),
+            None if about == PLAIN else about,
+        )  # fmt: skip
         vector = evidence.vector if evidence is not None else None
-        self._store.put(Record(key, row, owned, request.scope, request.embedder, request.text, vector, self._index_ttl))
+        self._store.put(
+            Record(key, row, facets, request.scope, request.embedder, request.text, vector, self._index_ttl)
+        )
         return
         yield
 
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:  # noqa: ARG002 - the file gives its own
-        """Invalidate durably, as `mark` does, and wait for it; how many entries went."""
-        _, removed = yield Wait(self.mark(facet, value))
-        return int(removed)
+        """Invalidate durably, as `mark` does; how many entries went."""
+        _, removed = yield from self.mark([(facet, value)])
+        return removed
 
-    def mark(self, facet: str, value: str | bytes) -> Future[tuple[int, int]]:
-        """Invalidate durably: the future gives the log position of the mark, and how many entries were dropped.
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Invalidate durably, all in one transaction; the position of the latest mark, and how many entries went.
 
-        Afterwards no process reads from the file what was born before. The future raises InvalidationError where that
-        cannot be promised.
+        Afterwards no process reads from the file what was born before. Raises InvalidationError where that cannot be
+        promised.
         """
-        from semcache.stores.changes import FACETS
+        marked: tuple[int, int] = yield Wait(self._store.mark(_known(pairs)))
+        return marked
 
-        if facet not in FACETS:
-            raise ConfigurationError(f"an entry can be invalidated by {', '.join(sorted(FACETS))}; got {facet!r}")
-        return self._store.mark(facet, value)
+    def count(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many live entries an invalidation of these would drop."""
+        return self._store.count(_known(pairs))
+        yield
+
+    def keys_of(self, pairs: list[Pair]) -> list[bytes]:
+        """Return the keys of the live entries that an invalidation of these would drop."""
+        return self._store.keys_of(_known(pairs))
+
+    def switch(self, mode: Mode) -> Plan[None]:
+        """Set the mode of all who use the namespace, durably; they hear of it as they follow. Raises TierError."""
+        if mode not in MODES:
+            raise ConfigurationError(f"a mode is one of {', '.join(MODES)}; got {mode!r}")
+        yield Wait(self._store.switch(mode))
+
+    def join(self) -> Changes:
+        """Begin to follow the log: return its position, all marks and the mode, and no rows. Raises TierError."""
+        return self._store.changes(-1)
+
+    def follow(self, since: int) -> Changes:
+        """Return what others did after a position, without waiting for it; one thread at a time. Raises TierError."""
+        return self._store.changes(since)
+
+    def rest(self) -> None:
+        """Do nothing: `follow` never waits."""
+
+    def book(self, day: str, amounts: Mapping[str, float]) -> None:
+        """Add to the counters of a day, "2026-11-27", behind the caller."""
+        self._store.book({(day, name): amount for name, amount in amounts.items()})
+
+    def booked(self, since_day: str) -> dict[tuple[str, str], float]:
+        """Return what all processes have booked in this namespace, by day and name, from a day on."""
+        return self._store.booked(since_day)
 
     def position(self) -> int:
         """Return the log's position now: where loads that begin now are born."""
@@ -152,6 +227,13 @@ class DiskTier:
     def close(self) -> None:
         """Flush, for some seconds at most, and close the file."""
         self._store.close(_CLOSE_SECONDS)
+
+
+def _known(pairs: list[Pair]) -> list[Pair]:
+    for facet, _ in pairs:
+        if facet not in FACETS:
+            raise ConfigurationError(f"an entry can be invalidated by {', '.join(FACETS)}; got {facet!r}")
+    return pairs
 
 
 def _file_path(path: str | os.PathLike[str]) -> Path:

@@ -58,6 +58,9 @@ PRELUDE = """
             born = 1
         run(tier.put(request(name, **facets), Entry(right(name), born=born), None))
 
+    def mark(tier, facet, value):
+        return next(tier.mark([(facet, value)])).future
+
     def get(tier, name):
         found = run(tier.get(request(name)))
         return found.entry.value if isinstance(found, Hit) else None
@@ -75,6 +78,10 @@ def request(name, **facets):
 
 def put(tier, name, **facets):
     run(tier.put(request(name, **facets), Entry(right(name), born=tier.position()), None))
+
+
+def mark(tier, facet, value):
+    return next(tier.mark([(facet, value)])).future
 
 
 def get(tier, name):
@@ -221,9 +228,9 @@ def test_processes_at_work_together_leave_a_sound_file(path, open_tier, start):
             elif what < 0.95:
                 put(tier, name, function=f"f{len(name)}")
             elif what < 0.98:
-                tier.mark("key", request(name).key).result()
+                mark(tier, "key", request(name).key).result()
             else:
-                tier.mark("function", "f3").result()
+                mark(tier, "function", "f3").result()
         assert tier.flush()
         tier.close()
     """
@@ -266,7 +273,7 @@ def test_killed_process_keeps_its_invalidations(path, open_tier, start):
         put(tier, "a", function="f")
         assert tier.flush()
         say(tier.position())
-        tier.mark("function", "f").result()
+        mark(tier, "function", "f").result()
         os.kill(os.getpid(), 9)
     """
     process = start(code, path)
@@ -471,7 +478,7 @@ def test_readonly_path_is_told_and_harmless(what, start):
             except TierError as error:
                 reasons.add(error.reason)
         try:
-            tier.mark("function", "f").result()
+            mark(tier, "function", "f").result()
         except Exception as error:
             say(type(error).__name__)
         tier.close()
@@ -508,7 +515,7 @@ def test_unreachable_path_is_a_miss_with_a_reason(open_tier, faults):
             call()
         assert told.value.reason == "unreachable"
     with pytest.raises(InvalidationError):
-        tier.mark("function", "f").result()
+        mark(tier, "function", "f").result()
     assert tier.stats()["entries"] == 0
     assert tier.flush()
 
@@ -703,7 +710,7 @@ def test_new_file_begins_past_the_old_one(path, open_tier):
     tier.close()
     path.unlink()
     tier = open_tier()
-    position, _ = tier.mark("function", "f").result()
+    position, _ = mark(tier, "function", "f").result()
     assert position > born
 
 

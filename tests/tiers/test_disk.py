@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from semcache.errors import ConfigurationError, InvalidationError, TierError
-from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
+from semcache.model import Entry, Evidence, Facets, Hit, Lives, Miss, Request, Usage
 from semcache.plan import arun, run
 from semcache.stores.file import StoreFile
 from semcache.testing.clock import ManualClock
@@ -60,6 +60,11 @@ def request(name, *, text=None, embedder="", **facets):
 def put(tier, asked, value=b"answer", *, vector=None, **fields):
     fields = {"born": tier.position()} | fields
     run(tier.put(asked, Entry(value, **fields), Evidence(vector) if vector is not None else None))
+
+
+def mark(tier, facet, value):
+    """Begin to invalidate: the future that the plan waits for."""
+    return next(tier.mark([(facet, value)])).future
 
 
 def value_of(tier, asked):
@@ -166,7 +171,7 @@ def test_entry_that_is_being_written_is_invalidated(open_tier):
     tier, asked = open_tier(clock=clock), request("a", function="f")
     put(tier, asked)
     assert clock.arrived.acquire(timeout=60)
-    marked = tier.mark("function", "f")
+    marked = mark(tier, "function", "f")
     assert run(tier.get(asked)) == Miss()
     clock.let_through(100)
     assert marked.result()[1] == 1
@@ -178,7 +183,7 @@ def test_answer_of_an_earlier_load_does_not_replace_a_later_one(open_tier, tmp_p
     """Of two answers to one request the one stays, while it lives, whose load began later, whichever comes first."""
     tier, asked = open_tier(ttl=100), request("a")
     born = tier.position()
-    tier.mark("function", "another").result()
+    mark(tier, "function", "another").result()
     with nullcontext() if is_written else locked(tmp_path / "cache.db"):
         put(tier, asked, b"later")
         assert not is_written or tier.flush()
@@ -197,7 +202,7 @@ def test_stale_answer_does_not_push_a_fresh_one_out_of_the_queue(open_tier, tmp_
     """Law 8: an answer that is refused leaves the one that was put before it, waiting, as it is."""
     tier, asked = open_tier(), request("a", function="f")
     born = tier.position()
-    tier.mark("function", "f").result()
+    mark(tier, "function", "f").result()
     with locked(tmp_path / "cache.db"):
         put(tier, asked, b"fresh")
         put(tier, asked, b"stale", born=born)
@@ -262,7 +267,7 @@ def test_closed_tier_answers_closed(open_tier):
     calls = (
         lambda: run(tier.get(asked)),
         lambda: run(tier.put(asked, Entry(b"1"), None)),
-        lambda: tier.mark("key", asked.key),
+        lambda: mark(tier, "key", asked.key),
         tier.position,
         lambda: next(tier.rows("e")),
     )
@@ -356,7 +361,377 @@ def test_expired_entries_leave_the_file(open_tier, clock, tmp_path):
     assert ask(tmp_path / "cache.db", "SELECT (SELECT count(*) FROM log), (SELECT count(*) FROM facets)") == [(0, 1)]
 
 
+def peeked(tier, name, grace=0.0):
+    """The life of an entry as it is served within a grace, None for a miss."""
+    found = tier.peek(request(name).key, grace)
+    return found.entry.life if isinstance(found, Hit) else None
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_stale_entry_is_served_within_its_grace(open_tier, tmp_path, clock, is_written):
+    """Past its life an entry is a hit with no life left, for the smaller of its own grace and the one asked for."""
+    tier = open_tier(ttl=100)
+    with nullcontext() if is_written else locked(tmp_path / "cache.db"):
+        put(tier, request("a"), grace=50.0)
+        assert not is_written or tier.flush()
+        clock.advance(120)
+        assert peeked(tier, "a") is None
+        assert peeked(tier, "a", 10.0) is None
+        assert peeked(tier, "a", 30.0) == -20
+        clock.advance(29)
+        assert peeked(tier, "a", 1000.0) == -49
+        clock.advance(1)
+        assert peeked(tier, "a", 1000.0) is None
+
+
+def test_get_asks_for_the_grace_of_the_request(open_tier, clock):
+    """What a request says of stale answers holds for the store."""
+    tier, asked = open_tier(ttl=100), request("a")
+    put(tier, asked, grace=50.0)
+    clock.advance(100)
+    assert run(tier.get(asked)) == Miss()
+    asked.lives = Lives(stale_if_error=20.0)
+    found = run(tier.get(asked)).entry
+    assert (found.life, found.grace) == (0.0, 50.0)
+
+
+def test_stale_entry_stays_in_the_file_for_its_grace(open_tier, clock):
+    """Expiry sweeps wait for the end of the grace."""
+    tier = open_tier(ttl=100)
+    put(tier, request("a"), grace=50.0)
+    tier.flush()
+    for seconds, entries in ((149, 2), (1, 1)):
+        clock.advance(seconds)
+        put(tier, request("another"))
+        tier.flush()
+        assert tier.stats()["entries"] == entries
+
+
+def test_fresh_answer_replaces_a_stale_one_of_a_later_birth(open_tier, clock):
+    """A stale answer is in nobody's way, whatever its birth."""
+    tier, asked = open_tier(ttl=100), request("a")
+    put(tier, asked, b"stale", grace=1000.0, born=2**60)
+    tier.flush()
+    clock.advance(100)
+    put(tier, asked, b"fresh")
+    tier.flush()
+    assert value_of(tier, asked) == b"fresh"
+
+
+def test_limit_ends_an_entry_with_its_grace(open_tier, clock):
+    """At its limit an entry is gone, be it fresh or stale."""
+    tier = open_tier(ttl=100)
+    put(tier, request("fresh"), limit=30.0, grace=1000.0)
+    put(tier, request("stale"), limit=120.0, grace=1000.0)
+    tier.flush()
+    assert peeked(tier, "fresh") == 30
+    clock.advance(30)
+    assert peeked(tier, "fresh", 1000.0) is None
+    clock.advance(89)
+    assert peeked(tier, "stale", 1000.0) == -19
+    clock.advance(1)
+    assert peeked(tier, "stale", 1000.0) is None
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_sliding_entry_lives_anew_with_each_hit(open_tier, tmp_path, clock, is_written):
+    """Law 5: a hit gives a sliding entry its life anew, at once for who read it, and never past its limit."""
+    tier = open_tier(ttl=100)
+    with nullcontext() if is_written else locked(tmp_path / "cache.db"):
+        put(tier, request("a"), slide=100.0, limit=350.0)
+        assert not is_written or tier.flush()
+        for remaining in (100, 100, 80):
+            clock.advance(90)
+            assert peeked(tier, "a") == pytest.approx(remaining)
+        clock.advance(79)
+        assert peeked(tier, "a") == pytest.approx(1)
+        clock.advance(1)
+        assert peeked(tier, "a", 1000.0) is None
+
+
+def test_sliding_entry_that_nobody_reads_expires(open_tier, clock):
+    """Law 5: without a hit there is no other life; a stale hit gives none."""
+    tier = open_tier(ttl=100)
+    put(tier, request("a"), slide=100.0, grace=50.0)
+    tier.flush()
+    clock.advance(101)
+    assert peeked(tier, "a", 50.0) == -1
+    assert peeked(tier, "a", 50.0) == -1
+    assert peeked(tier, "a") is None
+
+
+def test_slid_life_reaches_other_processes_and_the_next_start(open_tier, clock):
+    """What a hit gave is written behind the caller: others see it, sweeps spare it, and a restart keeps it."""
+    here, there = open_tier(ttl=100), open_tier(ttl=100)
+    put(here, request("a"), slide=100.0, grace=10.0)
+    here.flush()
+    for _ in range(3):
+        clock.advance(90)
+        assert peeked(here, "a") == pytest.approx(100)
+        here.flush()
+        put(there, request("another"))
+        there.flush()
+    clock.advance(5)
+    assert peeked(here, "a") == pytest.approx(100)  # too little to be written for
+    here.close()
+    clock.advance(99)
+    assert peeked(there, "a") == pytest.approx(100)
+    there.flush()
+    clock.advance(105)
+    assert peeked(open_tier(), "a", 10.0) == pytest.approx(-5)
+
+
+def test_slid_life_is_not_the_next_answers(open_tier, tmp_path, clock):
+    """Law 5: a hit on an answer that was replaced before the hit was written lengthens no other life."""
+    tier, other = open_tier(ttl=100), open_tier(ttl=100)
+    put(tier, request("a"), slide=1000.0)
+    tier.flush()
+    clock.advance(10)
+    with locked(tmp_path / "cache.db"):
+        assert peeked(tier, "a") == 1000
+    put(other, request("a"), b"next")
+    other.flush()
+    tier.flush()
+    assert peeked(tier, "a") == 100
+    assert peeked(other, "a") == 100
+
+
+def test_sliding_row_lives_as_long_as_its_entry_may(open_tier, clock):
+    """The index row of a sliding entry slides along, within the index's own ttl and the entry's limit."""
+    tier = open_tier(ttl=100, index_ttl=1000)
+    put(tier, request("a", text="t", embedder="e"), slide=100.0)
+    put(tier, request("b", text="t", embedder="e"), slide=100.0, limit=500.0)
+    tier.flush()
+    assert [row.remaining for row in tier.rows("e")] == [1000.0, 500.0]
+
+
+def test_entry_tells_how_it_is_kept_and_what_it_took(open_tier):
+    """A hit carries grace, slide, limit and usage, from the queue, from the file and after a restart."""
+    tier, asked = open_tier(), request("a")
+    put(tier, asked, grace=5.0, slide=10.0, limit=700.0, usage=Usage(120, 30, 0.004))
+    for _ in range(3):
+        found = run(tier.get(asked)).entry
+        assert (found.grace, found.slide, found.limit, found.is_pinned) == (5.0, 10.0, 700.0, False)
+        assert found.usage == Usage(120, 30, 0.004)
+        assert found.facets is None
+        tier.close()
+        tier = open_tier()
+
+
+# Pinned entries
+
+
+def pin(tier, asked, value=b"curated", **fields):
+    put(tier, asked, value, is_pinned=True, **fields)
+
+
+def test_pinned_entry_never_expires(open_tier, clock):
+    """A pinned entry has no expiry, nor has its index row, whatever ttl, jitter and limit say; a restart keeps it."""
+    tier, asked = open_tier(ttl=100, jitter=0.5, index_ttl=10), request("a", text="t", embedder="e")
+    pin(tier, asked, life=5.0, own_ttl=True, limit=10.0, grace=5.0, slide=3.0)
+    assert run(tier.get(asked)).entry.life == math.inf
+    tier.close()
+    clock.advance(10_000 * DAY)
+    tier = open_tier()
+    put(tier, request("another"))
+    tier.flush()
+    found = run(tier.get(asked)).entry
+    assert (found.value, found.life, found.limit, found.is_pinned) == (b"curated", math.inf, math.inf, True)
+    assert [row.remaining for row in tier.rows("e")] == [math.inf]
+
+
+def test_pinned_entry_is_not_evicted(open_tier, clock):
+    """Under pressure everything else goes."""
+    tier = open_tier(max_bytes=512 * 1024)
+    for n in range(20):
+        pin(tier, request(f"pinned{n}"), os.urandom(6000))
+    tier.flush()
+    for n in range(200):
+        clock.advance(61)
+        put(tier, request(str(n)), os.urandom(6000))
+        tier.flush()
+    assert tier.stats()["evicted"] > 100
+    assert tier.stats()["bytes"] <= 512 * 1024
+    assert all(value_of(tier, request(f"pinned{n}")) for n in range(20))
+
+
+def test_pinned_entry_gives_way_to_pinned_ones_alone(open_tier, tmp_path):
+    """What is loaded does not take the place of what was curated, until that is invalidated."""
+    tier, asked = open_tier(), request("a")
+    with locked(tmp_path / "cache.db"):
+        pin(tier, asked, born=1)
+        put(tier, asked, b"loaded")
+        assert value_of(tier, asked) == b"curated"
+    tier.flush()
+    put(tier, asked, b"loaded")
+    tier.flush()
+    assert value_of(tier, asked) == b"curated"
+    pin(tier, asked, b"again")
+    tier.flush()
+    assert value_of(tier, asked) == b"again"
+    assert mark(tier, "key", asked.key).result()[1] == 1
+    put(tier, asked, b"loaded")
+    tier.flush()
+    assert value_of(tier, asked) == b"loaded"
+    pin(tier, asked, b"curated", born=1)
+    tier.flush()
+    assert value_of(tier, asked) == b"loaded"  # it was born before it was invalidated
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_pinned_entries_are_bounded(open_tier, tmp_path, monkeypatch, is_written):
+    """Beyond so many, who pins is told; one that is pinned may be pinned anew, and an invalidation makes room."""
+    monkeypatch.setattr("semcache.stores.changes.MAX_PINNED", 5)
+    tier = open_tier()
+    with nullcontext() if is_written else locked(tmp_path / "cache.db"):
+        for n in range(5):
+            pin(tier, request(str(n)))
+            assert not is_written or tier.flush()
+        with pytest.raises(TierError, match="pinned") as told:
+            pin(tier, request("5"))
+        assert told.value.reason == "full"
+        put(tier, request("5"))
+    pin(tier, request("0"), b"again")
+    tier.flush()
+    assert value_of(tier, request("0")) == b"again"
+    mark(tier, "key", request("1").key).result()
+    pin(tier, request("5"))
+    tier.flush()
+    assert run(tier.get(request("5"))).entry.is_pinned
+
+
+def test_pinned_bytes_are_bounded(open_tier):
+    """What is never evicted takes half of the file at most."""
+    tier = open_tier(max_bytes=512 * 1024)
+    with pytest.raises(TierError, match="larger bound"):
+        [pin(tier, request(str(n)), os.urandom(10_000)) for n in range(100)]
+    tier.flush()
+    assert 20 < tier.stats()["entries"] < 27
+
+
+def test_pins_of_several_processes_are_bounded(open_tier, tmp_path, monkeypatch):
+    """The writer refuses what another process has pinned the room of meanwhile."""
+    monkeypatch.setattr("semcache.stores.changes.MAX_PINNED", 5)
+    here, there = open_tier(), open_tier()
+    with locked(tmp_path / "cache.db"):
+        for n in range(4):
+            pin(here, request(f"here{n}"))
+            pin(there, request(f"there{n}"))
+    here.flush()
+    there.flush()
+    assert here.stats()["entries"] == 5
+
+
 # Invalidation
+
+
+def test_hit_tells_its_tags_and_documents(open_tier):
+    """A hit carries its own facets where it has tags or documents, each once, in order; else none are read."""
+    tier = open_tier()
+    facets = {"function": "f", "version": "1", "tenant": "acme", "model": "m"}
+    tagged = request("a", **facets, tags=("new", "faq", "new"), documents=("d2", "d1"))
+    plain = request("b", **facets)
+    for _ in range(3):
+        put(tier, tagged)
+        put(tier, plain)
+        found = run(tier.get(tagged)).entry.facets
+        assert found == Facets(NAMESPACE, **facets, tags=("faq", "new"), documents=("d1", "d2"))
+        assert run(tier.get(plain)).entry.facets is None
+        tier.close()
+        tier = open_tier()
+
+
+@pytest.mark.parametrize("facet", ["tag", "document"])
+@pytest.mark.parametrize("is_written", [True, False])
+def test_mark_drops_what_has_the_tag_or_document(open_tier, tmp_path, facet, is_written):
+    """Entries have any number of tags and documents; an invalidation of one drops all that have it, and no others."""
+    tier = open_tier()
+    names = {"tag": "tags", "document": "documents"}
+    other = names["document" if facet == "tag" else "tag"]
+    meant = [request("a", **{names[facet]: ("x", "y")}), request("b", **{names[facet]: ("z", "x")}, function="f")]
+    others = [request("c", **{names[facet]: ("y",)}), request("d", **{other: ("x",)}), request("e", function="x")]
+    with nullcontext() if is_written else locked(tmp_path / "cache.db"):
+        for each in meant + others:
+            put(tier, each)
+        assert not is_written or tier.flush()
+        marked = mark(tier, facet, "x")
+        assert is_written or all(run(tier.get(each)) == Miss() for each in meant)
+    assert marked.result()[1] == 2
+    assert [value_of(tier, each) for each in meant + others] == [None, None, *[b"answer"] * 3]
+    put(tier, meant[0], b"stale", born=1)
+    tier.flush()
+    assert run(tier.get(meant[0])) == Miss()
+    put(tier, meant[0])
+    tier.flush()
+    assert value_of(tier, meant[0]) == b"answer"
+
+
+def test_tags_leave_the_file_with_the_last_entry(open_tier, tmp_path):
+    """Facets, with their labels, are kept once for all entries that have them, and go with the last."""
+    tier = open_tier()
+    for n in range(3):
+        put(tier, request(str(n), tags=("a", "b"), documents=("d",)))
+    tier.flush()
+    sizes = "SELECT (SELECT count(*) FROM facets), (SELECT count(*) FROM labels)"
+    assert ask(tmp_path / "cache.db", sizes) == [(1, 3)]
+    mark(tier, "tag", "b").result()
+    assert ask(tmp_path / "cache.db", sizes) == [(0, 0)]
+
+
+def test_tag_is_found_without_reading_entries(open_tier, tmp_path):
+    """An invalidation goes by index from tag to facets to entries."""
+    from semcache.stores.facets import meant
+
+    open_tier()
+    for facet in ("tag", "document", "function", "key", "namespace"):
+        question, parameters = meant(NAMESPACE, [(facet, "x"), (facet, "y")])
+        with closing(sqlite3.connect(tmp_path / "cache.db")) as other:
+            plan = [row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {question}", parameters)]
+        assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_one_mark_of_several_pairs_counts_each_entry_once(open_tier):
+    """An invalidation by several facets is one: all or nothing, one count, and the position of the latest mark."""
+    tier = open_tier()
+    put(tier, request("both", function="f", tags=("x",)))
+    put(tier, request("tagged", tags=("x", "y")))
+    put(tier, request("other", function="g", tags=("z",)))
+    tier.flush()
+    born = tier.position()
+    pairs = [("function", "f"), ("tag", "x"), ("tag", "y"), ("key", request("never").key)]
+    assert run(tier.count(pairs)) == 2
+    assert sorted(tier.keys_of(pairs)) == sorted([request("both").key, request("tagged").key])
+    position, removed = run(tier.mark(pairs))
+    assert (removed, position) == (2, tier.position())
+    assert position > born
+    assert run(tier.count(pairs)) == 0
+    assert {mark[:2] for mark in tier.join().marks} == set(pairs)
+    with pytest.raises(InvalidationError):
+        run(tier.mark([("tag", "z"), ("tag", "half a surrogate \ud800")]))
+    assert value_of(tier, request("other")) == b"answer"
+
+
+def test_count_is_what_a_mark_drops(open_tier, tmp_path, clock):
+    """A dry run counts each live entry once, be it written, waiting or both, and changes nothing."""
+    tier, other = open_tier(ttl=100), open_tier(namespace="billing")
+    put(tier, request("dead", function="f"))
+    tier.flush()
+    clock.advance(100)
+    for name in ("a", "b"):
+        put(tier, request(name, function="f"))
+    put(other, request("theirs", function="f"))
+    tier.flush()
+    other.flush()
+    with locked(tmp_path / "cache.db"):
+        for name in ("b", "c"):
+            put(tier, request(name, function="f"))
+        assert run(tier.count([("function", "f")])) == 3
+        assert sorted(tier.keys_of([("function", "f")])) == sorted(request(name).key for name in "abc")
+        assert (run(tier.count([("function", "g")])), run(tier.count([])), tier.keys_of([])) == (0, 0, [])
+    tier.flush()
+    assert run(tier.count([("namespace", NAMESPACE)])) == 3
+    assert run(tier.mark([("function", "f")]))[1] == 3
+    assert run(other.count([("function", "f")])) == 1
 
 
 @pytest.mark.parametrize("facet", ["key", "namespace", "function", "version", "tenant", "model"])
@@ -374,12 +749,12 @@ def test_mark_drops_what_has_the_facet(open_tier, tmp_path, facet, is_written):
         for each in asked:
             put(tier, each)
         tier.flush()
-        _, removed = tier.mark(facet, value).result()
+        _, removed = mark(tier, facet, value).result()
     else:
         with locked(tmp_path / "cache.db"):
             for each in asked:
                 put(tier, each)
-            marked = tier.mark(facet, value)
+            marked = mark(tier, facet, value)
             assert run(tier.get(meant)) == Miss()
         _, removed = marked.result()
     assert removed == 1
@@ -398,7 +773,7 @@ def test_mark_counts_an_entry_that_waits_and_stands_once(open_tier, tmp_path):
     with locked(tmp_path / "cache.db"):
         put(tier, asked, b"again")
         put(tier, request("b"))
-        marked = tier.mark("namespace", NAMESPACE)
+        marked = mark(tier, "namespace", NAMESPACE)
     assert marked.result()[1] == 2
 
 
@@ -407,9 +782,9 @@ def test_mark_of_another_namespace_drops_nothing_here(open_tier):
     ours, theirs, asked = open_tier(), open_tier(namespace="billing"), request("a", function="f")
     put(ours, asked)
     ours.flush()
-    assert theirs.mark("function", "f").result()[1] == 0
+    assert mark(theirs, "function", "f").result()[1] == 0
     assert value_of(ours, asked) == b"answer"
-    assert theirs.mark("namespace", NAMESPACE).result()[1] == 1
+    assert mark(theirs, "namespace", NAMESPACE).result()[1] == 1
     assert run(ours.get(asked)) == Miss()
     put(ours, asked, born=0)
     ours.flush()
@@ -420,7 +795,7 @@ def test_entry_born_before_a_mark_is_refused(open_tier):
     """Law 8: what was invalidated while it was loaded is a miss, at once and later; what is loaded after is kept."""
     tier, asked = open_tier(), request("a", function="f")
     born = tier.position()
-    position, _ = tier.mark("function", "f").result()
+    position, _ = mark(tier, "function", "f").result()
     assert position > born
     put(tier, asked, b"stale", born=born)
     assert run(tier.get(asked)) == Miss()
@@ -438,7 +813,7 @@ def test_entry_born_before_a_mark_on_something_else_is_kept(open_tier):
     tier, asked = open_tier(), request("a", function="f", tenant="acme")
     born = tier.position()
     for facet, value in (("function", "g"), ("key", request("b").key), ("version", "f"), ("tenant", "other")):
-        tier.mark(facet, value).result()
+        mark(tier, facet, value).result()
     put(tier, asked, born=born)
     tier.flush()
     assert value_of(tier, asked) == b"answer"
@@ -448,7 +823,7 @@ def test_entry_put_while_the_mark_is_made_is_refused(open_tier, tmp_path):
     """Law 8: it does not matter whether the stale entry or the invalidation comes to the writer first."""
     tier, asked = open_tier(), request("a", function="f")
     with locked(tmp_path / "cache.db"):
-        marked = tier.mark("function", "f")
+        marked = mark(tier, "function", "f")
         put(tier, asked, b"stale")
     marked.result()
     assert run(tier.get(asked)) == Miss()
@@ -463,7 +838,7 @@ def test_mark_of_another_tier_on_the_file_is_kept(open_tier):
     put(here, standing)
     here.flush()
     born = here.position()
-    there.mark("function", "f").result()
+    mark(there, "function", "f").result()
     assert run(here.get(standing)) == Miss()
     put(here, loading, b"stale", born=born)
     here.flush()
@@ -475,7 +850,7 @@ def test_mark_outlives_a_restart(open_tier):
     """Law 8: an invalidation holds for loads that were begun before it, though everything was closed between."""
     first, asked = open_tier(), request("a", function="f")
     born = first.position()
-    first.mark("function", "f").result()
+    mark(first, "function", "f").result()
     first.close()
     second = open_tier()
     put(second, asked, b"stale", born=born)
@@ -487,7 +862,7 @@ def test_stale_entry_is_not_read_while_it_waits(open_tier, tmp_path):
     """Law 8: what was invalidated before this process opened the file is not even read from the queue."""
     first, asked = open_tier(), request("a", function="f")
     born = first.position()
-    first.mark("function", "f").result()
+    mark(first, "function", "f").result()
     first.close()
     second = open_tier()
     with locked(tmp_path / "cache.db"):
@@ -501,7 +876,7 @@ def test_old_marks_are_remembered_by_a_floor(open_tier, tmp_path, monkeypatch):
     tier, asked = open_tier(), request("a", function="f")
     born = tier.position()
     for name in ("f", "g", "h", "i", "j"):
-        tier.mark("function", name).result()
+        mark(tier, "function", name).result()
     with locked(tmp_path / "cache.db"):
         put(tier, asked, b"stale", born=born)
         assert run(tier.get(asked)) == Miss()
@@ -512,9 +887,11 @@ def test_old_marks_are_remembered_by_a_floor(open_tier, tmp_path, monkeypatch):
 def test_marks_are_kept_as_long_as_the_longest_life(open_tier, clock, tmp_path):
     """Law 8: marks outlive every entry that could be older than they; then they are dropped, with their log rows."""
     tier = open_tier(ttl=100)
-    put(tier, request("long"), life=7200.0, own_ttl=True)
+    put(tier, request("long"), life=7000.0, own_ttl=True, grace=200.0)
+    put(tier, request("pinned"), is_pinned=True)  # which is given to other tiers for lives of theirs
+    put(tier, request("sliding"), slide=100.0)
     for n in range(50):
-        tier.mark("function", f"f{n}").result()
+        mark(tier, "function", f"f{n}").result()
     clock.advance(7100)
     put(tier, request("a"))
     tier.flush()
@@ -534,7 +911,7 @@ def test_position_never_goes_back(open_tier, clock):
         put(tier, request(str(n), text="t"))
         tier.flush()
         positions.append(tier.position())
-        positions.append(tier.mark("namespace", NAMESPACE).result()[0])
+        positions.append(mark(tier, "namespace", NAMESPACE).result()[0])
         assert tier.position() == positions[-1]
         clock.advance(DAY)
         tier.close()
@@ -548,7 +925,7 @@ def test_mark_that_cannot_be_durable_raises(open_tier, tmp_path):
         other.execute("CREATE TABLE theirs (x)")
     tier = open_tier(tmp_path / "other.db")
     with pytest.raises(InvalidationError, match="try again"):
-        tier.mark("function", "f").result()
+        mark(tier, "function", "f").result()
 
 
 def test_mark_that_cannot_be_written_is_no_others_failure(open_tier, tmp_path):
@@ -557,7 +934,7 @@ def test_mark_that_cannot_be_written_is_no_others_failure(open_tier, tmp_path):
     put(tier, asked)
     tier.flush()
     with locked(tmp_path / "cache.db"):
-        bad, good = tier.mark("tenant", "half a surrogate \ud800"), tier.mark("function", "f")
+        bad, good = mark(tier, "tenant", "half a surrogate \ud800"), mark(tier, "function", "f")
     with pytest.raises(InvalidationError):
         bad.result()
     assert good.result()[1] == 1
@@ -579,7 +956,7 @@ def test_mark_is_synced_before_it_is_told(open_tier, monkeypatch):
     for name in ("a", "b"):
         put(tier, request(name))
         tier.flush()
-        tier.mark("key", request(name).key).result()
+        mark(tier, "key", request(name).key).result()
     levels = [each.split("= ")[1] for each in statements if each.startswith("PRAGMA synchronous")]
     assert levels == ["NORMAL", "NORMAL", "FULL", "NORMAL", "FULL"]
 
@@ -587,7 +964,7 @@ def test_mark_is_synced_before_it_is_told(open_tier, monkeypatch):
 def test_mark_of_unknown_facet_is_refused(open_tier):
     """A facet that does not exist is an error that names those that do."""
     with pytest.raises(ConfigurationError, match="function"):
-        open_tier().mark("colour", "red")
+        mark(open_tier(), "colour", "red")
 
 
 # Bounds
@@ -684,7 +1061,7 @@ def test_opening_and_closing_leaks_nothing(open_tier, tmp_path):
         tier = open_tier(tmp_path / "cache.db")
         put(tier, request("a", text="t"))
         assert value_of(tier, request("a")) == b"answer"
-        tier.mark("function", "f").result()
+        mark(tier, "function", "f").result()
         tier.close()
 
     use_one()
@@ -720,7 +1097,7 @@ def test_many_threads_read_what_they_wrote(open_tier):
             if value_of(tier, asked) != b"%d %d" % (who, n):
                 errors.append((who, n))
             if n % 25 == 0:
-                tier.mark("function", f"f{who}").result()
+                mark(tier, "function", f"f{who}").result()
                 if value_of(tier, asked) is not None:
                     errors.append((who, n, "invalidated"))
 
@@ -768,7 +1145,7 @@ def test_rows_are_those_that_live(open_tier, clock):
     other.flush()
     assert [row.text for row in tier.rows("e")] == ["t", "t", "old"]
     put(tier, request("replaced", text="new", embedder="e"))
-    tier.mark("function", "f").result()
+    mark(tier, "function", "f").result()
     tier.flush()
     clock.advance(5)
     assert list(tier.rows("e")) == [(request("replaced").key, b"scope", "new", None, 95.0)]
@@ -840,6 +1217,12 @@ def test_vector_of_a_row_that_is_gone_is_dropped(open_tier, faults):
 # Wrong arguments
 
 
+def test_mode_that_does_not_exist_is_refused(open_tier):
+    """A mode of another name is an error that names those that do exist."""
+    with pytest.raises(ConfigurationError, match="shadow"):
+        run(open_tier().switch("fast"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"ttl": 0}, {"ttl": -1}, {"jitter": 1.0}, {"jitter": -0.1}, {"timeout": 0}, {"max_bytes": 1000}],
@@ -903,7 +1286,8 @@ class DiskMachine(RuleBasedStateMachine):
         own_ttl = own_ttl and life != math.inf
         asked = request(name, text=name, embedder="e", function=function)
         put(self.tier, asked, value, life=life, own_ttl=own_ttl, born=born)
-        if born < max(self.marks.values(), default=0):
+        standing_born = self.kept[name][3] if name in self.kept else 0
+        if born < max(standing_born, *self.marks.values(), 0):
             assert self.tier.flush()  # such an entry cannot be read before the file has decided
         is_marked = any(born < self.marks.get(pair, 0) for pair in (("key", asked.key), ("function", function)))
         if not is_marked and (name not in self.expected() or born >= self.kept[name][3]):
@@ -916,14 +1300,14 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(_NAMES))
     def mark_key(self, name):
         key = request(name).key
-        self.marks["key", key], removed = self.tier.mark("key", key).result()
-        assert removed >= (name in self.expected())
+        self.marks["key", key], removed = mark(self.tier, "key", key).result()
+        assert removed == (name in self.expected())
         self.kept.pop(name, None)
 
     @rule(function=st.sampled_from(_FUNCTIONS))
     def mark_function(self, function):
-        self.marks["function", function], removed = self.tier.mark("function", function).result()
-        assert removed >= sum(kept[2] == function for kept in self.expected().values())
+        self.marks["function", function], removed = mark(self.tier, "function", function).result()
+        assert removed == sum(kept[2] == function for kept in self.expected().values())
         self.kept = {name: kept for name, kept in self.kept.items() if kept[2] != function}
 
     @rule()
