@@ -102,11 +102,7 @@ class Backlog:
     def put(self, record: Record) -> None:
         """Queue an entry; from now on it can be read. Raises TierError("full") where too much waits."""
         with self.lock:
-            self._check_open()
-            if self.trouble is not None:
-                self._is_to_open = True
-                self._work.notify()
-                raise TierError(self.trouble.reason, str(self.trouble))
+            self._check_usable()
             standing = self.pending.get(record.key) or self._queue.get(record.key)
             if standing is not None and standing.outranks(record):
                 return
@@ -183,9 +179,9 @@ class Backlog:
             return slide.until if slide and slide.written == written else 0.0
 
     def book(self, amounts: Mapping[tuple[str, str], float]) -> None:
-        """Queue what is to be added to the counters of (day, name)."""
+        """Queue what is to be added to the counters of (day, name). Raises TierError where nothing can be written."""
         with self.lock:
-            self._check_open()
+            self._check_usable()
             for name, amount in amounts.items():
                 self._amounts[name] = self._amounts.get(name, 0.0) + amount
             self._work.notify()
@@ -221,6 +217,13 @@ class Backlog:
     def _check_open(self) -> None:
         if self.is_closing:
             raise TierError("closed", "the store was closed")
+
+    def _check_usable(self) -> None:
+        self._check_open()
+        if self.trouble is not None:
+            self._is_to_open = True
+            self._work.notify()
+            raise TierError(self.trouble.reason, str(self.trouble))
 
     # The writer's side
 

@@ -37,7 +37,7 @@ TABLES = (
         facets INTEGER NOT NULL, position INTEGER, size INTEGER NOT NULL, value BLOB NOT NULL)""",
     """CREATE INDEX entries_by_end ON entries (ends)""",
     """CREATE INDEX entries_by_touch ON entries (touched) WHERE is_pinned = 0""",
-    """CREATE INDEX entries_pinned ON entries (key, size) WHERE is_pinned = 1""",
+    """CREATE INDEX entries_pinned ON entries (is_pinned, size) WHERE is_pinned = 1""",
     """CREATE INDEX entries_by_facets ON entries (facets)""",
     """CREATE TABLE log (
         position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('added', 'marked')), key BLOB,
@@ -90,7 +90,8 @@ MODE = "mode "
 STATE = """
     SELECT (SELECT value FROM meta WHERE name = 'identity'), (SELECT seq FROM sqlite_sequence WHERE name = 'log'),
         (SELECT value FROM meta WHERE name = ?)"""
-MARKS_SINCE = "SELECT facet, value, position FROM marks WHERE position > ? AND namespace = ? ORDER BY position"
+# By position, not by the index of namespaces, which the plus keeps SQLite from: few marks are new, many may be known.
+MARKS_SINCE = "SELECT facet, value, position FROM marks WHERE position > ? AND +namespace = ? ORDER BY position"
 # Every live row of others, whatever its embedder.
 ROWS_SINCE = """
     SELECT log.position, key, scope, embedder, text, vector, expires FROM log JOIN facets ON facets.id = log.facets

@@ -80,15 +80,18 @@ class DiskTier:
         value, checksum, expires, written, touched, born, load_seconds, is_own_ttl, about = row
         now = self._now()
         entry = Entry(value, expires - now, bool(is_own_ttl), born, now - written, load_seconds)
-        if about is not None:
+        if about is None:
+            if expires <= now:
+                return Miss()
+        else:
             self._fill(key, entry, about, written, now)
-        if entry.life <= 0 and (entry.life <= -min(grace, entry.grace) or entry.limit <= 0):
-            return Miss()
+            if entry.life <= 0 and (entry.life <= -min(grace, entry.grace) or entry.limit <= 0):
+                return Miss()
         if written > now + _SKEW_SECONDS:
             return Miss("it was written in the future: the clock went back")
         if crc32(value, crc32(key)) != checksum:
             raise TierError("damaged", f"the entry {key.hex()} is not what was written; it is loaded again")
-        if entry.slide:
+        if about is not None and entry.slide:
             self._slide(key, entry, expires, written, now)
         if now - touched > self._touch_seconds:
             self._store.touch(key, now)
@@ -190,7 +193,7 @@ class DiskTier:
         """Do nothing: `follow` never waits."""
 
     def book(self, day: str, amounts: Mapping[str, float]) -> None:
-        """Add to the counters of a day, "2026-11-27", behind the caller."""
+        """Add to the counters of a day, "2026-11-27", behind the caller. Raises TierError where that cannot be now."""
         self._store.book({(day, name): amount for name, amount in amounts.items()})
 
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:

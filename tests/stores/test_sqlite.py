@@ -509,6 +509,11 @@ def test_unreachable_path_is_a_miss_with_a_reason(open_tier, faults):
         tier.position,
         lambda: run(tier.put(request("a"), Entry(b"1"), None)),
         lambda: list(tier.rows("e")),
+        lambda: tier.book("2026-11-27", {"hits": 1.0}),
+        lambda: tier.booked("2026-11-27"),
+        lambda: run(tier.count([("function", "f")])),
+        tier.join,
+        lambda: tier.follow(1),
     )
     for call in calls:
         with pytest.raises(TierError) as told:

@@ -1062,6 +1062,7 @@ def test_opening_and_closing_leaks_nothing(open_tier, tmp_path):
         put(tier, request("a", text="t"))
         assert value_of(tier, request("a")) == b"answer"
         mark(tier, "function", "f").result()
+        tier.follow(tier.join().position)
         tier.close()
 
     use_one()
