@@ -164,13 +164,15 @@ def is_pinned(connection: sqlite3.Connection, key: bytes) -> bool:
     return connection.execute(IS_PINNED, (key,)).fetchone() is not None
 
 
-def has_room(connection: sqlite3.Connection, record: Record, max_bytes: int, waiting: Collection[Record] = ()) -> bool:
-    """Say whether an entry that is to be pinned may be, beside others that are on their way into the file."""
+def has_room(
+    connection: sqlite3.Connection, record: Record, max_bytes: int, waiting: int = 0, waiting_bytes: int = 0
+) -> bool:
+    """Say whether an entry that is to be pinned may be, beside so many others on their way into the file."""
     if is_pinned(connection, record.key):
         return True
     number, used = connection.execute(PINNED).fetchone()
-    room = max_bytes * PINNED_SHARE - used - sum(each.size for each in waiting)
-    return bool(number + len(waiting) < MAX_PINNED and record.size <= room)
+    room = max_bytes * PINNED_SHARE - used - waiting_bytes
+    return bool(number + waiting < MAX_PINNED and record.size <= room)
 
 
 def _insert_index_row(connection: sqlite3.Connection, record: Record, facets: int, writer: bytes) -> int | None:

@@ -1,8 +1,8 @@
 """The tables of a store's file, and one word for each kind of trouble that SQLite has with it.
 
 Laws:
-- an index row goes with its entry, facets with the last entry that has them, and a 'marked' row with its mark, whoever
-  deletes them: triggers see to it;
+- an index row goes with its entry, facets with the last entry that has them, and a 'marked' row with its mark, and what
+  is pinned is counted, whoever adds or deletes them: triggers see to it;
 - a position is never given twice: the log counts on from what it ever held, and a new file begins past all older ones.
 """
 
@@ -37,7 +37,6 @@ TABLES = (
         facets INTEGER NOT NULL, position INTEGER, size INTEGER NOT NULL, value BLOB NOT NULL)""",
     """CREATE INDEX entries_by_end ON entries (ends)""",
     """CREATE INDEX entries_by_touch ON entries (touched) WHERE is_pinned = 0""",
-    """CREATE INDEX entries_pinned ON entries (is_pinned, size) WHERE is_pinned = 1""",
     """CREATE INDEX entries_by_facets ON entries (facets)""",
     """CREATE TABLE log (
         position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('added', 'marked')), key BLOB,
@@ -52,9 +51,18 @@ TABLES = (
         DELETE FROM log WHERE position = old.position;
         DELETE FROM facets WHERE id = old.facets AND NOT EXISTS (SELECT 1 FROM entries WHERE facets = old.facets);
     END""",
+    """CREATE TRIGGER pinned_came AFTER INSERT ON entries WHEN new.is_pinned BEGIN
+        UPDATE meta SET value = value + 1 WHERE name = 'pinned';
+        UPDATE meta SET value = value + new.size WHERE name = 'pinned_bytes';
+    END""",
+    """CREATE TRIGGER pinned_gone AFTER DELETE ON entries WHEN old.is_pinned BEGIN
+        UPDATE meta SET value = value - 1 WHERE name = 'pinned';
+        UPDATE meta SET value = value - old.size WHERE name = 'pinned_bytes';
+    END""",
     """CREATE TRIGGER facets_gone AFTER DELETE ON facets BEGIN DELETE FROM labels WHERE facets = old.id; END""",
     """CREATE TRIGGER mark_gone AFTER DELETE ON marks BEGIN DELETE FROM log WHERE position = old.position; END""",
-    """INSERT INTO meta VALUES ('longest_life', 0.0), ('identity', randomblob(16))""",
+    """INSERT INTO meta VALUES
+        ('longest_life', 0.0), ('identity', randomblob(16)), ('pinned', 0), ('pinned_bytes', 0)""",
 )
 
 
@@ -81,7 +89,8 @@ INDEX_PAGE = """
     WHERE position > ? AND kind = 'added' AND embedder = ? AND expires > ?
         AND facets IN (SELECT id FROM facets WHERE namespace = ?)
     ORDER BY position LIMIT ?"""
-PINNED = "SELECT count(*), total(size) FROM entries WHERE is_pinned = 1"
+PINNED = """
+    SELECT (SELECT value FROM meta WHERE name = 'pinned'), (SELECT value FROM meta WHERE name = 'pinned_bytes')"""
 IS_PINNED = "SELECT 1 FROM entries WHERE key = ? AND is_pinned = 1"
 BOOKED = "SELECT day, name, amount FROM counters WHERE namespace = ? AND day >= ?"
 

@@ -172,14 +172,19 @@ class SqliteStore:
         self._backlog.put(record)
 
     def _check_room(self, record: Record) -> None:
-        others = [each for each in list(self._pending.values()) if each.is_new_pin and each.key != record.key]
+        pending = list(self._pending.values())
         with self._reader() as connection:
             connection.execute("BEGIN")  # all is of one moment
             record.is_new_pin = not changes.is_pinned(connection, record.key)
-            has_room = changes.has_room(connection, record, self._max_bytes, others)
-            if not has_room:  # some may have been written a moment ago, and count in the file
-                others = [each for each in others if not changes.is_pinned(connection, each.key)]
-                has_room = changes.has_room(connection, record, self._max_bytes, others)
+            waiting_bytes = self._backlog.sizes()["pending_bytes"]
+            has_room = changes.has_room(connection, record, self._max_bytes, len(pending), waiting_bytes)
+            if not has_room:  # some are not pinned, or were written a moment ago, and count in the file
+                others = [
+                    each.size
+                    for each in pending
+                    if each.is_new_pin and each.key != record.key and not changes.is_pinned(connection, each.key)
+                ]
+                has_room = changes.has_room(connection, record, self._max_bytes, len(others), sum(others))
             connection.execute("COMMIT")
         if not has_room:
             raise TierError(
