@@ -123,13 +123,10 @@ class SqliteStore:
         """Return how many live entries invalidations mean, written or not."""
         if not pairs:
             return 0
-        now = self._clock.time()
-        waiting = self._waiting_for(pairs)
+        if self._waiting_for(pairs):  # some of which may be in the file as well
+            return len(self.keys_of(pairs))
         with self._reader() as connection:
-            standing = changes.count(connection, self._namespace, pairs, now)
-            return standing + sum(
-                not changes.count(connection, self._namespace, [("key", key)], now) for key in waiting
-            )
+            return changes.count(connection, self._namespace, pairs, self._clock.time())
 
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:
         """Return the keys of the live entries that invalidations mean, written or not."""

@@ -724,8 +724,9 @@ def test_count_is_what_a_mark_drops(open_tier, tmp_path, clock):
     other.flush()
     with locked(tmp_path / "cache.db"):
         for name in ("b", "c"):
-            put(tier, request(name, function="f"))
+            put(tier, request(name, function="f", tags=("new",)))
         assert run(tier.count([("function", "f")])) == 3
+        assert run(tier.count([("tag", "new")])) == 2
         assert sorted(tier.keys_of([("function", "f")])) == sorted(request(name).key for name in "abc")
         assert (run(tier.count([("function", "g")])), run(tier.count([])), tier.keys_of([])) == (0, 0, [])
     tier.flush()
