@@ -10,43 +10,51 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from semcache.codec import Codec
-from semcache.context import as_tenant, current, named_tenant
+from semcache.context import as_tenant, current, named_tenant, names_of
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.keys import FORMAT, canonical, digest
 from semcache.log import Log
 from semcache.lookup import Chain, Origin, lookup
-from semcache.model import MODES, SHARED, Facets, Mode, Request, Tenant
-from semcache.plan import Outcome, Plan, Wait, arun, run
+from semcache.marks import Marks
+from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant
+from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
+from semcache.replica import Replica
 from semcache.stores.fork import forking
 from semcache.tier import Breaker, Clock, SystemClock, Tier
 from semcache.tiers.memory import Kept, MemoryTier
-from semcache.ttl import TTL, Duration, Size, Timeouts, seconds, size_bytes
+from semcache.ttl import TTL, Duration, Size, Timeouts, lives_of, size_bytes
 
 if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
+    from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
 
 T = TypeVar("T")
 
 _EXIT_SECONDS = 10.0
+_LONGEST_LIFE_SECONDS = 86400.0
+# The mode of all replicas only tightens a cache's own: of two, the later here holds.
+_STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
 
 
 class Cache:
     """Tiers in order, nearest first, and one lookup through them.
 
-    `namespace` keeps services apart; it is required with `disk`. `memory`, `disk_size` and `semantic` bound the tiers
-    in bytes ("64MB"; 0: no such tier). `disk` is the path of an SQLite file. `embedder` is a sentence-transformers
+    `namespace` keeps services apart; it is required with `disk` and `redis`. `memory`, `disk_size` and `semantic` bound
+    the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file for the processes
+    of one host, or `redis`, a URL or a redis.Redis, for those of many. `embedder` is a sentence-transformers
     name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
@@ -60,6 +68,7 @@ class Cache:
         memory: Size = "64MB",
         disk: str | os.PathLike[str] | None = None,
         disk_size: Size = "1GB",
+        redis: Any = None,
         embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
@@ -78,8 +87,10 @@ class Cache:
             raise ConfigurationError(f"namespace is text; got {namespace!r}")
         if not isinstance(disk, str | os.PathLike | None):
             raise ConfigurationError(f"disk is the path of a file; got {disk!r}")
-        if disk is not None and not namespace:
-            raise ConfigurationError('a store on disk may be shared: name the service, as in namespace="shop"')
+        if (disk is not None or redis is not None) and not namespace:
+            raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
+        if disk is not None and redis is not None:
+            raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
         if mode not in MODES:
             raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
@@ -88,8 +99,8 @@ class Cache:
             )
         self.namespace = namespace
         self.tenant = None if tenant is None else named_tenant(tenant)
-        self.mode = mode
-        self.is_read = mode not in ("off", "refresh")
+        self._own_mode: Mode = mode
+        self._switch_to(None)
         self.policy: Policy = Shadow() if policy is None else policy
         if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
             raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
@@ -106,15 +117,19 @@ class Cache:
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
-        if made is not None and not memory_bytes and disk is None:
-            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk=")
-        self.memory = self._make_memory(memory_bytes, is_store=disk is None) if memory_bytes else None
-        # The file is opened last of all, so that no wrong setting leaves it open.
+        has_store = disk is not None or redis is not None
+        if made is not None and not memory_bytes and not has_store:
+            raise ConfigurationError("near matches need a tier that keeps the answers: memory=, disk= or redis=")
+        self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, self._ttl.of("redis"), self._ttl.of("disk")))
+        self.memory = self._make_memory(memory_bytes, is_store=not has_store) if memory_bytes else None
+        # The store is opened last of all, so that no wrong setting leaves it open.
         self.disk = self._make_disk(disk, disk_bytes) if disk is not None else None
-        self.log = Log(self.disk)
+        self.redis = self._make_redis(redis) if redis is not None else None
+        self.store: DiskTier | RedisTier | None = self.disk or self.redis
+        self.log = Log(self.store, self._marks)
         self.embedder_identity = "" if made is None else made.identity
         self.semantic = None if made is None else self._make_semantic(made, semantic_bytes)
-        tiers = [tier for tier in (self.memory, self.disk, self.semantic) if tier is not None]
+        tiers = [tier for tier in (self.memory, self.disk, self.redis, self.semantic) if tier is not None]
         self.chain = Chain(
             tiers=[(tier, Breaker(self.now)) for tier in tiers],
             codec=codec,
@@ -122,14 +137,52 @@ class Cache:
             position=self.log.position,
             flight_timeout=self._timeouts.of("flight"),
             max_value_bytes=max_value_bytes,
+            crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
         )
+        self._listen()
         _watch(self)
+
+    def _listen(self) -> None:
+        """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
+        recorder, reference, name = self.recorder, weakref.ref(self), self.store.name if self.store else ""
+
+        def switch(mode: Mode | None) -> None:
+            cache = reference()
+            if cache is not None:
+                cache._switch_to(mode)  # noqa: SLF001
+                recorder.tell(Event("mode", namespace=cache.namespace, reason=f"mode of all replicas: {mode}"))
+
+        self.log.listener = Replica(
+            self.memory, self.semantic, self.chain.flights, switch,
+            lambda reason, error: recorder.fault(name, reason, error),
+        )  # fmt: skip
+        self._let_go = weakref.finalize(self, self.log.stop, None)
+        self._let_go.atexit = False
+
+    def _switch_to(self, mode: Mode | None) -> None:
+        """Take over the mode of all replicas where it is stricter than our own."""
+        self._switched: Mode = mode or "live"
+        self.mode: Mode = max(self._own_mode, mode or "live", key=_STRICTNESS.__getitem__)
+        self.is_read = self.mode not in ("off", "refresh")
 
     def _make_memory(self, max_bytes: int, *, is_store: bool) -> MemoryTier:
         return MemoryTier(
             max_bytes, self._ttl.of("memory", is_store=is_store), clock=self._clock, jitter=self._ttl.jitter,
-            is_store=is_store, random=self._random,
+            is_store=is_store, random=self._random, marks=self._marks,
+        )  # fmt: skip
+
+    def _make_redis(self, redis: Any) -> RedisTier:
+        from semcache.stores.address import address_of
+
+        address_of(redis)  # whether it can be one, and whether there is a client for it
+        from semcache.tiers.redis import RedisTier
+
+        recorder = self.recorder
+        return RedisTier(
+            redis, namespace=self.namespace, ttl=self._ttl.of("redis"), clock=self._clock, marks=self._marks,
+            jitter=self._ttl.jitter, timeout=self._timeouts.of("redis"), random=self._random,
+            index_ttl=self._ttl.of("semantic"), on_fault=lambda reason, error: recorder.fault("redis", reason, error),
         )  # fmt: skip
 
     def _make_disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
@@ -147,12 +200,12 @@ class Cache:
         from semcache.semantic.index import FlatIndex
         from semcache.tiers.semantic import SemanticTier
 
-        values = [tier for tier in (self.memory, self.disk) if tier is not None]
-        disk, now, ttl, identity = self.disk, self.now, self._ttl.of("semantic"), embedder.identity
+        values = [tier for tier in (self.memory, self.disk, self.redis) if tier is not None]
+        store, now, ttl, identity = self.store, self.now, self._ttl.of("semantic"), embedder.identity
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
-            for key, scope, text, vector, remaining in disk.rows(identity) if disk else ():
-                yield key, scope, text, vector, now() + min(remaining, ttl)
+            for row in store.rows(identity) if store else ():
+                yield row.key, row.scope, row.text, row.vector, now() + min(row.remaining, ttl)
 
         batcher = Batcher(
             embedder,
@@ -164,7 +217,7 @@ class Cache:
         return SemanticTier(
             batcher, self.policy, values, ttl=ttl, timeout=self._timeouts.of("semantic"), clock=self._clock,
             jitter=self._ttl.jitter, random=self._random, warn=self.recorder.warn_once,
-            attach=partial(disk.attach, embedder=identity) if disk else None,
+            attach=partial(store.attach, embedder=identity) if store else None, embedder=identity,
         )  # fmt: skip
 
     # What a call means
@@ -182,6 +235,11 @@ class Cache:
         text: str | None = None,
         tenant: Tenant | None = None,
         ttl: Duration | None = None,
+        sliding: bool = False,
+        max_age: Duration | None = None,
+        stale_while_revalidate: Duration = 0,
+        stale_if_error: Duration = 0,
+        tags: str | Iterable[str] = (),
         function: str = "",
         version: str = "",
         model: str = "",
@@ -189,15 +247,17 @@ class Cache:
     ) -> Request:
         """Make a request of parts, which must all be equal, and a text, which may match nearly.
 
-        `exact_only` is the reason why no near match may answer it. Raises UnkeyableError for a part that has no key.
+        `exact_only` is the reason why no near match may answer it; the rest is as in `cached`. Raises UnkeyableError
+        for a part that has no key.
         """
         tenant = as_tenant(tenant)
         prefix = self.prefix(function, version)
         rest = canonical(parts) + canonical(model)
         key = digest(prefix, rest, canonical(text), self.tenant_bytes(self.tenant_of(tenant)))
         return self.complete(
-            key, prefix, rest, text, tenant, None if ttl is None else seconds(ttl, "ttl"),
-            Facets(self.namespace, function, version, "", model), exact_only,
+            key, prefix, rest, text, tenant,
+            lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding),
+            Facets(self.namespace, function, version, "", model, names_of(tags, "tags")), exact_only,
         )  # fmt: skip
 
     def prefix(self, function: str, version: str) -> bytes:
@@ -210,7 +270,7 @@ class Cache:
         return b"" if tenant is None or tenant is SHARED else b"tenant" + canonical(tenant)
 
     def complete(
-        self, key: bytes, prefix: bytes, rest: bytes, text: str | None, tenant: Tenant | None, ttl: float | None,
+        self, key: bytes, prefix: bytes, rest: bytes, text: str | None, tenant: Tenant | None, lives: Lives | None,
         facets: Facets, exact_only: str | None,
     ) -> Request:  # fmt: skip
         """Make a request of a key and all that stands around its text, in the mode of the context or the cache."""
@@ -218,8 +278,13 @@ class Cache:
         tenant = self.tenant_of(tenant)
         mode: Mode = self.mode
         if options is not None:
-            mode = options.mode or mode
-            ttl = options.ttl if options.ttl is not None else ttl
+            if options.mode is not None:
+                mode = max(options.mode, self._switched, key=_STRICTNESS.__getitem__)
+            if options.ttl is not None:
+                lives = replace(lives or FOREVER, ttl=options.ttl)
+            if options.tags or options.documents:
+                facets.tags = tuple(dict.fromkeys((*facets.tags, *options.tags)))
+                facets.documents = tuple(dict.fromkeys((*facets.documents, *options.documents)))
         owner = self.tenant_bytes(tenant)
         if owner:
             facets.tenant = str(tenant)
@@ -229,7 +294,15 @@ class Cache:
         if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
             scope = digest(b"scope", prefix, rest, owner, canonical(self.embedder_identity))
         return Request(
-            key, scope, text, facets, tenant is not None, ttl, mode, self.embedder_identity if scope else "", exact_only
+            key,
+            scope,
+            text,
+            facets,
+            tenant is not None,
+            lives or FOREVER,
+            mode,
+            self.embedder_identity if scope else "",
+            exact_only,
         )
 
     # Lookups
@@ -251,6 +324,7 @@ class Cache:
 
     def event(self, request: Request) -> Event:
         """Begin the event of a lookup; it is a miss until something is found."""
+        self.log.start()
         return Event("miss", request.facets.function, self.namespace, key=request.key, reason=request.exact_only)
 
     def probe(self, key: bytes) -> Kept | None:
@@ -263,45 +337,101 @@ class Cache:
 
     # Invalidation
 
-    def invalidate(self, *, key: bytes | str | None = None, function: str | Callable[..., Any] | None = None) -> int:
-        """Drop one key (bytes, or hex), or all entries of a function (its name, or the function), durably.
+    def invalidate(
+        self,
+        *,
+        key: bytes | str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        tag: str | None = None,
+        tenant: Tenant | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        document: str | None = None,
+        namespace: str | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Drop what has one of these: a key (bytes, or hex), a function (its name, or itself), a tag, a tenant ...
 
-        Returns how many entries were dropped from the exact store, or from memory where there is no store. Answers
-        whose load has begun before are not kept. Raises InvalidationError if the store cannot make it durable.
+        Everywhere and durably: other processes hear of it within some hundredths of a second, and answers whose load
+        has begun before are not kept. Returns how many entries were dropped from the exact store, or from memory where
+        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
         """
-        return run(self._invalidate(key, function))
+        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        return run(self._count(told) if dry_run else self._invalidate(told))
 
     async def ainvalidate(
-        self, *, key: bytes | str | None = None, function: str | Callable[..., Any] | None = None
+        self,
+        *,
+        key: bytes | str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        tag: str | None = None,
+        tenant: Tenant | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        document: str | None = None,
+        namespace: str | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Invalidate as `invalidate` does, without blocking the loop."""
-        return await arun(self._invalidate(key, function))
+        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        return await arun(self._count(told) if dry_run else self._invalidate(told))
 
-    def _invalidate(self, key: bytes | str | None, function: str | Callable[..., Any] | None) -> Plan[int]:
-        if (key is None) == (function is None):
-            raise ConfigurationError("invalidate takes key= or function=, one of them")
-        facet, value = ("key", _key_bytes(key)) if key is not None else ("function", _function_name(function))
+    def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
+        facet, value = self._own_namespace(told)
         try:
-            position, stored = yield Wait(self.log.mark(facet, value))
+            position, stored = yield from self.log.mark([(facet, value)])
         except BaseException as error:
             yield from self._forget(facet, value, self.log.position() + 1)
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
                 f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
-                "after a restart it may be served again; try again when the store is writable"
+                "it may be served again, and by others; try again when the store is there"
             ) from error
         dropped = yield from self._forget(facet, value, position)
         self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
-        return int(stored) if self.disk is not None else dropped
+        return stored if self.store is not None else dropped
+
+    def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
+        pair = self._own_namespace(told)
+        if self.store is not None:
+            return (yield from self.store.count([pair]))
+        return self.memory.count([pair]) if self.memory is not None else 0
+
+    def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
+        if told[0] == "namespace" and told[1] != self.namespace:
+            raise ConfigurationError(f"this cache is of namespace {self.namespace!r}; open one of {told[1]!r} for that")
+        return told
 
     def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
         dropped = 0
+        self.log.take([(facet, value, position)])
         for tier in (self.memory, self.semantic):
             if tier is not None:
                 dropped += yield from tier.remove(facet, value, position)
         self.chain.flights.close(facet, value)
         return dropped
+
+    # All replicas
+
+    def set_mode(self, mode: Mode) -> None:
+        """Set the mode of all processes that use the namespace, within a second: "live", "shadow", "exact" or "off".
+
+        It only tightens what each was made with; "live" lets each go back to its own. Without a store it is this
+        cache's alone. Raises TierError if the store cannot keep it; this process has switched all the same.
+        """
+        run(self._set_mode(mode))
+
+    async def aset_mode(self, mode: Mode) -> None:
+        """Set the mode of all processes as `set_mode` does, without blocking the loop."""
+        await arun(self._set_mode(mode))
+
+    def _set_mode(self, mode: Mode) -> Plan[None]:
+        if mode not in ("live", "shadow", "exact", "off"):
+            raise ConfigurationError(f"all replicas can be set to live, shadow, exact or off; got {mode!r}")
+        self._switch_to(mode)
+        if self.store is not None:
+            yield from self.store.switch(mode)
 
     # Life
 
@@ -325,19 +455,25 @@ class Cache:
         await arun(self._warm())
 
     def _warm(self) -> Plan[None]:
+        self.log.start()
         if self.semantic is not None:
             yield Wait(self.semantic.batcher.warm())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
-        return all([tier.flush(timeout) for tier in reversed(self.tiers)])  # noqa: C419 - every tier is flushed
+        # The index first: what it embeds is written by the store; and both again, for what loads behind the callers bring.
+        is_done = self.chain.crew.wait(timeout)
+        return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
 
     def close(self) -> None:
         """Flush, stop the threads and close the files; later calls go to their origins."""
         if not self._closed:
             self._closed = True
             self.flush(_EXIT_SECONDS)
-            self.mode, self.is_read = "off", False
+            self._let_go.detach()
+            self._own_mode = "off"
+            self._switch_to(None)
+            self.log.stop()
             for tier in reversed(self.tiers):
                 tier.close()
 
@@ -384,6 +520,7 @@ class Cache:
     def after_fork_in_child(self) -> None:
         """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
+        self.chain.crew.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
@@ -404,6 +541,32 @@ def _callables(observers: Iterable[Observer]) -> list[Observer]:
     if not all(callable(observer) for observer in listed):
         raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
     return listed
+
+
+def _facet_told(
+    key: bytes | str | None, function: str | Callable[..., Any] | None, tag: str | None, tenant: Tenant | None,
+    model: str | None, version: str | None, document: str | None, namespace: str | None,
+) -> tuple[str, str | bytes]:  # fmt: skip
+    """Return the one facet value that was given. Raises ConfigurationError."""
+    given: list[tuple[str, Any]] = [
+        ("key", key), ("function", function), ("tag", tag), ("tenant", tenant), ("model", model), ("version", version),
+        ("document", document), ("namespace", namespace),
+    ]  # fmt: skip
+    told = [(facet, value) for facet, value in given if value is not None]
+    if len(told) != 1:
+        raise ConfigurationError(f"invalidate takes one of {'=, '.join(facet for facet, _ in given)}=")
+    facet, value = told[0]
+    if facet == "key":
+        return facet, _key_bytes(value)
+    if facet == "function":
+        return facet, _function_name(value)
+    if facet == "tenant":
+        if value is SHARED:
+            raise ConfigurationError("what is shared has no tenant: invalidate by function=, tag= or namespace=")
+        return facet, str(as_tenant(value))
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{facet}= is text; got {value!r}")
+    return facet, value
 
 
 def _key_bytes(key: bytes | str | None) -> bytes:

@@ -5,7 +5,7 @@ Context variables, so it holds for this thread or task and the tasks it starts, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ class Options:
     tenant: Tenant | None = None
     ttl: float | None = None
     mode: Mode | None = None
+    tags: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
 
 
 current: ContextVar[Options | None] = ContextVar("semcache_options", default=None)
@@ -44,11 +46,23 @@ def named_tenant(value: object) -> Tenant:
     return tenant
 
 
+def names_of(given: str | Iterable[str], what: str) -> tuple[str, ...]:
+    """Take names as a setting gives them: one, or several. Raises ConfigurationError."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigurationError(f"{what}= is a name, or several; got {given!r}")
+    return names
+
+
 @contextmanager
 def context(
-    *, tenant: Tenant | None = None, ttl: Duration | None = None, mode: Mode | None = None
-) -> Iterator[Options]:
-    """Set tenant, ttl or mode for the cached calls inside; an inner context adds to the outer one."""
+    *, tenant: Tenant | None = None, ttl: Duration | None = None, mode: Mode | None = None,
+    tags: str | Iterable[str] = (), documents: str | Iterable[str] = (),
+) -> Iterator[Options]:  # fmt: skip
+    """Set tenant, ttl or mode for the cached calls inside; an inner context adds to the outer one.
+
+    `tags` and `documents` are names that the answers loaded inside can be invalidated by; they enter no key.
+    """
     if mode is not None and mode not in MODES:
         raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
     outer = current.get() or Options()
@@ -56,6 +70,8 @@ def context(
         tenant=outer.tenant if tenant is None else named_tenant(tenant),
         ttl=outer.ttl if ttl is None else seconds(ttl, "ttl"),
         mode=outer.mode if mode is None else mode,
+        tags=tuple(dict.fromkeys((*outer.tags, *names_of(tags, "tags")))),
+        documents=tuple(dict.fromkeys((*outer.documents, *names_of(documents, "documents")))),
     )
     token = current.set(options)
     try:

@@ -26,16 +26,17 @@ logger = logging.getLogger("semcache")
 FOLD_AT = 4096
 EVENTS_FOLD_AT = 256
 
-STAGES = ("key", "memory", "wait", "store", "embed", "search", "decide", "load", "put")
+STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
-Kind = Literal["hit", "miss", "bypass", "fault", "invalidated"]
+Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode"]
 
 
 @dataclass(slots=True)
 class Event:
     """One fact.
 
-    `kind` is "hit", "miss" or "bypass" for a lookup, "fault" for what went wrong away from one, or "invalidated".
+    `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
+    "fault" for what went wrong away from a lookup, "invalidated", or "mode" for a switch of all replicas.
     `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
@@ -54,6 +55,7 @@ class Event:
     reason: str | None = None
     shared: bool = False
     failed: bool = False
+    is_stale: bool = False
     stages: dict[str, int] = field(default_factory=dict)
     faults: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -121,6 +123,8 @@ class Stats:
     loads: int = 0
     load_errors: int = 0
     shared: int = 0
+    stale: int = 0
+    refreshes: int = 0
     not_served: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
@@ -238,10 +242,13 @@ class Recorder:
             self._stages[stage] += nanoseconds
         if kind == "hit":
             self._hits[event.tier or ""] += 1
+            self._counts["stale"] += event.is_stale
             spent = sum(stages.values()) - stages.get("put", 0)
             self._saved_seconds += (event.load_seconds or 0.0) - spent / 1e9
         elif kind == "bypass":
             self._bypasses[event.reason or ""] += 1
+        elif kind == "refresh":
+            self._counts["refreshes"] += 1
         else:
             self._counts["misses"] += 1
             if event.reason:  # "exact only: the text has 391 tokens ..." is counted as "exact only"
@@ -258,7 +265,7 @@ class Recorder:
         """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
         kind = f"{tier}: {reason}"
         self._faults[kind] += 1
-        if self._faults[kind] == 1 and tier == "disk":
+        if self._faults[kind] == 1 and tier in ("disk", "redis", "memcached"):
             logger.warning("%s (%s); further ones are counted, in stats()", kind, message)
 
     def stats(self) -> Stats:
@@ -274,6 +281,8 @@ class Recorder:
                 loads=self._counts["loads"],
                 load_errors=self._counts["load_errors"],
                 shared=self._counts["shared"],
+                stale=self._counts["stale"],
+                refreshes=self._counts["refreshes"],
                 not_served=dict(self._not_served),
                 faults=dict(self._faults),
                 stages={stage: stages[stage] / 1e9 for stage in STAGES if stages[stage]},

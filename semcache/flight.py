@@ -110,6 +110,11 @@ class Flights(Generic[T]):
                     waiting.append(self._blocked[one.thread])
         return False
 
+    def flies(self, key: bytes) -> bool:
+        """Say whether somebody leads a flight of this key that can still be boarded."""
+        flight = self._flights.get(key)
+        return flight is not None and not flight.is_closed
+
     def open(self, flight: Flight[T]) -> None:
         """Let invalidations close a flight that is boarded elsewhere, as a stream is, until it is abandoned."""
         with self._lock:
@@ -123,7 +128,7 @@ class Flights(Generic[T]):
         with self._lock:
             for flight in list(self._open):
                 asked = flight.request
-                if asked is not None and (asked.key if facet == "key" else getattr(asked.facets, facet)) == value:
+                if asked is not None and (asked.key == value if facet == "key" else asked.facets.has(facet, value)):
                     flight.is_closed = True
 
     def land(self, flight: Flight[T], result: T) -> None:

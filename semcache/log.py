@@ -12,7 +12,6 @@ Laws:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Event, Lock, Thread
@@ -28,7 +27,7 @@ LOST_SECONDS = 5.0
 COALESCE_SECONDS = 0.02
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
-_TICK_SECONDS = 1.0
+
 
 class Store(Protocol):
     """An exact store that keeps the log. What it raises means that the log is out of reach."""
@@ -61,10 +60,6 @@ class Store(Protocol):
         """Stop what waits in `follow`, from another thread."""
         ...
 
-    def book(self, day: str, amounts: dict[str, float]) -> None:
-        """Add to the counters of a day, "2026-11-27"."""
-        ...
-
 
 class Listener(Protocol):
     """Who is told what came, in the follower's thread."""
@@ -91,10 +86,6 @@ class Listener(Protocol):
 
     def rebuild(self, *, is_reset: bool) -> None:
         """Read the index anew; with `is_reset`, also drop what memory holds."""
-        ...
-
-    def tick(self) -> None:
-        """Do what is to be done each second, as to book counters."""
         ...
 
 
@@ -172,7 +163,6 @@ class Log:
         assert store is not None  # noqa: S101 - `start` has seen to both
         assert listener is not None  # noqa: S101
         since, pause, is_lost = -1, _FIRST_PAUSE, True
-        tick_at = time.monotonic() + _TICK_SECONDS
         while not stop.is_set():
             try:
                 changes = store.join() if since < 0 else store.follow(since)
@@ -191,9 +181,6 @@ class Log:
                 is_lost = False
                 _tell(listener.found)
             stop.wait(COALESCE_SECONDS)
-            if time.monotonic() >= tick_at:
-                tick_at = time.monotonic() + _TICK_SECONDS
-                _tell(listener.tick)
 
     def _apply(self, changes: Changes, listener: Listener) -> None:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""

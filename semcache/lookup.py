@@ -30,7 +30,7 @@ Nothing here does I/O: what must be waited for is yielded, and `plan.run` or `pl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -39,8 +39,11 @@ from semcache.errors import DecodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
 from semcache.model import Entry, Evidence, Hit, Miss, Request
-from semcache.plan import Load, Outcome, Plan, Wait, run
+from semcache.plan import Crew, Load, Outcome, Plan, Spawn, Wait, run
 from semcache.tier import Breaker, Tier
+
+
+LONGEST_LOAD_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
@@ -60,7 +63,8 @@ class Landing:
 class Chain:
     """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
 
-    `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does.
+    `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
+    loads anew, behind the callers, what was served stale.
     """
 
     tiers: Sequence[tuple[Tier, Breaker]]
@@ -69,6 +73,7 @@ class Chain:
     position: Callable[[], int]
     flight_timeout: float
     max_value_bytes: int
+    crew: Crew
     flights: Flights[Landing] = field(default_factory=Flights)
     in_place: int | None = None
 
@@ -135,7 +140,7 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
     finally:
         note_time(event, tier, perf_counter_ns() - began)
     breaker.succeeded()
-    note_hit(event, tier, found)
+    note_hit(event, tier.name, found)
     if chain.in_place:
         run(fill(chain, request, found, event, chain.in_place))
     chain.recorder.lookup(event)
@@ -196,15 +201,26 @@ def lead(
 ) -> Plan[Outcome[Any]]:
     """Find the answer, or load and keep it; land the flight with it."""
     evidence = None
+    stale, value = None, None
     if request.mode != "refresh":
         found, value, evidence = yield from find(chain, request, event)
+        if found is not None and found.entry.life <= -request.lives.stale_while_revalidate:
+            found, stale = None, found
         if found is not None:
+            if found.entry.life <= 0:
+                yield from revalidate(chain, request, origin)
             if flight is not None:
                 near = None if found.similarity is None else found
                 chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near))
             return Outcome(value)
     born = chain.position()
     outcome = yield from load(origin, flight, event)
+    if outcome.error is not None and stale is not None:
+        event.fault("origin", outcome.error)
+        note_hit(event, stale.tier, stale)
+        if flight is not None:
+            chain.flights.land(flight, Landing(stale.entry.value, None, stale.entry.load_seconds))
+        return Outcome(value)
     began = perf_counter_ns()
     entry = None if outcome.error is not None else encode(chain, request, outcome.value, born, event)
     kept = entry is not None and is_kept(chain, origin.keeps, entry, outcome.value, event)
@@ -216,6 +232,28 @@ def lead(
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
     event.took("put", perf_counter_ns() - began)
     return outcome
+
+
+def revalidate(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
+    """Load behind the caller what it was served stale, unless somebody does so already."""
+    if not chain.flights.flies(request.key + b"refresh"):
+        yield Spawn(lambda: refresh(chain, replace(request, mode="refresh"), origin), chain.crew)
+
+
+def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
+    """Load and keep, one at a time for each key; who comes second has nothing to do."""
+    flight, leads = chain.flights.board(request.key + b"refresh", request, blocks=False)
+    if flight is None or not leads:
+        if flight is not None:
+            chain.flights.unboard(flight)
+        return
+    event = Event("refresh", request.facets.function, request.facets.namespace, key=request.key)
+    try:
+        outcome = yield from lead(chain, request, origin, event, flight)
+    except BaseException:
+        chain.flights.abandon(flight)
+        raise
+    finish(chain, event, outcome)
 
 
 def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[Outcome[Any]]:
@@ -234,22 +272,37 @@ def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[O
 
 
 def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
-    """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss."""
+    """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss.
+
+    What is stale in one tier may be fresh in the next, where another process has loaded it; a near match is asked for
+    only where there is not even a stale answer.
+    """
     evidence = None
+    stale: tuple[Hit, Any] | None = None
     for place, (tier, breaker) in enumerate(chain.tiers):
-        if not tier.exact and request.scope is None:
+        if not tier.exact and (request.scope is None or stale is not None):
             continue
         found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
             evidence = found.evidence
             note_evidence(event, evidence)
-        if isinstance(found, Hit):
-            note_hit(event, tier, found)
+        if found.waited_ns:
+            event.took("pool", found.waited_ns)
+            event.took("store", -found.waited_ns)
+        if isinstance(found, Hit) and found.entry.life <= 0:
+            if stale is None or found.entry.life > stale[0].entry.life:
+                stale = found, value
+        elif isinstance(found, Hit):
+            note_hit(event, tier.name, found)
             if tier.exact and place:
                 yield from fill(chain, request, found, event, place)
             return found, value, evidence
-        if found.reason:
+        elif found.reason:
             event.reason = found.reason
+    if stale is not None:
+        if stale[0].entry.life > -request.lives.stale_while_revalidate:
+            note_hit(event, stale[0].tier, stale[0])
+        return *stale, evidence
     return None, None, evidence
 
 
@@ -288,9 +341,10 @@ def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -
     event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 
 
-def note_hit(event: Event, tier: Tier, hit: Hit) -> None:
+def note_hit(event: Event, tier: str, hit: Hit) -> None:
     """Take over what is known of an answer that was found."""
-    event.kind, event.tier, event.reason = "hit", tier.name, None
+    event.kind, event.tier, event.reason = "hit", tier, None
+    event.is_stale = hit.entry.life <= 0
     event.age, event.load_seconds = hit.entry.age, hit.entry.load_seconds
     if hit.similarity is not None:
         event.similarity, event.neighbour = hit.similarity, hit.key
@@ -328,9 +382,11 @@ def encode(chain: Chain, request: Request, value: object, born: int, event: Even
 
 def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
     """Make an entry of encoded bytes; the request's own ttl is its life."""
-    entry = Entry(data, born=born, load_seconds=event.load_seconds or 0.0)
-    if request.ttl is not None:
-        entry.life, entry.own_ttl = request.ttl, True
+    lives = request.lives
+    entry = Entry(data, born=born, load_seconds=event.load_seconds or 0.0, grace=lives.grace, limit=lives.max_age)
+    if lives.ttl is not None:
+        entry.life, entry.own_ttl = lives.ttl, True
+        entry.slide = lives.ttl if lives.sliding else 0.0
     return entry
 
 
@@ -338,6 +394,9 @@ def is_kept(chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, val
     """Say whether an answer is to be stored; if not, the event says why."""
     if len(entry.value) > chain.max_value_bytes:
         event.reason = "not kept: over max_value"
+        return False
+    if entry.load_seconds > LONGEST_LOAD_SECONDS:  # marks of single keys are kept no longer
+        event.reason = "not kept: its load took over an hour"
         return False
     try:
         wanted = keeps is None or keeps(value)

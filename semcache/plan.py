@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextvars import copy_context
 from inspect import isawaitable
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from threading import Condition, Thread
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -110,13 +112,124 @@ class Wait:
         return self.future.result()  # as in a thread: the waiter's would take a cancelled future for a cancelled task
 
 
+class Peer(Protocol):
+    """A server, spoken to by threads and tasks; each waits `timeout` seconds at most, and raises what goes wrong."""
+
+    def exchange(self, asked: Any, timeout: float) -> Any: ...
+    async def aexchange(self, asked: Any, timeout: float) -> Any: ...
+
+
+class Exchange:
+    """Ask a server; sends back its answer."""
+
+    __slots__ = ("asked", "peer", "timeout")
+
+    def __init__(self, peer: Peer, asked: Any, timeout: float) -> None:
+        self.peer = peer
+        self.asked = asked
+        self.timeout = timeout
+
+    def run(self) -> Any:
+        return self.peer.exchange(self.asked, self.timeout)
+
+    async def arun(self) -> Any:
+        return await self.peer.aexchange(self.asked, self.timeout)
+
+
+class Spawn:
+    """Begin a plan behind the caller, in a thread or a task of its own; sends back whether there was room for it."""
+
+    __slots__ = ("crew", "plan")
+
+    def __init__(self, plan: Callable[[], Plan[Any]], crew: Crew) -> None:
+        self.plan = plan
+        self.crew = crew
+
+    def run(self) -> bool:
+        return self.crew.start_thread(self.plan)
+
+    async def arun(self) -> bool:
+        return self.crew.start_task(self.plan)
+
+
+class Crew:
+    """What runs behind the callers, at most `most` plans at once; what they raise is given to `on_error`."""
+
+    def __init__(self, on_error: Callable[[BaseException], None], most: int = 16) -> None:
+        self._on_error = on_error
+        self._most = most
+        self._running: set[object] = set()
+        self._idle = Condition()
+
+    def start_thread(self, plan: Callable[[], Plan[Any]]) -> bool:
+        """Run a plan in a thread, in a copy of the caller's context."""
+        context = copy_context()
+
+        def work() -> None:
+            try:
+                context.run(lambda: run(plan()))
+            except BaseException as error:  # noqa: BLE001 - nobody waits for it; it is told
+                self._on_error(error)
+            finally:
+                self._leave(thread)
+
+        thread = Thread(target=work, name="semcache-behind", daemon=True)
+        if not self._enter(thread):
+            return False
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self._leave(thread)
+            return False
+        return True
+
+    def start_task(self, plan: Callable[[], Plan[Any]]) -> bool:
+        """Run a plan in a task of the running loop."""
+        import asyncio
+
+        async def work() -> None:
+            try:
+                await arun(plan())
+            except Exception as error:  # noqa: BLE001 - nobody waits for it; it is told
+                self._on_error(error)
+
+        if len(self._running) >= self._most:
+            return False
+        task = asyncio.get_running_loop().create_task(work())
+        self._enter(task)
+        task.add_done_callback(self._leave)
+        return True
+
+    def _enter(self, one: object) -> bool:
+        with self._idle:
+            if len(self._running) >= self._most:
+                return False
+            self._running.add(one)
+            return True
+
+    def _leave(self, one: object) -> None:
+        with self._idle:
+            self._running.discard(one)
+            self._idle.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no thread runs; False if the time was up first. Tasks are their loop's to wait for."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not any(isinstance(one, Thread) for one in self._running), timeout)
+
+    def after_fork(self) -> None:
+        """Begin anew: what ran has stayed with the parent."""
+        self._running = set()
+        self._idle = Condition()
+
+
 def _retrieve(waiter: Any) -> None:
     """Look at the error of a future nobody waits for any more, so that asyncio does not report it as lost."""
     if not waiter.cancelled():
         waiter.exception()
 
 
-Step: TypeAlias = Call | Load | Wait
+Step: TypeAlias = Call | Load | Wait | Exchange | Spawn
 Plan: TypeAlias = Generator[Step, Any, T]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 
 from semcache.errors import ConfigurationError
+from semcache.model import FOREVER, Lives
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _BYTES = {
@@ -61,6 +62,25 @@ def _amount(text: str, units: Mapping[str, float], plain: str) -> float | None:
     return float(match[1]) * unit if match and unit else None
 
 
+def lives_of(
+    ttl: Duration | None, max_age: Duration | None = None, stale_while_revalidate: Duration = 0,
+    stale_if_error: Duration = 0, *, sliding: bool = False,
+) -> Lives | None:  # fmt: skip
+    """Check how long an answer may be served; None where nothing was said. Raises ConfigurationError."""
+    if sliding and ttl is None:
+        raise ConfigurationError('sliding=True wants a ttl that each hit gives anew, as in ttl="1h"')
+    if sliding and (stale_while_revalidate or stale_if_error):
+        raise ConfigurationError("an answer slides or is served stale, not both: leave out sliding= or stale_...=")
+    lives = Lives(
+        None if ttl is None else seconds(ttl, "ttl"),
+        sliding,
+        inf if max_age is None else seconds(max_age, "max_age"),
+        seconds(stale_while_revalidate, "stale_while_revalidate") if stale_while_revalidate != 0 else 0.0,
+        seconds(stale_if_error, "stale_if_error") if stale_if_error != 0 else 0.0,
+    )
+    return None if lives == FOREVER else lives
+
+
 @dataclass(frozen=True, slots=True)
 class TTL:
     """How long each tier keeps an entry, in seconds or as text; `jitter` shortens each life by up to that share.
@@ -73,9 +93,10 @@ class TTL:
     disk: Duration = "1d"
     semantic: Duration = "1h"
     jitter: float = 0.1
+    redis: Duration = "1d"
 
     def __post_init__(self) -> None:
-        for tier in ("memory", "disk", "semantic"):
+        for tier in ("memory", "disk", "redis", "semantic"):
             if tier != "memory" or self.memory is not None:
                 object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter < 1:
@@ -95,9 +116,10 @@ class Timeouts:
     disk: Duration = "25ms"
     semantic: Duration = "250ms"
     flight: Duration = "30s"
+    redis: Duration = "25ms"
 
     def __post_init__(self) -> None:
-        for name in ("disk", "semantic", "flight"):
+        for name in ("disk", "redis", "semantic", "flight"):
             object.__setattr__(self, name, seconds(getattr(self, name), f"timeout of {name}"))
 
     def of(self, name: str) -> float:

@@ -19,7 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
-from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Row, Search, Settings, Sync
+from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Take
 from semcache.semantic.worker import State, Worker
 
 if TYPE_CHECKING:
@@ -113,6 +113,15 @@ class Batcher:
     def remove(self, keys: Iterable[bytes]) -> None:
         """Drop the rows of some keys."""
         self._worker().submit(Remove(list(keys)))
+
+    def take(self, rows: list[Row]) -> None:
+        """Add rows that came from elsewhere, many at once."""
+        if rows:
+            self._worker().submit(Take(rows))
+
+    def rebuild(self) -> None:
+        """Drop all rows, and restore them anew."""
+        self._worker().submit(Restore())
 
     def clear(self) -> None:
         """Drop all rows."""

@@ -84,6 +84,18 @@ class Remove:
 
 
 @dataclass(slots=True)
+class Take:
+    """Rows that came from elsewhere, to be added to those that are there."""
+
+    rows: list[Row]
+
+
+@dataclass(slots=True)
+class Restore:
+    """All rows are to be dropped, and read anew."""
+
+
+@dataclass(slots=True)
 class Clear:
     """All rows are to be dropped."""
 
@@ -95,4 +107,4 @@ class Sync:
     future: Future[None]
 
 
-Item: TypeAlias = Search | Embed | Add | Remove | Clear | Sync
+Item: TypeAlias = Search | Embed | Add | Remove | Take | Restore | Clear | Sync

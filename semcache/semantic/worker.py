@@ -16,11 +16,11 @@ from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from semcache.errors import TierError
-from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Search, Sync
+from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
     from semcache.semantic.batcher import Batcher
@@ -180,10 +180,13 @@ class Worker:
             self._index = batcher.settings.make_index(dimension)
             del batcher
         if restore is not None:
-            try:
-                self._restore(iter(restore()))
-            except BaseException as error:  # noqa: BLE001 - without old rows there are still new ones
-                self._report("restore", error)
+            self._restore_all(restore)
+
+    def _restore_all(self, restore: Callable[[], Iterable[Row]]) -> None:
+        try:
+            self._restore(iter(restore()))
+        except BaseException as error:  # noqa: BLE001 - without old rows there are still new ones
+            self._report("restore", error)
 
     def _load_failed(self, error: Exception) -> None:
         with self._lock:
@@ -317,7 +320,9 @@ class Worker:
         for search, vector, neighbours in zip(asked, vectors, found, strict=True):
             _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
-    def _apply(self, item: Embed | Add | Remove | Clear | Sync, known: dict[str, Vector | Exception]) -> None:
+    def _apply(
+        self, item: Embed | Add | Remove | Take | Restore | Clear | Sync, known: dict[str, Vector | Exception]
+    ) -> None:
         match item:
             case Embed():
                 _end(item.future, known[item.text])
@@ -328,6 +333,15 @@ class Worker:
             case Remove():
                 for key in item.keys:
                     self._loaded.remove(key)
+            case Take():
+                self._restore(iter(item.rows))
+            case Restore():
+                self._loaded.clear()
+                batcher = self._owner()
+                restore = None if batcher is None else batcher.settings.restore
+                del batcher
+                if restore is not None:
+                    self._restore_all(restore)
             case Clear():
                 self._loaded.clear()
 

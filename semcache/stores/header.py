@@ -60,7 +60,9 @@ def read(key: bytes, data: bytes, now: float, grace: float = 0.0) -> Entry | Non
     """
     if len(data) < HEADER_BYTES or data[0] != VERSION:
         raise DecodeError("not our bytes, or of another version")
-    _, flags, length, checksum, expires, written, limit, born, load_seconds, own_grace, slide = _HEADER.unpack_from(data)
+    _, flags, length, checksum, expires, written, limit, born, load_seconds, own_grace, slide = _HEADER.unpack_from(
+        data
+    )
     with memoryview(data) as view:
         if crc32(view[_BODY:], crc32(key)) != checksum:
             raise DecodeError("damaged, or another key's")

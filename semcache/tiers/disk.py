@@ -126,6 +126,11 @@ class DiskTier:
         return self.peek(request.key, request.lives.grace)
         yield
 
+    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone."""
+        return self.peek(key)
+        yield
+
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
         """Hand an entry to the writer; raises TierError("full") where too much waits for it, or is pinned."""
         from semcache.stores.about import PLAIN, of

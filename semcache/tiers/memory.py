@@ -4,12 +4,14 @@ A probe takes no lock: it reads the entry, checks its expiry and notes the key; 
 many at once, before the next put at the latest (as Caffeine's read buffer does), so pressure drops what was not used.
 
 Laws: it holds encoded answers, never objects, so that who mutates a hit changes nobody else's (law 9); an entry born
-before a mark of one of its facets is not taken (law 8).
+before a mark of one of its facets is not taken, and what stands is dropped with the mark (law 8); while nobody can tell
+this process of marks, nothing lives longer than `lost_seconds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from random import Random
 from threading import Lock
 
@@ -18,10 +20,10 @@ from cachetools import TLRUCache
 
 from semcache.codec import plain_body
 from semcache.errors import TierError
-from semcache.log import Marks
+from semcache.marks import Marks
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan
-from semcache.tier import Clock, facet_pairs
+from semcache.tier import Clock
 
 # What an entry costs beside its answer: the objects here and in the LRU; measured, and held by a test.
 ENTRY_BYTES = 900
@@ -39,16 +41,24 @@ class Kept:
     `body` is the msgpack inside `value`, ready to unpack; None where it is packed in another way.
     """
 
-    __slots__ = ("body", "born", "expires", "facets", "load_seconds", "own_ttl", "since", "value")
+    __slots__ = (
+        "body", "born", "ends", "expires", "facets", "grace", "limit", "load_seconds", "own_ttl", "since", "slide",
+        "usage", "value",
+    )  # fmt: skip
 
-    def __init__(self, entry: Entry, facets: Facets, since: float, expires: float) -> None:
+    def __init__(self, entry: Entry, facets: Facets, since: float, now: float, life: float) -> None:
         self.value = entry.value
         self.body = plain_body(entry.value)
-        self.expires = expires
+        self.expires = now + life
+        self.limit = now + entry.limit
+        self.grace = entry.grace
+        self.slide = min(entry.slide, life)
+        self.ends = self.limit if self.slide else min(self.expires + entry.grace, self.limit)
         self.since = since
         self.born = entry.born
         self.load_seconds = entry.load_seconds
         self.own_ttl = entry.own_ttl
+        self.usage = entry.usage
         self.facets = facets
 
 
@@ -73,9 +83,10 @@ class MemoryTier:
 
     def __init__(
         self, max_bytes: int, ttl: float, *, clock: Clock, jitter: float = 0.0, is_store: bool = False,
-        random: Callable[[], float] | None = None,
+        random: Callable[[], float] | None = None, marks: Marks | None = None,
     ) -> None:  # fmt: skip
         self._ttl = ttl
+        self._most = inf
         self._jitter = jitter
         self._is_store = is_store
         self._is_closed = False
@@ -84,9 +95,9 @@ class MemoryTier:
         self._lock = Lock()
         self._too_large = 0
         self._touched: dict[bytes, None] = {}
-        self._marks = Marks(clock.monotonic, _LONGEST_LOAD_SECONDS)
+        self._marks = Marks(clock.monotonic, _LONGEST_LOAD_SECONDS) if marks is None else marks
         self._entries = _Entries(
-            max_bytes, ttu=lambda _key, kept, _now: kept.expires, timer=clock.monotonic, getsizeof=_weigh
+            max_bytes, ttu=lambda _key, kept, _now: kept.ends, timer=clock.monotonic, getsizeof=_weigh
         )
 
     def probe(self, key: bytes) -> Kept | None:
@@ -97,6 +108,8 @@ class MemoryTier:
             return None
         if kept.expires <= self._now():
             return None
+        if kept.slide:
+            kept.expires = max(kept.expires, min(self._now() + kept.slide, kept.limit))
         touched = self._touched
         touched[key] = None
         if len(touched) > _NOTES:
@@ -111,34 +124,52 @@ class MemoryTier:
             for key in list(touched):
                 self._entries.get(key)
 
-    def peek(self, key: bytes) -> Hit | Miss:
-        """Look an entry up by its key alone."""
+    def peek(self, key: bytes, grace: float = 0.0) -> Hit | Miss:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
         kept = self.probe(key)
-        if kept is None:
-            return Miss()
         now = self._now()
+        if kept is None:
+            kept = self._stale(key, grace, now) if grace else None
+            if kept is None:
+                return Miss()
         entry = Entry(
-            kept.value, life=kept.expires - now, own_ttl=kept.own_ttl, born=kept.born, age=now - kept.since,
-            load_seconds=kept.load_seconds,
+            kept.value, kept.expires - now, kept.own_ttl, kept.born, now - kept.since, kept.load_seconds, kept.grace,
+            kept.slide, kept.limit - now, facets=kept.facets, usage=kept.usage,
         )  # fmt: skip
         return Hit(entry, self.name, key)
+
+    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone."""
+        return self.peek(key)
+        yield
+
+    def _stale(self, key: bytes, grace: float, now: float) -> Kept | None:
+        try:
+            kept = _read(self._entries, key)
+        except KeyError:
+            return None
+        return kept if kept.expires + min(grace, kept.grace) > now and kept.limit > now else None
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Look an entry up."""
         if self._is_closed:
             raise TierError("closed", "the memory tier was closed")
-        return self.peek(request.key)
+        return self.peek(request.key, request.lives.grace)
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
         """Keep an entry for the smaller of the tier's ttl and what remains of its life."""
         if self._is_closed:
             raise TierError("closed", "the memory tier was closed")
-        longest = entry.life if self._is_store and entry.own_ttl else min(self._ttl, entry.life)
+        life = min(entry.life_in(self._ttl, is_store=self._is_store), self._most)
+        life *= 1 - self._jitter * self._random()
+        if life <= 0:
+            return
         now = self._now()
-        kept = Kept(entry, request.facets, now - entry.age, now + longest * (1 - self._jitter * self._random()))
+        facets = entry.facets or request.facets
+        kept = Kept(entry, facets, now - entry.age, now, life)
         with self._lock:
-            if self._marks.cover(facet_pairs(request.facets, request.key), entry.born):
+            if entry.born < self._marks.newest and self._marks.cover(facets.pairs(request.key), entry.born):
                 return
             try:
                 self._apply_touches()
@@ -154,14 +185,44 @@ class MemoryTier:
         entries = self._entries
         with self._lock, entries.timer:
             self._marks.mark(facet, value, position)
-            if facet == "key":
-                keys = [value] if value in entries else []
-            else:  # read past the LRU, whose order this is no reason to change
-                keys = [key for key in entries if getattr(_read(entries, key).facets, facet) == value]
+            # Read past the LRU, whose order this is no reason to change.
+            found = ([value] if value in entries else []) if facet == "key" else list(entries)
+            keys = [
+                key for key in found
+                if (kept := _read(entries, key)).born < position and (facet == "key" or kept.facets.has(facet, value))  # type: ignore[arg-type]
+            ]  # fmt: skip
             for key in keys:
                 entries.pop(key, None)  # type: ignore[arg-type]
         return len(keys)
         yield
+
+    def lose(self, seconds: float) -> None:
+        """Serve what is here, and what comes, for so long at most: nobody can tell us of invalidations."""
+        with self._lock, self._entries.timer:
+            self._most = seconds
+            until = self._now() + seconds
+            for key in self._entries:
+                kept = _read(self._entries, key)
+                kept.expires = min(kept.expires, until)
+                kept.slide = 0.0
+
+    def find(self) -> None:
+        """Give what comes its whole life again."""
+        self._most = inf
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._entries.clear()
+
+    def count(self, pairs: list[tuple[str, str | bytes]]) -> int:
+        """Return how many entries an invalidation of these would drop."""
+        with self._lock, self._entries.timer:
+            now = self._now()
+            return sum(
+                kept.expires > now and any(key == value if facet == "key" else kept.facets.has(facet, value) for facet, value in pairs)
+                for key in self._entries for kept in [_read(self._entries, key)]
+            )  # fmt: skip
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""

@@ -11,11 +11,12 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any, Protocol
 
 from semcache.errors import TierError
+from semcache.marks import Row
 from semcache.model import Decision, Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy
@@ -32,7 +33,7 @@ Warn = Callable[[str, str], None]
 class Values(Protocol):
     """An exact tier that can be asked by key alone."""
 
-    def peek(self, key: bytes) -> Hit | Miss:
+    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
         """Look an entry up by its key."""
         ...
 
@@ -46,9 +47,10 @@ class SemanticTier:
     def __init__(
         self, batcher: Batcher, policy: Policy, values: Sequence[Values], *, ttl: float, timeout: float, clock: Clock,
         jitter: float = 0.0, random: Callable[[], float], warn: Warn,
-        attach: Callable[[bytes, Any], None] | None = None,
+        attach: Callable[[bytes, Any], None] | None = None, embedder: str = "",
     ) -> None:  # fmt: skip
         self.batcher = batcher
+        self._embedder = embedder
         self.policy = policy
         self._values = values
         self._ttl = ttl
@@ -82,7 +84,7 @@ class SemanticTier:
                 return Miss(f"exact only: {error}")
             _learn(evidence, found)
             began = perf_counter_ns()
-            hit, gone = self._decide(request, found.neighbours, evidence)
+            hit, gone = yield from self._decide(request, found.neighbours, evidence)
             evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
             if gone:
                 self.batcher.remove(gone)
@@ -94,7 +96,7 @@ class SemanticTier:
 
     def _decide(
         self, request: Request, neighbours: list[Neighbour], evidence: Evidence
-    ) -> tuple[Hit | None, list[bytes]]:
+    ) -> Plan[tuple[Hit | None, list[bytes]]]:
         """Ask the policy about each neighbour; also tell those whose answers are gone."""
         gone: list[bytes] = []
         trouble: Exception | None = None
@@ -103,7 +105,7 @@ class SemanticTier:
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
                 evidence.decision = decision
             try:
-                found = self._fetch(neighbour.key)
+                found = yield from self._fetch(neighbour.key)
             except Exception as error:  # noqa: BLE001 - one answer that cannot be had is no reason against the next
                 trouble = error
                 continue
@@ -134,9 +136,9 @@ class SemanticTier:
             return decision
         return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut)
 
-    def _fetch(self, key: bytes) -> Hit | None:
+    def _fetch(self, key: bytes) -> Plan[Hit | None]:
         for tier in self._values:
-            found = tier.peek(key)
+            found = yield from tier.fetch(key)
             if isinstance(found, Hit):
                 return found
         return None
@@ -160,6 +162,23 @@ class SemanticTier:
             self.batcher.remove([value])  # type: ignore[list-item]
         return 0
         yield
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Take rows that other processes have added, if they are this embedder's; before it is loaded there is no need."""
+        if self.batcher.state in ("loading", "ready"):
+            now = self._now()
+            self.batcher.take(
+                [
+                    (row.key, row.scope, row.text, row.vector, now + min(row.remaining, self._ttl))
+                    for row in rows
+                    if row.embedder == self._embedder
+                ]
+            )
+
+    def rebuild(self) -> None:
+        """Forget all rows and read them from the store anew."""
+        if self.batcher.state in ("loading", "ready"):
+            self.batcher.rebuild()
 
     def stats(self) -> Mapping[str, int | float]:
         """Return rows, scopes, bytes, evictions and the batcher's counters."""

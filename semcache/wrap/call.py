@@ -188,8 +188,8 @@ class Call:
         """Make the whole request of a call that memory did not answer."""
         text, rest, exact_only = self._text(values, args, kwargs)
         return self.cache.complete(
-            key, self._prefix, rest, text, tenant, self._options.ttl,
-            Facets(self.cache.namespace, self.name, self.version), exact_only,
+            key, self._prefix, rest, text, tenant, self._options.lives,
+            Facets(self.cache.namespace, self.name, self.version, tags=self._options.tags), exact_only,
         )  # fmt: skip
 
     def _text(

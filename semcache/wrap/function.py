@@ -20,7 +20,7 @@ from semcache.errors import ConfigurationError
 from semcache.explain import Explanation
 from semcache.model import Tenant
 from semcache.plan import arun, run
-from semcache.ttl import Duration
+from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
@@ -106,6 +106,11 @@ def cached(
     key: Callable[..., Any] | None = None,
     tenant: Tenant | Callable[..., Any] | None = None,
     ttl: Duration | None = None,
+    sliding: bool = False,
+    max_age: Duration | None = None,
+    stale_while_revalidate: Duration = 0,
+    stale_if_error: Duration = 0,
+    tags: str | Iterable[str] = (),
     version: str | None = None,
     ignore: str | Iterable[str] = (),
     when: Callable[[Any], bool] | None = None,
@@ -118,6 +123,11 @@ def cached(
     key: Callable[..., Any] | None = None,
     tenant: Tenant | Callable[..., Any] | None = None,
     ttl: Duration | None = None,
+    sliding: bool = False,
+    max_age: Duration | None = None,
+    stale_while_revalidate: Duration = 0,
+    stale_if_error: Duration = 0,
+    tags: str | Iterable[str] = (),
     version: str | None = None,
     ignore: str | Iterable[str] = (),
     when: Callable[[Any], bool] | None = None,
@@ -126,11 +136,16 @@ def cached(
 
     `text` names the argument that may match nearly, or is a callable of the arguments that returns it (or returns
     `(text, rest)`). `key` is a callable that returns what alone makes the key. `tenant` names the argument whose value
-    is the tenant, or is a callable of the arguments, or SHARED. `ttl` is the life of an answer. `version` replaces the
+    is the tenant, or is a callable of the arguments, or SHARED. `ttl` is the life of an answer: with `sliding` each hit
+    gives it that life anew, but never past `max_age`; for `stale_while_revalidate` more it is served while it is loaded
+    anew, for `stale_if_error` more where that load fails. `tags` are names to invalidate by. `version` replaces the
     digest of source and closure. `ignore` names arguments or closed-over variables that cannot change the answer.
     `when` says of a result (of a generator: the list of its items) whether to keep it. Raises ConfigurationError.
     """
-    checked = options(text=text, key=key, tenant=tenant, ttl=ttl, version=version, ignore=ignore, when=when)
+    lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
+    checked = options(
+        text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when
+    )
     if target is None or isinstance(target, Cache):
         return functools.partial(_decorate, target, checked)
     if not callable(target) and not isinstance(target, classmethod | staticmethod):
@@ -176,6 +191,10 @@ class Wrapping:
         if version is None:
             version = version_of(inner, self.name, checked.ignore)
         if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+            if checked.lives is not None and checked.lives.grace:
+                raise ConfigurationError(
+                    f"{self.name} is a generator: its items cannot be served stale; give it a ttl alone"
+                )
             version += ":items"  # what is stored is a list of items, whatever version= says
         register_returned(inner)
         self._version = version

@@ -6,26 +6,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from semcache.context import names_of
 from semcache.errors import ConfigurationError
-from semcache.model import Shared, Tenant
-from semcache.ttl import Duration, seconds
+from semcache.model import Lives, Shared, Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The checked arguments of `cached`; `ttl` is in seconds."""
+    """The checked arguments of `cached`; `lives` is None where it was told nothing of them."""
 
     text: str | Callable[..., Any] | None = None
     key: Callable[..., Any] | None = None
     tenant: Tenant | Callable[..., Any] | None = None
-    ttl: float | None = None
+    lives: Lives | None = None
+    tags: tuple[str, ...] = ()
     version: str | None = None
     ignore: frozenset[str] = frozenset()
     when: Callable[[Any], bool] | None = None
 
 
 def options(
-    *, text: object, key: object, tenant: object, ttl: Duration | None, version: object,
+    *, text: object, key: object, tenant: object, lives: Lives | None, version: object, tags: str | Iterable[str],
     ignore: str | Iterable[str], when: object,
 ) -> Options:  # fmt: skip
     """Check the arguments of `cached`. Raises ConfigurationError."""
@@ -43,7 +44,8 @@ def options(
         text,
         key,  # type: ignore[arg-type]
         tenant,
-        None if ttl is None else seconds(ttl, "ttl"),
+        lives,
+        names_of(tags, "tags"),
         version,
         names,
         when,  # type: ignore[arg-type]

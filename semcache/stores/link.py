@@ -1,0 +1,327 @@
+"""Connections to one Redis, for threads and for the tasks of any loop, made by redis-py and spoken to directly.
+
+A hit is one command on a socket that is open already, so we hand redis-py's connections packed bytes and read raw
+replies: retries, response callbacks and instrumentation of its client would cost as much as the trip itself.
+
+Laws:
+- an exchange is many commands and their replies in one round trip; an error reply is a value in its place;
+- nobody waits longer than his timeout: for a connection, for connecting, or for a reply; a connection that was given up
+  in the middle of a reply is closed, never reused;
+- an idle connection that the server has closed meanwhile is replaced once, at once;
+- no connection crosses a fork or a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import BoundedSemaphore, Lock, Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from redis.connection import Connection
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MaxClientsError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from semcache.errors import TierError
+from semcache.stores.address import Address
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+Command = tuple[Any, ...]
+
+# A connection that could not be made within a caller's deadline is made behind him, with more time.
+PATIENT_SECONDS = 5.0
+
+
+class Replies(NamedTuple):
+    """The replies of an exchange, in order, and the nanoseconds spent waiting for a connection."""
+
+    values: list[Any]
+    waited_ns: int
+
+
+_REASONS: list[tuple[type[Exception], str]] = [
+    (MaxClientsError, "clients"),
+    (AuthenticationError, "rights"),
+    (NoPermissionError, "rights"),
+    (OutOfMemoryError, "space"),
+    (ReadOnlyError, "readonly"),
+    (BusyLoadingError, "loading"),
+    (RedisTimeoutError, "late"),
+    (TimeoutError, "late"),
+    (RedisConnectionError, "unreachable"),
+    (OSError, "unreachable"),
+]
+_MENDS = {
+    "clients": "raise its maxclients, or give fewer connections: redis://...?max_connections=8",
+    "rights": "docs/operations.md lists the rights a user needs",
+    "space": "its memory is full: raise maxmemory, or let it evict",
+    "readonly": "it is a replica: give the primary's address",
+    "loading": "it reads its data from disk; this passes",
+}
+
+
+def trouble(error: BaseException, where: str) -> TierError:
+    """Return what went wrong as the tier's own error, with one word for it and the mend where there is one."""
+    if isinstance(error, TierError):
+        return error
+    reason = next((word for kind, word in _REASONS if isinstance(error, kind)), None)
+    if reason is None:
+        text = str(error)
+        reason = "rights" if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")) else "reply"
+    mend = _MENDS.get(reason)
+    return TierError(reason, f"{where}: {error or type(error).__name__}" + (f" ({mend})" if mend else ""))
+
+
+class Link:
+    """Speaks to one Redis; at most `address.max_connections` connections of threads, and as many of each loop."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.where = address.where
+        self._is_closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._idle: deque[Connection] = deque()
+        self._free = BoundedSemaphore(self.address.max_connections)
+        self._opening = Lock()
+        self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopPool] = WeakKeyDictionary()
+
+    # Threads
+
+    def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
+        """Send commands and return their replies. Raises TierError, with one word for what went wrong."""
+        began = time.perf_counter_ns()
+        waited_ns = 0
+        if not self._free.acquire(blocking=False):
+            if not self._free.acquire(timeout=timeout):
+                raise TierError("pool", f"{self.where}: all {self.address.max_connections} connections are in use")
+            waited_ns = time.perf_counter_ns() - began
+        connection = None
+        try:
+            try:
+                connection, is_used = self._idle.pop(), True
+            except IndexError:
+                connection, is_used = self._open(timeout), False
+            try:
+                values = converse(connection, asked, timeout)
+            except RedisConnectionError:
+                if not is_used:
+                    raise
+                self._drop_idle()  # the server was restarted, or has closed what was idle for long
+                connection = self._open(timeout)
+                values = converse(connection, asked, timeout)
+        except (RedisError, OSError) as error:
+            raise trouble(error, self.where) from error
+        else:
+            self._idle.append(connection)
+            if self._is_closed:
+                self._drop_idle()
+            return Replies(values, waited_ns)
+        finally:
+            self._free.release()
+
+    def _open(self, timeout: float) -> Connection:
+        if self._is_closed:
+            raise TierError("closed", f"{self.where}: it was closed")
+        connection = self.address.connect(timeout)
+        try:
+            connection.connect()
+        except RedisTimeoutError:
+            self._open_behind()
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def _open_behind(self) -> None:
+        """Make a connection for the next caller: a handshake may well take longer than anybody's deadline."""
+        if not self._opening.acquire(blocking=False):
+            return
+
+        def work(opening: Lock = self._opening, idle: deque[Connection] = self._idle) -> None:
+            connection = self.address.connect(PATIENT_SECONDS)
+            try:
+                connection.connect()
+                idle.append(connection)
+            except Exception:  # noqa: BLE001 - the next caller meets it again, and is told
+                connection.disconnect()
+            finally:
+                opening.release()
+                if self._is_closed:
+                    self._drop_idle()
+
+        try:
+            Thread(target=work, name="semcache-connect", daemon=True).start()
+        except RuntimeError:
+            self._opening.release()
+
+    def _drop_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().disconnect()
+
+    # Tasks
+
+    async def aexchange(self, asked: Sequence[Command], timeout: float) -> Replies:
+        """Send commands and return their replies, without blocking the loop."""
+        loop = asyncio.get_running_loop()
+        pool = self._loops.get(loop)
+        if pool is None:
+            if self._is_closed:
+                raise TierError("closed", f"{self.where}: it was closed")
+            pool = self._loops[loop] = _LoopPool(self.address)
+        try:
+            return await pool.exchange(asked, timeout)
+        except TimeoutError as error:
+            raise TierError("late", f"{self.where}: no answer within {timeout:g} s") from error
+        except (RedisError, OSError) as error:
+            raise trouble(error, self.where) from error
+
+    def close(self) -> None:
+        """Close what is idle; what is in use is closed by whoever uses it."""
+        self._is_closed = True
+        self._drop_idle()
+        for loop, pool in list(self._loops.items()):
+            pool.close(loop)
+
+    def after_fork(self) -> None:
+        """Begin anew. The parent's sockets are left to it: to close them here would say goodbye in its name."""
+        self._inherited = (self._idle, self._loops)
+        self._begin()
+
+
+def converse(connection: Connection, asked: Sequence[Command], timeout: float) -> list[Any]:
+    if len(asked) == 1:
+        packed = connection.pack_command(*asked[0])
+    else:
+        packed = connection.pack_commands(asked)
+    connection.send_packed_command(packed, check_health=False)
+    values = []
+    for _ in asked:
+        try:
+            values.append(connection.read_response(disable_decoding=True, timeout=timeout))
+        except ResponseError as error:
+            values.append(error)
+        except BaseException:
+            connection.disconnect()
+            raise
+    return values
+
+
+class _LoopPool:
+    """The connections of one loop."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._idle: list[Any] = []
+        self._free = asyncio.Semaphore(address.max_connections)
+        self._making: set[asyncio.Task[Any]] = set()
+
+    async def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
+        waited_ns = 0
+        if self._free.locked():
+            began = time.perf_counter_ns()
+            async with asyncio.timeout(timeout):
+                await self._free.acquire()
+            waited_ns = time.perf_counter_ns() - began
+        else:
+            await self._free.acquire()  # does not wait
+        try:
+            if self._idle:
+                try:
+                    return Replies(await self._converse(self._idle.pop(), asked, timeout), waited_ns)
+                except RedisConnectionError:
+                    while self._idle:
+                        _hang_up(self._idle.pop())
+            connection = await self._open(timeout)
+            return Replies(await self._converse(connection, asked, timeout), waited_ns)
+        finally:
+            self._free.release()
+
+    async def _converse(self, connection: Any, asked: Sequence[Command], timeout: float) -> list[Any]:
+        is_whole = False
+        values: list[Any] = []
+        try:
+            async with asyncio.timeout(timeout):
+                packed = connection.pack_command(*asked[0]) if len(asked) == 1 else connection.pack_commands(asked)
+                await connection.send_packed_command(packed, check_health=False)
+                for _ in asked:
+                    try:
+                        values.append(await connection.read_response(disable_decoding=True))
+                    except ResponseError as error:
+                        values.append(error)
+                is_whole = True
+        finally:
+            if is_whole:
+                self._idle.append(connection)
+            else:
+                _hang_up(connection)
+        return values
+
+    async def _open(self, timeout: float) -> Any:
+        """Connect within the deadline, or let the next caller find what comes of it."""
+        connection = self._address.aconnect()
+        making = asyncio.get_running_loop().create_task(self._make(connection))
+        self._making.add(making)
+        making.add_done_callback(self._made)
+        done, _ = await asyncio.wait([making], timeout=timeout)
+        if not done:
+            making.add_done_callback(lambda task: self._take(task, connection))
+            raise RedisTimeoutError("connecting took too long")
+        making.result()
+        return connection
+
+    @staticmethod
+    async def _make(connection: Any) -> None:
+        try:
+            async with asyncio.timeout(PATIENT_SECONDS):
+                await connection.connect()
+        except BaseException:
+            _hang_up(connection)
+            raise
+
+    def _made(self, task: asyncio.Task[Any]) -> None:
+        self._making.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that it is not reported as lost
+
+    def _take(self, task: asyncio.Task[Any], connection: Any) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._idle.append(connection)
+
+    def close(self, loop: AbstractEventLoop) -> None:
+        idle, self._idle = self._idle, []
+        if loop.is_closed():
+            return
+
+        def hang_up() -> None:
+            for connection in idle:
+                _hang_up(connection)
+
+        with suppress(RuntimeError):  # closed in this moment
+            loop.call_soon_threadsafe(hang_up)
+
+
+def _hang_up(connection: Any) -> None:
+    """Close an asyncio connection without waiting: what is in its buffers is nobody's any more."""
+    with suppress(Exception):  # its loop may be closing
+        connection._parser.on_disconnect()  # noqa: SLF001 - redis-py's own way to close waits, and needs a task
+        connection._close()  # noqa: SLF001

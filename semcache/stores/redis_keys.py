@@ -1,0 +1,95 @@
+"""What stands where in a Redis, and how positions and records are written: names and bytes, nothing that talks.
+
+Under `semcache:NAMESPACE:` stand
+
+    v:HEX       an entry (see `header`)                     until its life, and its grace, are over
+    keys        a sorted set: key by the time it ends       the entries there are, so that none need be searched for
+    marks       a sorted set: facet value by position       what was invalidated when; a set, so that no mark goes back
+    gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
+    log         a stream of records                         added, marked, mode; trimmed by age and number
+    pinned      a hash of entries that have no end          at most MAX_PINNED
+    mode        a string                                    the switch of all replicas
+    stats:DAY   a hash of counters                          for 400 days
+
+A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
+score, which is exact up to 2**53, until 2089.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from msgpack import packb, unpackb
+
+from semcache.errors import DecodeError
+
+PREFIX = "semcache"
+MAX_PINNED = 10_000
+EPOCH_MS = 1_577_836_800_000
+_SEQUENCE_BITS = 12
+_MAX_SEQUENCE = (1 << _SEQUENCE_BITS) - 1
+
+
+class Names:
+    """The keys of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        base = f"{PREFIX}:{quote(namespace, safe='')}:".encode()
+        self.value = base + b"v:"
+        self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
+        self.pinned, self.mode, self.stats = base + b"pinned", base + b"mode", base + b"stats:"
+
+    def of(self, key: bytes) -> bytes:
+        """Return where an entry stands."""
+        return self.value + key.hex().encode()
+
+
+def position_of(stream_id: bytes) -> int:
+    """Return a stream id, b"1700000000000-0", as a position."""
+    milliseconds, _, sequence = stream_id.partition(b"-")
+    return (int(milliseconds) - EPOCH_MS << _SEQUENCE_BITS) + min(int(sequence or 0), _MAX_SEQUENCE)
+
+
+def id_of(position: int) -> bytes:
+    """Return a position as a stream id."""
+    milliseconds = (position >> _SEQUENCE_BITS) + EPOCH_MS
+    return b"%d-%d" % (max(milliseconds, 0), position & _MAX_SEQUENCE if milliseconds > 0 else 0)
+
+
+def position_at(seconds: float) -> int:
+    """Return the position just before all ids that a server gives from this time of its clock on."""
+    return (int(seconds * 1000) - EPOCH_MS << _SEQUENCE_BITS) - 1
+
+
+def seconds_of(reply: Any) -> float:
+    """Return the seconds since 1970 of a reply to TIME."""
+    return int(reply[0]) + int(reply[1]) / 1e6
+
+
+def member(facet: str, value: str | bytes) -> bytes:
+    """Return a facet value as a member of `marks`."""
+    return facet.encode() + b"\0" + (value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass"))
+
+
+def pair_of(marked: bytes) -> tuple[str, str | bytes]:
+    """Return the facet value of a member of `marks`."""
+    facet, _, value = marked.partition(b"\0")
+    name = facet.decode()
+    return name, value if name == "key" else value.decode("utf-8", "surrogatepass")
+
+
+def pack(record: list[Any]) -> bytes:
+    """Return a log record's bytes."""
+    return bytes(packb(record, unicode_errors="surrogatepass"))
+
+
+def unpack(data: bytes) -> list[Any]:
+    """Return a log record. Raises DecodeError for what is none of ours."""
+    try:
+        record = unpackb(data, unicode_errors="surrogatepass")
+        if isinstance(record, list) and record:
+            return record
+    except Exception as error:  # foreign bytes may break the parser in any way
+        raise DecodeError(f"no record of ours: {error}") from error
+    raise DecodeError("no record of ours")

@@ -1,0 +1,152 @@
+"""The Redis tier: an exact store that all processes of a service share.
+
+Laws: a hit is one round trip, whatever the colour; puts are written behind the caller by the store's thread, and are
+read from its queue meanwhile; an entry born before one of its marks is a miss (law 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+from semcache.errors import TierError
+from semcache.marks import Changes, Marks, Pair, Row
+from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
+from semcache.plan import Plan
+from semcache.stores.redis import Asked, RedisStore
+from semcache.tier import Clock
+
+_CLOSE_SECONDS = 5.0
+
+
+class RedisTier:
+    """An exact tier in the Redis at `redis`, a URL or a redis.Redis; entries live `ttl` seconds, or what they ask for.
+
+    `timeout` is how long a read waits, `index_ttl` how long an entry has a row in the log, in seconds. `marks` are this
+    process's. Raises ConfigurationError for an address that can never work; a Redis that is down makes misses.
+    """
+
+    name = "redis"
+    exact = True
+
+    def __init__(
+        self, redis: Any, *, namespace: str, ttl: float, clock: Clock, marks: Marks,
+        on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
+        random: Callable[[], float] | None = None, index_ttl: float = 3600.0,
+    ) -> None:  # fmt: skip
+        self._namespace = namespace
+        self._ttl = ttl
+        self._jitter = jitter
+        self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
+        self._is_closed = False
+        self._store = RedisStore(
+            redis, namespace=namespace, timeout=timeout, clock=clock, marks=marks, index_ttl=index_ttl, ttl=ttl,
+            on_fault=on_fault,
+        )  # fmt: skip
+
+    def get(self, request: Request) -> Plan[Hit | Miss]:
+        """Look an entry up in one round trip; what waits to be written is found too."""
+        if self._is_closed:
+            raise TierError("closed", "the Redis tier was closed")
+        key = request.key
+        entry, waited_ns = yield from self._store.get(key, self._pairs(request), request.lives.grace)
+        return self._hit(key, entry, waited_ns)
+
+    def _hit(self, key: bytes, entry: Entry | None, waited_ns: int) -> Hit | Miss:
+        if entry is None:
+            return Miss(waited_ns=waited_ns)
+        if entry.slide:
+            with suppress(TierError):  # a full queue: it slides at another hit
+                self._store.slide(key, min(entry.slide, entry.limit))
+        return Hit(entry, self.name, key, waited_ns=waited_ns)
+
+    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone, with no grace."""
+        entry, waited_ns = yield from self._store.get(key, [("key", key), ("namespace", self._namespace)], 0.0)
+        return self._hit(key, entry, waited_ns)
+
+    def _pairs(self, request: Request) -> list[Pair]:
+        return self._owned(request.facets).pairs(request.key)
+
+    def _owned(self, facets: Facets) -> Facets:
+        if facets.namespace == self._namespace:
+            return facets
+        return Facets(
+            self._namespace, facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents
+        )
+
+    def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
+        """Hand an entry to the writer; raises TierError("full") where too much waits for it."""
+        if self._is_closed:
+            raise TierError("closed", "the Redis tier was closed")
+        life = entry.life_in(self._ttl, is_store=True) * (1 - self._jitter * self._random())
+        if life <= 0:
+            return
+        facets = self._owned(entry.facets or request.facets)
+        asked = Asked(request.key, facets, request.scope, request.embedder, request.text)
+        self._store.put(asked, entry, life, evidence.vector if evidence is not None else None)
+        return
+        yield
+
+    def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:  # noqa: ARG002 - the store gives its own
+        """Invalidate durably, as `mark` does; how many entries went."""
+        _, removed = yield from self.mark([(facet, value)])
+        return removed
+
+    # The log
+
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Invalidate durably; the marks' position, and how many entries went. Raises InvalidationError."""
+        return (yield from self._store.mark(pairs))
+
+    def count(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many live entries an invalidation of these would drop. Raises TierError."""
+        return (yield from self._store.count(pairs))
+
+    def switch(self, mode: Mode) -> Plan[None]:
+        """Set the mode of all who use the namespace. Raises TierError."""
+        yield from self._store.switch(mode)
+
+    def position(self) -> int:
+        """Return the latest position that was heard of."""
+        return self._store.position()
+
+    def join(self) -> Changes:
+        """Begin to follow the log. Raises TierError."""
+        return self._store.join()
+
+    def follow(self, since: int) -> Changes:
+        """Return what came after a position; waits some tenths of a second for it. Raises TierError."""
+        return self._store.follow(since)
+
+    def rest(self) -> None:
+        """Let the follower wait no longer."""
+        self._store.rest()
+
+    def attach(self, key: bytes, vector: Any, embedder: str) -> None:
+        """Write the row of an entry whose vector was computed behind its put."""
+        self._store.attach(key, vector, embedder)
+
+    def rows(self, embedder: str) -> Iterator[Row]:
+        """Return the live rows of an embedder in the log, oldest first. Raises TierError."""
+        return self._store.rows(embedder)
+
+    # Life
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return the entries of the namespace, and what this process wrote, lost and has waiting."""
+        found: dict[str, int | float] = {"entries": 0}
+        with suppress(TierError):  # it cannot be asked; the counts are known all the same
+            found = {"entries": self._store.entries()}
+        return found | self._store.writer.sizes()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is in the store; False where the time was up, or something was lost."""
+        return self._store.writer.flush(timeout)
+
+    def close(self) -> None:
+        """Flush, for some seconds at most, and close every connection."""
+        self._is_closed = True
+        self._store.close(_CLOSE_SECONDS)
