@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from semcache.codec import Codec
+from semcache.commands import STRICTNESS, Commands
 from semcache.context import as_tenant, current, named_tenant, names_of
-from semcache.errors import ConfigurationError, InvalidationError
+from semcache.errors import ConfigurationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.keys import FORMAT, canonical, digest
@@ -45,16 +46,14 @@ T = TypeVar("T")
 
 _EXIT_SECONDS = 10.0
 _LONGEST_LIFE_SECONDS = 86400.0
-# The mode of all replicas only tightens a cache's own: of two, the later here holds.
-_STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
 
 
-class Cache:
+class Cache(Commands):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk` and `redis`. `memory`, `disk_size` and `semantic` bound
-    the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file for the processes
-    of one host, or `redis`, a URL or a redis.Redis, for those of many. `embedder` is a sentence-transformers
+    the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file for the
+    processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `embedder` is a sentence-transformers
     name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
@@ -119,7 +118,7 @@ class Cache:
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
         has_store = disk is not None or redis is not None
         if made is not None and not memory_bytes and not has_store:
-            raise ConfigurationError("near matches need a tier that keeps the answers: memory=, disk= or redis=")
+            raise ConfigurationError("near matches need a tier that keeps the answers: memory=, redis= or disk=")
         self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, self._ttl.of("redis"), self._ttl.of("disk")))
         self.memory = self._make_memory(memory_bytes, is_store=not has_store) if memory_bytes else None
         # The store is opened last of all, so that no wrong setting leaves it open.
@@ -159,12 +158,6 @@ class Cache:
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
         self._let_go.atexit = False
-
-    def _switch_to(self, mode: Mode | None) -> None:
-        """Take over the mode of all replicas where it is stricter than our own."""
-        self._switched: Mode = mode or "live"
-        self.mode: Mode = max(self._own_mode, mode or "live", key=_STRICTNESS.__getitem__)
-        self.is_read = self.mode not in ("off", "refresh")
 
     def _make_memory(self, max_bytes: int, *, is_store: bool) -> MemoryTier:
         return MemoryTier(
@@ -279,7 +272,7 @@ class Cache:
         mode: Mode = self.mode
         if options is not None:
             if options.mode is not None:
-                mode = max(options.mode, self._switched, key=_STRICTNESS.__getitem__)
+                mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
             if options.ttl is not None:
                 lives = replace(lives or FOREVER, ttl=options.ttl)
             if options.tags or options.documents:
@@ -335,104 +328,6 @@ class Cache:
         """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
         return run(explain(self.chain.tiers, self.chain.codec.decode, request))
 
-    # Invalidation
-
-    def invalidate(
-        self,
-        *,
-        key: bytes | str | None = None,
-        function: str | Callable[..., Any] | None = None,
-        tag: str | None = None,
-        tenant: Tenant | None = None,
-        model: str | None = None,
-        version: str | None = None,
-        document: str | None = None,
-        namespace: str | None = None,
-        dry_run: bool = False,
-    ) -> int:
-        """Drop what has one of these: a key (bytes, or hex), a function (its name, or itself), a tag, a tenant ...
-
-        Everywhere and durably: other processes hear of it within some hundredths of a second, and answers whose load
-        has begun before are not kept. Returns how many entries were dropped from the exact store, or from memory where
-        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
-        """
-        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
-        return run(self._count(told) if dry_run else self._invalidate(told))
-
-    async def ainvalidate(
-        self,
-        *,
-        key: bytes | str | None = None,
-        function: str | Callable[..., Any] | None = None,
-        tag: str | None = None,
-        tenant: Tenant | None = None,
-        model: str | None = None,
-        version: str | None = None,
-        document: str | None = None,
-        namespace: str | None = None,
-        dry_run: bool = False,
-    ) -> int:
-        """Invalidate as `invalidate` does, without blocking the loop."""
-        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
-        return await arun(self._count(told) if dry_run else self._invalidate(told))
-
-    def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
-        facet, value = self._own_namespace(told)
-        try:
-            position, stored = yield from self.log.mark([(facet, value)])
-        except BaseException as error:
-            yield from self._forget(facet, value, self.log.position() + 1)
-            if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
-                raise
-            raise InvalidationError(
-                f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
-                "it may be served again, and by others; try again when the store is there"
-            ) from error
-        dropped = yield from self._forget(facet, value, position)
-        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
-        return stored if self.store is not None else dropped
-
-    def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
-        pair = self._own_namespace(told)
-        if self.store is not None:
-            return (yield from self.store.count([pair]))
-        return self.memory.count([pair]) if self.memory is not None else 0
-
-    def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
-        if told[0] == "namespace" and told[1] != self.namespace:
-            raise ConfigurationError(f"this cache is of namespace {self.namespace!r}; open one of {told[1]!r} for that")
-        return told
-
-    def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
-        dropped = 0
-        self.log.take([(facet, value, position)])
-        for tier in (self.memory, self.semantic):
-            if tier is not None:
-                dropped += yield from tier.remove(facet, value, position)
-        self.chain.flights.close(facet, value)
-        return dropped
-
-    # All replicas
-
-    def set_mode(self, mode: Mode) -> None:
-        """Set the mode of all processes that use the namespace, within a second: "live", "shadow", "exact" or "off".
-
-        It only tightens what each was made with; "live" lets each go back to its own. Without a store it is this
-        cache's alone. Raises TierError if the store cannot keep it; this process has switched all the same.
-        """
-        run(self._set_mode(mode))
-
-    async def aset_mode(self, mode: Mode) -> None:
-        """Set the mode of all processes as `set_mode` does, without blocking the loop."""
-        await arun(self._set_mode(mode))
-
-    def _set_mode(self, mode: Mode) -> Plan[None]:
-        if mode not in ("live", "shadow", "exact", "off"):
-            raise ConfigurationError(f"all replicas can be set to live, shadow, exact or off; got {mode!r}")
-        self._switch_to(mode)
-        if self.store is not None:
-            yield from self.store.switch(mode)
-
     # Life
 
     @property
@@ -461,7 +356,7 @@ class Cache:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
-        # The index first: what it embeds is written by the store; and both again, for what loads behind the callers bring.
+        # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
         return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
 
@@ -541,48 +436,6 @@ def _callables(observers: Iterable[Observer]) -> list[Observer]:
     if not all(callable(observer) for observer in listed):
         raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
     return listed
-
-
-def _facet_told(
-    key: bytes | str | None, function: str | Callable[..., Any] | None, tag: str | None, tenant: Tenant | None,
-    model: str | None, version: str | None, document: str | None, namespace: str | None,
-) -> tuple[str, str | bytes]:  # fmt: skip
-    """Return the one facet value that was given. Raises ConfigurationError."""
-    given: list[tuple[str, Any]] = [
-        ("key", key), ("function", function), ("tag", tag), ("tenant", tenant), ("model", model), ("version", version),
-        ("document", document), ("namespace", namespace),
-    ]  # fmt: skip
-    told = [(facet, value) for facet, value in given if value is not None]
-    if len(told) != 1:
-        raise ConfigurationError(f"invalidate takes one of {'=, '.join(facet for facet, _ in given)}=")
-    facet, value = told[0]
-    if facet == "key":
-        return facet, _key_bytes(value)
-    if facet == "function":
-        return facet, _function_name(value)
-    if facet == "tenant":
-        if value is SHARED:
-            raise ConfigurationError("what is shared has no tenant: invalidate by function=, tag= or namespace=")
-        return facet, str(as_tenant(value))
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{facet}= is text; got {value!r}")
-    return facet, value
-
-
-def _key_bytes(key: bytes | str | None) -> bytes:
-    try:
-        return key if isinstance(key, bytes) else bytes.fromhex(key or "")
-    except ValueError:
-        raise ConfigurationError(f"a key is bytes or their hex digits, as an event's key.hex(); got {key!r}") from None
-
-
-def _function_name(function: str | Callable[..., Any] | None) -> str:
-    if isinstance(function, str):
-        return function
-    name = getattr(function, "__semcache_name__", None)
-    if not isinstance(name, str):
-        raise ConfigurationError(f"invalidate(function=) takes a cached function or its name; got {function!r}")
-    return name
 
 
 _live: weakref.WeakSet[Cache] = weakref.WeakSet()

@@ -42,7 +42,6 @@ from semcache.model import Entry, Evidence, Hit, Miss, Request
 from semcache.plan import Crew, Load, Outcome, Plan, Spawn, Wait, run
 from semcache.tier import Breaker, Tier
 
-
 LONGEST_LOAD_SECONDS = 3600.0
 
 
@@ -200,27 +199,38 @@ def lead(
     chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None
 ) -> Plan[Outcome[Any]]:
     """Find the answer, or load and keep it; land the flight with it."""
-    evidence = None
-    stale, value = None, None
+    evidence, stale, value = None, None, None
     if request.mode != "refresh":
         found, value, evidence = yield from find(chain, request, event)
-        if found is not None and found.entry.life <= -request.lives.stale_while_revalidate:
-            found, stale = None, found
-        if found is not None:
+        if found is not None and found.entry.life > -request.lives.stale_while_revalidate:
             if found.entry.life <= 0:
                 yield from revalidate(chain, request, origin)
-            if flight is not None:
-                near = None if found.similarity is None else found
-                chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near))
+            land_hit(chain, flight, found)
             return Outcome(value)
+        stale = found
     born = chain.position()
     outcome = yield from load(origin, flight, event)
     if outcome.error is not None and stale is not None:
         event.fault("origin", outcome.error)
         note_hit(event, stale.tier, stale)
-        if flight is not None:
-            chain.flights.land(flight, Landing(stale.entry.value, None, stale.entry.load_seconds))
+        land_hit(chain, flight, stale)
         return Outcome(value)
+    yield from settle(chain, request, origin, event, flight, outcome, born, evidence)
+    return outcome
+
+
+def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
+    """Give followers what was found."""
+    if flight is not None:
+        near = None if found.similarity is None else found
+        chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near))
+
+
+def settle(
+    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None,
+    outcome: Outcome[Any], born: int, evidence: Evidence | None,
+) -> Plan[None]:  # fmt: skip
+    """Keep what was loaded, if it is worth it, and give it to the followers, once it can be found."""
     began = perf_counter_ns()
     entry = None if outcome.error is not None else encode(chain, request, outcome.value, born, event)
     kept = entry is not None and is_kept(chain, origin.keeps, entry, outcome.value, event)
@@ -231,7 +241,6 @@ def lead(
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
     event.took("put", perf_counter_ns() - began)
-    return outcome
 
 
 def revalidate(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
@@ -286,12 +295,8 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
         if found.evidence is not None:
             evidence = found.evidence
             note_evidence(event, evidence)
-        if found.waited_ns:
-            event.took("pool", found.waited_ns)
-            event.took("store", -found.waited_ns)
         if isinstance(found, Hit) and found.entry.life <= 0:
-            if stale is None or found.entry.life > stale[0].entry.life:
-                stale = found, value
+            stale = (found, value) if stale is None or found.entry.life > stale[0].entry.life else stale
         elif isinstance(found, Hit):
             note_hit(event, tier.name, found)
             if tier.exact and place:
@@ -299,11 +304,11 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
             return found, value, evidence
         elif found.reason:
             event.reason = found.reason
-    if stale is not None:
-        if stale[0].entry.life > -request.lives.stale_while_revalidate:
-            note_hit(event, stale[0].tier, stale[0])
-        return *stale, evidence
-    return None, None, evidence
+    if stale is None:
+        return None, None, evidence
+    if stale[0].entry.life > -request.lives.stale_while_revalidate:
+        note_hit(event, stale[0].tier, stale[0])
+    return *stale, evidence
 
 
 def fill(chain: Chain, request: Request, hit: Hit, event: Event, place: int) -> Plan[None]:
@@ -326,6 +331,9 @@ def ask(
     try:
         found = yield from tier.get(request)
         breaker.succeeded()
+        if found.waited_ns:  # for a connection: no time of the store's
+            event.took("pool", found.waited_ns)
+            began += found.waited_ns
         return found, chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)

@@ -57,7 +57,7 @@ class Facets:
         return pairs
 
     def has(self, facet: str, value: str | bytes) -> bool:
-        """Say whether an invalidation of this facet value means an entry with these facets; its key is no facet here."""
+        """Say whether an invalidation of this facet value means an entry with these facets; keys are not here."""
         if facet == "tag":
             return value in self.tags
         if facet == "document":
@@ -91,7 +91,7 @@ FOREVER = Lives()
 
 @dataclass(slots=True)
 class Usage:
-    """What a load cost beside its time, and so what a hit saves: tokens, and money in whatever unit its owner counts."""
+    """What a load cost beside its time, and so what a hit saves: tokens, and money in its owner's unit."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

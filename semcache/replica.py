@@ -1,4 +1,4 @@
-"""What one process does with what the shared log tells: drops, learns, switches, and trusts less while it hears nothing.
+"""What one process does with what the shared log tells: drops, learns, switches, trusts less while it hears nothing.
 
 Every method runs in the follower's thread. Laws: marks first, in memory and in flight (law 8); a process that hears
 nothing serves what memory holds for `LOST_SECONDS` and no longer; the mode of all replicas only ever tightens ours.

@@ -76,7 +76,7 @@ def address_of(redis: Any) -> Address:
         raise MissingExtraError("redis=", "redis") from None
     if isinstance(redis, str):
         try:
-            return _address(parse_url(redis))
+            return _address(parse_url(redis))  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigurationError(f"redis= is {_FORMS}; got {_without_password(redis)!r}: {error}") from error
     pool = getattr(redis, "connection_pool", None)

@@ -3,18 +3,19 @@
     version u8 | flags u8 | length of the facets u16 | crc32 u32 | expires f64 | written f64 | limit f64 | born u64
     | load_seconds f32 | grace f32 | slide f32 | facets and usage, msgpack | the answer
 
-Little-endian; times are seconds since 1970 in the store's clock. The checksum covers the key and all that follows it, so
-an answer that stands at another's key is nobody's.
+Little-endian; times are seconds since 1970 in the store's clock. The checksum covers the key and all that follows it,
+so an answer that stands at another's key is nobody's.
 
-Laws: bytes that are not ours, damaged or of another version are a DecodeError, which is a miss, and are overwritten (law
-9); an entry says itself when it expires, the server's ttl only collects garbage (law 5). Only a sliding entry's end is
-the server's to say: each hit moves it, and it moves with the key's ttl rather than with a new write of its bytes.
+Laws: bytes that are not ours, damaged or of another version are a DecodeError, which is a miss, and are overwritten
+(law 9); an entry says itself when it expires, the server's ttl only collects garbage (law 5). Only a sliding entry's
+end is the server's to say: each hit moves it, with the key's ttl rather than with a new write of its bytes.
 """
 
 from __future__ import annotations
 
 from math import inf
 from struct import Struct
+from typing import Any
 from zlib import crc32
 
 from msgpack import packb, unpackb
@@ -38,10 +39,10 @@ def write(key: bytes, entry: Entry, facets: Facets, life: float, now: float) -> 
     """Return the bytes of an entry that lives so many seconds from now. Raises EncodeError for too many facets."""
     usage = entry.usage
     told = bool(facets.tags or facets.documents or usage is not None)
-    about = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
+    about: list[Any] = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
     if usage is not None:
         about.append((usage.prompt_tokens, usage.completion_tokens, usage.money))
-    packed = packb(about)
+    packed: bytes = packb(about)
     if len(packed) > MAX_FACETS_BYTES:
         raise EncodeError(f"its tags and documents take {len(packed)} bytes, over {MAX_FACETS_BYTES}: name fewer")
     flags = (_OWN_TTL if entry.own_ttl else 0) | (_PINNED if entry.is_pinned else 0) | (_TOLD if told else 0)

@@ -16,17 +16,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from redis.connection import Connection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    MaxClientsError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -56,7 +54,6 @@ class Replies(NamedTuple):
 
 
 _REASONS: list[tuple[type[Exception], str]] = [
-    (MaxClientsError, "clients"),
     (AuthenticationError, "rights"),
     (NoPermissionError, "rights"),
     (OutOfMemoryError, "space"),
@@ -80,12 +77,14 @@ def trouble(error: BaseException, where: str) -> TierError:
     """Return what went wrong as the tier's own error, with one word for it and the mend where there is one."""
     if isinstance(error, TierError):
         return error
-    reason = next((word for kind, word in _REASONS if isinstance(error, kind)), None)
-    if reason is None:
-        text = str(error)
-        reason = "rights" if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")) else "reply"
+    text = str(error) or type(error).__name__
+    reason = next((word for kind, word in _REASONS if isinstance(error, kind)), "reply")
+    if "max number of clients" in text:
+        reason = "clients"
+    elif text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")) or "invalid username-password" in text:
+        reason = "rights"
     mend = _MENDS.get(reason)
-    return TierError(reason, f"{where}: {error or type(error).__name__}" + (f" ({mend})" if mend else ""))
+    return TierError(reason, f"{where}: {text}" + (f" ({mend})" if mend else ""))
 
 
 class Link:
@@ -98,7 +97,7 @@ class Link:
         self._begin()
 
     def _begin(self) -> None:
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[Any] = deque()
         self._free = BoundedSemaphore(self.address.max_connections)
         self._opening = Lock()
         self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopPool] = WeakKeyDictionary()
@@ -137,7 +136,7 @@ class Link:
         finally:
             self._free.release()
 
-    def _open(self, timeout: float) -> Connection:
+    def _open(self, timeout: float) -> Any:
         if self._is_closed:
             raise TierError("closed", f"{self.where}: it was closed")
         connection = self.address.connect(timeout)
@@ -156,7 +155,7 @@ class Link:
         if not self._opening.acquire(blocking=False):
             return
 
-        def work(opening: Lock = self._opening, idle: deque[Connection] = self._idle) -> None:
+        def work(opening: Lock = self._opening, idle: deque[Any] = self._idle) -> None:
             connection = self.address.connect(PATIENT_SECONDS)
             try:
                 connection.connect()
@@ -188,6 +187,7 @@ class Link:
             if self._is_closed:
                 raise TierError("closed", f"{self.where}: it was closed")
             pool = self._loops[loop] = _LoopPool(self.address)
+            await pool.begin()
         try:
             return await pool.exchange(asked, timeout)
         except TimeoutError as error:
@@ -208,11 +208,9 @@ class Link:
         self._begin()
 
 
-def converse(connection: Connection, asked: Sequence[Command], timeout: float) -> list[Any]:
-    if len(asked) == 1:
-        packed = connection.pack_command(*asked[0])
-    else:
-        packed = connection.pack_commands(asked)
+def converse(connection: Any, asked: Sequence[Command], timeout: float) -> list[Any]:
+    """Send commands and return their replies, error replies in their places; a broken connection is closed."""
+    packed = connection.pack_command(*asked[0]) if len(asked) == 1 else connection.pack_commands(asked)
     connection.send_packed_command(packed, check_health=False)
     values = []
     for _ in asked:
@@ -234,6 +232,18 @@ class _LoopPool:
         self._idle: list[Any] = []
         self._free = asyncio.Semaphore(address.max_connections)
         self._making: set[asyncio.Task[Any]] = set()
+        self._end = self._until_the_end()
+
+    async def begin(self) -> None:
+        """Have our connections closed with the loop: it ends the async generators that it has begun."""
+        await anext(self._end)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            while self._idle:
+                _hang_up(self._idle.pop())
 
     async def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
         waited_ns = 0

@@ -6,7 +6,8 @@ Laws:
   before, so that no load that began before it is taken for younger;
 - where the marks themselves are gone (evicted, flushed, a server begun anew), nothing that stands is trusted: the first
   who finds no mark of the namespace sets one, before which everything counts as invalidated;
-- every key we write has an expiry or a bound, and stands under our prefix; no KEYS, SCAN, CONFIG, FLUSH, scripts (law 14).
+- every key we write has an expiry or a bound, and stands under our prefix; no KEYS, SCAN, CONFIG, FLUSH, script (law
+  14).
 
 Needs Redis 7.0 or newer, or what speaks like it (Valkey).
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -92,6 +94,8 @@ class RedisStore:
         self._awaiting: dict[bytes, list[Any]] = {}
         self._following: Any = None
         self._verify_at = 0.0
+        self._floor = 0
+        self._last_seen = 0
         self._upkeep_at = 0.0
         self._mode: Mode | None = None
         self._is_closed = False
@@ -138,10 +142,11 @@ class RedisStore:
         """Read the entry with its marks and the server's time: nobody has told us of either."""
         replies = yield Exchange(self.link, [*asked, ("TIME",), *self._ask_marks(pairs)], self._timeout)
         data, clock, scores, gone = (self._checked(reply) for reply in replies.values)
-        heard = max(position_at(self._set_clock(clock)), *self._take_marks(pairs, scores, gone))
-        if scores[1] is not None:  # the mark of the namespace stands: marks are kept here
-            self._heard(heard)
-        if data is None or scores[1] is None:
+        self._heard(max(position_at(self._set_clock(clock)), *self._take_marks(pairs, scores, gone)))
+        if scores[1] is None:  # the namespace has no mark: nobody has used it yet, or its marks are gone
+            yield from self._begin_marks(self._timeout)
+            return None, replies.waited_ns
+        if data is None:
             return None, replies.waited_ns
         entry = self._read(key, data, pairs, grace)
         if entry is not None and entry.facets is not None:
@@ -167,10 +172,10 @@ class RedisStore:
             found.append(int(float(gone)))
         return found
 
-    def get_many(self, keys: list[tuple[bytes, list[Pair]]], grace: float) -> Plan[list[Entry | None | Exception]]:
+    def get_many(self, keys: list[tuple[bytes, list[Pair]]], grace: float) -> Plan[list[Entry | Exception | None]]:
         """Return many entries in one trip; an error in place of one whose bytes are not ours."""
         replies = yield Exchange(self.link, [("MGET", *(self.names.of(key) for key, _ in keys))], self._timeout)
-        found: list[Entry | None | Exception] = []
+        found: list[Entry | Exception | None] = []
         for (key, pairs), data in zip(keys, self._checked(replies.values[0]), strict=True):
             try:
                 found.append(None if data is None else self._read(key, data, pairs, grace))
@@ -269,25 +274,25 @@ class RedisStore:
     # Invalidating
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
-        """Invalidate durably; the position of the marks, and how many entries were dropped. Raises InvalidationError."""
+        """Invalidate durably; the position of the marks, and how many entries went. Raises InvalidationError."""
         try:
             position = yield from self._next_position()
+            for facet, value in pairs:  # before it is sent: nothing older is written behind it
+                self._marks.mark(facet, value, position)
             dropped = yield from self._mark(pairs, position)
         except TierError as error:
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
         facets = [pair for pair in pairs if pair[0] != "key"]
         self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
         if facets:
-            try:
+            with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
                 dropped += yield from self._sweep(facets, position, drops=True)
-            except TierError:
-                pass  # the marks hold; what was not dropped is a miss until it expires
         return position, dropped
 
-    def _next_position(self) -> Plan[int]:
+    def _next_position(self, timeout: float = PATIENT_SECONDS) -> Plan[int]:
         """Return a position after all that anybody can have heard of, also where the server's clock went back."""
         asked: list[Command] = [("TIME",), ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1)]
-        replies = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+        replies = yield Exchange(self._steady, asked, timeout)
         clock, last = (self._checked(reply) for reply in replies.values)
         heard = position_of(last[0][0]) if last else 0
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
@@ -389,29 +394,35 @@ class RedisStore:
             ("GET", names.mode),
         ])  # fmt: skip
         clock, last, own, mode = (self._checked(reply) for reply in replies)
-        position = max(position_at(self._set_clock(clock)), position_of(last[0][0]) if last else 0)
+        self._last_seen = position_of(last[0][0]) if last else 0
+        position = max(position_at(self._set_clock(clock)), self._last_seen)
         self._mode = _mode(mode)
         if own is None:
-            self._begin_marks()
+            run(self._begin_marks())
         marks = self._all_marks()
-        position = max([position, *(mark[2] for mark in marks)])
+        self._floor = max((mark[2] for mark in marks if mark[0] == "namespace"), default=0)
         self._republish(marks)
-        self._heard(position)
+        self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
         return Changes(position, marks, [], self._mode)
 
-    def _begin_marks(self) -> None:
-        """Trust nothing that stands: its marks are gone, or nobody has used the namespace yet."""
-        run(self._begin_marks_plan())
-
-    def _begin_marks_plan(self) -> Plan[None]:
-        position = yield from self._next_position()
-        yield from self._mark([("namespace", self._namespace)], position)
+    def _begin_marks(self, timeout: float = PATIENT_SECONDS) -> Plan[None]:
+        """Set the mark of a namespace that has none: nothing that stands is trusted. Of several the first stays."""
+        position = yield from self._next_position(timeout)
+        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        asked: list[Command] = [
+            ("ZADD", self.names.marks, "NX", position, self._own), ("PEXPIRE", self.names.marks, stays, "NX"),
+            ("ZSCORE", self.names.marks, self._own),
+        ]  # fmt: skip
+        replies = yield Exchange(self._steady, asked, timeout)
+        score = int(float([self._checked(reply) for reply in replies.values][-1]))
+        self._marks.mark("namespace", self._namespace, score)
+        self._heard(max(position, score))
 
     def _republish(self, stored: list[Mark]) -> None:
         """Write anew what this process knows and the store does not: it has come back from an older snapshot."""
-        known = dict(((facet, value), position) for facet, value, position in stored)
+        known = {(facet, value): position for facet, value, position in stored}
         lost = [mark for mark in self._marks.since(0) if mark[2] > known.get(mark[:2], 0)]
         for at in range(0, len(lost), _PAGE):
             commands: list[Command] = []
@@ -471,7 +482,8 @@ class RedisStore:
         deleted = position_of(told.get(b"max-deleted-entry-id", b"0-0")) if has_log else 0
         newest_mark = int(float(self._checked(newest)[1])) if self._checked(newest) else 0
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
-        is_reset = self._checked(own) is None or (has_log and last < since and newest_mark < since)
+        is_reset = self._checked(own) is None or int(float(own)) != self._floor
+        is_reset = is_reset or (has_log and last < self._last_seen)  # a new primary has lost the log's end
         is_behind = deleted > since or (not has_log and newest_mark > since)
         if not is_reset and not is_behind:
             return None
@@ -487,6 +499,7 @@ class RedisStore:
         if kept:
             position = int(float(kept[1]))
             run(self._mark([("namespace", self._namespace)], position))
+            self._floor = position
             self._talk([("ZREMRANGEBYSCORE", self.names.marks, "-inf", f"({position}")])
 
     def _changes(self, since: int, records: list[Any]) -> Changes:
@@ -494,7 +507,8 @@ class RedisStore:
         now = self.now()
         vectors: list[bytes | None] = []
         for stream_id, fields in records:
-            changes.position = max(changes.position, position_of(stream_id))
+            self._last_seen = max(self._last_seen, position_of(stream_id))
+            changes.position = max(changes.position, self._last_seen)
             try:
                 record = unpack(fields[1])
                 kind = record[0]
@@ -608,11 +622,13 @@ def _facets(about: list[Any], namespace: str) -> Facets:
 
 def _mode(told: bytes | str | None) -> Mode | None:
     name = told.decode("ascii", "replace") if isinstance(told, bytes) else told
-    return name if name in MODES else None  # type: ignore[return-value]
+    return name if name in MODES else None
 
 
 def _with_vectors(rows: list[Row], vectors: list[bytes | None]) -> list[Row]:
     """Give rows their vectors, all of one length at once: one by one they would cost more than their rows."""
+    if not rows:  # a process that follows for its memory's sake alone needs no numpy
+        return rows
     import numpy as np
 
     told = [vector for vector in vectors if vector is not None]

@@ -38,7 +38,7 @@ class Write:
 
 
 class RedisWriter:
-    """Sends what is put; `send` is an exchange with the server, `covers` says of (pairs, born) that it was invalidated."""
+    """Sends what is put; `send` is an exchange with the server, `covers` says that (pairs, born) was invalidated."""
 
     def __init__(
         self, send: Callable[[list[tuple[Any, ...]]], list[Any]], covers: Callable[[Any, int], bool],
@@ -62,7 +62,7 @@ class RedisWriter:
         self._thread: Thread | None = None
 
     def put(self, write: Write) -> None:
-        """Queue a write; raises TierError("full") where too much waits. A later one of a key replaces an earlier one."""
+        """Queue a write; a later one of a key replaces an earlier one. Raises TierError("full") if too much waits."""
         with self._lock:
             if self._is_closing:
                 raise TierError("closed", "the store was closed")

@@ -83,8 +83,12 @@ class TierContract:
         assert tier.flush(30.0)
 
     def put(self, tier: Tier, drive: Drive, asked: Request, put: Entry) -> None:
-        """Put an entry."""
-        drive(tier.put(asked, put, None))
+        """Put an entry, born at `self.born` unless it says otherwise."""
+        drive(tier.put(asked, replace(put, born=self.born(tier)) if put.born == 1 else put, None))
+
+    def born(self, tier: Tier) -> int:  # noqa: ARG002 - a subclass whose tier keeps the log has use for it
+        """Return where a load that begins now is born."""
+        return 1
 
     def invalidate(self, tier: Tier, drive: Drive, facet: str, value: str | bytes, position: int) -> None:
         """Drop by facet, as a cache does when the log has taken the mark."""
@@ -181,8 +185,9 @@ class TierContract:
 
     def test_put_born_before_the_mark_is_refused(self, tier: Tier, drive: Drive) -> None:
         """Law 8: what was invalidated while it was loading is not kept; what is loaded afterwards is."""
+        born = self.born(tier)
         self.invalidate(tier, drive, "function", "contract.f", 5)
-        self.put(tier, drive, request("a"), entry("stale", born=1))
+        drive(tier.put(request("a"), entry("stale", born=born), None))
         self.settle(tier)
         assert isinstance(drive(tier.get(request("a"))), Miss)
         self.put(tier, drive, request("a"), entry("fresh", born=2**60))

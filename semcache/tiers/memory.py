@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from random import Random
 from threading import Lock
+from typing import Any
 
 from cachetools import Cache as CacheOf
 from cachetools import TLRUCache
@@ -185,14 +186,15 @@ class MemoryTier:
         entries = self._entries
         with self._lock, entries.timer:
             self._marks.mark(facet, value, position)
+            listed: list[Any] = ([value] if value in entries else []) if facet == "key" else list(entries)
             # Read past the LRU, whose order this is no reason to change.
-            found = ([value] if value in entries else []) if facet == "key" else list(entries)
+            found = [(key, _read(entries, key)) for key in listed]
             keys = [
-                key for key in found
-                if (kept := _read(entries, key)).born < position and (facet == "key" or kept.facets.has(facet, value))  # type: ignore[arg-type]
+                key for key, kept in found
+                if kept.born < position and (facet == "key" or kept.facets.has(facet, value))
             ]  # fmt: skip
             for key in keys:
-                entries.pop(key, None)  # type: ignore[arg-type]
+                entries.pop(key, None)
         return len(keys)
         yield
 
@@ -219,10 +221,12 @@ class MemoryTier:
         """Return how many entries an invalidation of these would drop."""
         with self._lock, self._entries.timer:
             now = self._now()
-            return sum(
-                kept.expires > now and any(key == value if facet == "key" else kept.facets.has(facet, value) for facet, value in pairs)
-                for key in self._entries for kept in [_read(self._entries, key)]
-            )  # fmt: skip
+            kept = [(key, _read(self._entries, key)) for key in self._entries]
+        return sum(
+            one.expires > now
+            and any(key == value if facet == "key" else one.facets.has(facet, value) for facet, value in pairs)
+            for key, one in kept
+        )
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""

@@ -164,7 +164,7 @@ class SemanticTier:
         yield
 
     def take(self, rows: Iterable[Row]) -> None:
-        """Take rows that other processes have added, if they are this embedder's; before it is loaded there is no need."""
+        """Take rows that others have added, if they are this embedder's; before it is loaded there is no need."""
         if self.batcher.state in ("loading", "ready"):
             now = self._now()
             self.batcher.take(

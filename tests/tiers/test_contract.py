@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from semcache.marks import Marks
+from semcache.plan import run
 from semcache.testing import ManualClock
-from semcache.testing.contract import TTL_SECONDS, TierContract
+from semcache.testing.contract import TTL_SECONDS, TierContract, request
 from semcache.tiers.disk import DiskTier
 from semcache.tiers.memory import MemoryTier
+from semcache.tiers.redis import RedisTier
 
 
 class TestMemory(TierContract):
@@ -27,9 +30,32 @@ class TestDisk(TierContract):
             on_fault=lambda reason, error: self.faults.append((reason, error)),
         )  # fmt: skip
 
-    def invalidate(self, tier, drive, facet, value, position):
-        """The store gives the position itself."""
-        tier.mark(facet, value).result(30)
+
+class TestRedis(TierContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_url):
+        self.url = redis_url
+
+    def make(self, clock: ManualClock):
+        self.faults = []
+        return RedisTier(
+            self.url, namespace="contract", ttl=TTL_SECONDS, clock=clock, timeout=10.0,
+            marks=Marks(clock.monotonic, 3600.0), on_fault=lambda reason, error: self.faults.append((reason, error)),
+        )  # fmt: skip
+
+    def born(self, tier):
+        if not tier.position():
+            run(tier.get(request("begin")))
+        return tier.position()
+
+
+class TestFollowedRedis(TestRedis):
+    """As a cache has it, whose log is followed: marks are the process's own, and a hit is a GET alone."""
+
+    def make(self, clock: ManualClock):
+        tier = super().make(clock)
+        tier.join()
+        return tier
 
 
 @pytest.mark.semantic

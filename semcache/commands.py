@@ -1,0 +1,184 @@
+"""What is said to all who use a namespace: forget this, and switch to that mode.
+
+Laws: an invalidation is durable when the call returns, or it raises (law 8): it is the one call that does not fail
+open. The mode of all replicas only tightens what each was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from semcache.context import as_tenant
+from semcache.errors import ConfigurationError, InvalidationError
+from semcache.events import Event, Recorder
+from semcache.log import Log
+from semcache.lookup import Chain
+from semcache.model import SHARED, Mode, Tenant
+from semcache.plan import Plan, arun, run
+
+if TYPE_CHECKING:
+    from semcache.tiers.disk import DiskTier
+    from semcache.tiers.memory import MemoryTier
+    from semcache.tiers.redis import RedisTier
+    from semcache.tiers.semantic import SemanticTier
+
+# Of two modes the later here holds.
+STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
+
+
+class Commands:
+    """The part of a Cache that speaks to all replicas; the rest of it gives it what it needs."""
+
+    namespace: str
+    log: Log
+    chain: Chain
+    recorder: Recorder
+    memory: MemoryTier | None
+    semantic: SemanticTier | None
+    store: DiskTier | RedisTier | None
+    _own_mode: Mode
+
+    def _switch_to(self, mode: Mode | None) -> None:
+        """Take over the mode of all replicas where it is stricter than our own."""
+        self._switched: Mode = mode or "live"
+        self.mode: Mode = max(self._own_mode, self._switched, key=STRICTNESS.__getitem__)
+        self.is_read = self.mode not in ("off", "refresh")
+
+    def invalidate(
+        self,
+        *,
+        key: bytes | str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        tag: str | None = None,
+        tenant: Tenant | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        document: str | None = None,
+        namespace: str | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Drop what has one of these: a key (bytes, or hex), a function (its name, or itself), a tag, a tenant ...
+
+        Everywhere and durably: other processes hear of it within some hundredths of a second, and answers whose load
+        has begun before are not kept. Returns how many entries were dropped from the exact store, or from memory where
+        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
+        """
+        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        return run(self._count(told) if dry_run else self._invalidate(told))
+
+    async def ainvalidate(
+        self,
+        *,
+        key: bytes | str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        tag: str | None = None,
+        tenant: Tenant | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        document: str | None = None,
+        namespace: str | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Invalidate as `invalidate` does, without blocking the loop."""
+        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        return await arun(self._count(told) if dry_run else self._invalidate(told))
+
+    def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
+        facet, value = self._own_namespace(told)
+        try:
+            position, stored = yield from self.log.mark([(facet, value)])
+        except BaseException as error:
+            yield from self._forget(facet, value, self.log.position() + 1)
+            if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
+                raise
+            raise InvalidationError(
+                f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
+                "it may be served again, and by others; try again when the store is there"
+            ) from error
+        dropped = yield from self._forget(facet, value, position)
+        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
+        return stored if self.store is not None else dropped
+
+    def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
+        pair = self._own_namespace(told)
+        if self.store is not None:
+            return (yield from self.store.count([pair]))
+        return self.memory.count([pair]) if self.memory is not None else 0
+
+    def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
+        if told[0] == "namespace" and told[1] != self.namespace:
+            raise ConfigurationError(f"this cache is of namespace {self.namespace!r}; open one of {told[1]!r} for that")
+        return told
+
+    def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
+        dropped = 0
+        self.log.take([(facet, value, position)])
+        for tier in (self.memory, self.semantic):
+            if tier is not None:
+                dropped += yield from tier.remove(facet, value, position)
+        self.chain.flights.close(facet, value)
+        return dropped
+
+    # All replicas
+
+    def set_mode(self, mode: Mode) -> None:
+        """Set the mode of all processes that use the namespace, within a second: "live", "shadow", "exact" or "off".
+
+        It only tightens what each was made with; "live" lets each go back to its own. Without a store it is this
+        cache's alone. Raises TierError if the store cannot keep it; this process has switched all the same.
+        """
+        run(self._set_mode(mode))
+
+    async def aset_mode(self, mode: Mode) -> None:
+        """Set the mode of all processes as `set_mode` does, without blocking the loop."""
+        await arun(self._set_mode(mode))
+
+    def _set_mode(self, mode: Mode) -> Plan[None]:
+        if mode not in ("live", "shadow", "exact", "off"):
+            raise ConfigurationError(f"all replicas can be set to live, shadow, exact or off; got {mode!r}")
+        self._switch_to(mode)
+        if self.store is not None:
+            yield from self.store.switch(mode)
+
+
+def _facet_told(
+    key: bytes | str | None, function: str | Callable[..., Any] | None, tag: str | None, tenant: Tenant | None,
+    model: str | None, version: str | None, document: str | None, namespace: str | None,
+) -> tuple[str, str | bytes]:  # fmt: skip
+    """Return the one facet value that was given. Raises ConfigurationError."""
+    given: list[tuple[str, Any]] = [
+        ("key", key), ("function", function), ("tag", tag), ("tenant", tenant), ("model", model), ("version", version),
+        ("document", document), ("namespace", namespace),
+    ]  # fmt: skip
+    told = [(facet, value) for facet, value in given if value is not None]
+    if len(told) != 1:
+        raise ConfigurationError(f"invalidate takes one of {'=, '.join(facet for facet, _ in given)}=")
+    facet, value = told[0]
+    if facet == "key":
+        return facet, _key_bytes(value)
+    if facet == "function":
+        return facet, _function_name(value)
+    if facet == "tenant":
+        if value is SHARED:
+            raise ConfigurationError("what is shared has no tenant: invalidate by function=, tag= or namespace=")
+        return facet, str(as_tenant(value))
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{facet}= is text; got {value!r}")
+    return facet, value
+
+
+def _key_bytes(key: bytes | str | None) -> bytes:
+    try:
+        return key if isinstance(key, bytes) else bytes.fromhex(key or "")
+    except ValueError:
+        raise ConfigurationError(f"a key is bytes or their hex digits, as an event's key.hex(); got {key!r}") from None
+
+
+def _function_name(function: str | Callable[..., Any] | None) -> str:
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__semcache_name__", None)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"invalidate(function=) takes a cached function or its name; got {function!r}")
+    return name
