@@ -96,6 +96,7 @@ class RedisStore:
         self._verify_at = 0.0
         self._floor = 0
         self._last_seen = 0
+        self._read_so_far = 0
         self._upkeep_at = 0.0
         self._mode: Mode | None = None
         self._is_closed = False
@@ -390,11 +391,12 @@ class RedisStore:
         self.is_followed = False
         names = self.names
         replies = self._talk([
-            ("TIME",), ("XREVRANGE", names.log, "+", "-", "COUNT", 1), ("ZSCORE", names.marks, self._own),
+            ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
             ("GET", names.mode),
         ])  # fmt: skip
-        clock, last, own, mode = (self._checked(reply) for reply in replies)
-        self._last_seen = position_of(last[0][0]) if last else 0
+        clock, info, own, mode = replies
+        self._last_seen, self._read_so_far, _ = _stream_told(info)
+        own, mode = self._checked(own), self._checked(mode)
         position = max(position_at(self._set_clock(clock)), self._last_seen)
         self._mode = _mode(mode)
         if own is None:
@@ -402,6 +404,8 @@ class RedisStore:
         marks = self._all_marks()
         self._floor = max((mark[2] for mark in marks if mark[0] == "namespace"), default=0)
         self._republish(marks)
+        for mark in marks:  # before a reader is told that they are known
+            self._marks.mark(*mark)
         self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
@@ -469,22 +473,21 @@ class RedisStore:
         names = self.names
         replies = self._talk([
             ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
-            ("ZREVRANGE", names.marks, 0, 0, "WITHSCORES"), ("GET", names.mode), ("ZCARD", names.marks),
+            ("ZREVRANGE", names.marks, 0, 0, "WITHSCORES"), ("ZREVRANGE", names.gone, 0, 0, "WITHSCORES"),
+            ("GET", names.mode), ("ZCARD", names.marks),
         ])  # fmt: skip
-        clock, info, own, newest, mode, count = replies
+        clock, info, own, newest, gone, mode, count = replies
         self._set_clock(clock)
         self._mode = _mode(self._checked(mode))
         if int(self._checked(count)) > MAX_MARKS:
             self._thin_marks()
-        has_log = not isinstance(info, Exception)
-        told = dict(zip(info[::2], info[1::2], strict=True)) if has_log else {}
-        last = position_of(told[b"last-generated-id"]) if has_log else 0
-        deleted = position_of(told.get(b"max-deleted-entry-id", b"0-0")) if has_log else 0
-        newest_mark = int(float(self._checked(newest)[1])) if self._checked(newest) else 0
+        last, added, trimmed = _stream_told(info)
+        newest_mark = max((int(float(one[1])) for one in map(self._checked, (newest, gone)) if one), default=0)
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
         is_reset = self._checked(own) is None or int(float(own)) != self._floor
-        is_reset = is_reset or (has_log and last < self._last_seen)  # a new primary has lost the log's end
-        is_behind = deleted > since or (not has_log and newest_mark > since)
+        is_reset = is_reset or 0 < last < self._last_seen  # a new primary has lost the log's end
+        # Records were trimmed that we have not read; or the log was evicted, and may have been begun anew.
+        is_behind = trimmed > self._read_so_far or added < self._read_so_far or (not last and newest_mark > since)
         if not is_reset and not is_behind:
             return None
         joined = self.join()
@@ -507,6 +510,7 @@ class RedisStore:
         now = self.now()
         vectors: list[bytes | None] = []
         for stream_id, fields in records:
+            self._read_so_far += 1
             self._last_seen = max(self._last_seen, position_of(stream_id))
             changes.position = max(changes.position, self._last_seen)
             try:
@@ -520,6 +524,7 @@ class RedisStore:
                 elif kind == "m":
                     _, facet, value, position = record
                     changes.marks.append((facet, value, position))
+                    self._marks.mark(facet, value, position)
                 elif kind == "o":
                     changes.mode = self._mode = _mode(record[1])
             except (DecodeError, ValueError, IndexError, TypeError):
@@ -618,6 +623,17 @@ class RedisStore:
 def _facets(about: list[Any], namespace: str) -> Facets:
     function, version, tenant, model, tags, documents = about
     return Facets(namespace, function, version, tenant, model, tuple(tags), tuple(documents))
+
+
+def _stream_told(info: Any) -> tuple[int, int, int]:
+    """Return a stream's last position, how many records it was ever given, and how many of them are trimmed."""
+    if isinstance(info, Exception):
+        if "no such key" in str(info):
+            return 0, 0, 0
+        raise info
+    told = dict(zip(info[::2], info[1::2], strict=True))
+    added = int(told[b"entries-added"])
+    return position_of(told[b"last-generated-id"]), added, added - int(told[b"length"])
 
 
 def _mode(told: bytes | str | None) -> Mode | None:
