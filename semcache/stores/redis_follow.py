@@ -1,0 +1,253 @@
+"""How a process follows the log in a Redis: what came, what was missed, and what the index is built of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from semcache.errors import DecodeError, TierError
+from semcache.marks import Changes, Mark, Row
+from semcache.model import MODES, Facets, Mode
+from semcache.plan import run
+from semcache.stores.link import PATIENT_SECONDS, Command, converse, trouble
+from semcache.stores.redis_keys import (
+    id_of,
+    member,
+    pack,
+    pair_of,
+    position_at,
+    position_of,
+    unpack,
+)
+from semcache.stores.redis_marking import Marking
+
+MAX_MARKS = 100_000
+_BLOCK_MS = 400
+_PAGE = 1000
+_VERIFY_SECONDS = 1.0
+
+
+class Following(Marking):
+    """One thread's view of the log, over a connection of its own that `rest` can cut."""
+
+    def join(self) -> Changes:
+        """Begin to follow: position, all marks and the mode; begins the namespace's marks where there are none."""
+        self.is_followed = False
+        names = self.names
+        replies = self._talk([
+            ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
+            ("GET", names.mode),
+        ])  # fmt: skip
+        clock, info, own, mode = replies
+        self._last_seen, self._read_so_far, _ = _stream_told(info)
+        own, mode = self._checked(own), self._checked(mode)
+        position = max(position_at(self._set_clock(clock)), self._last_seen)
+        self._mode = _mode(mode)
+        if own is None:
+            run(self._begin_marks())
+        marks = self._all_marks()
+        self._floor = max((mark[2] for mark in marks if mark[0] == "namespace"), default=0)
+        self._republish(marks)
+        for mark in marks:  # before a reader is told that they are known
+            self._marks.mark(*mark)
+        self._heard(max([position, *(mark[2] for mark in marks)]))
+        self.is_followed = True
+        self._verify_at = time.monotonic() + _VERIFY_SECONDS
+        return Changes(position, marks, [], self._mode)
+
+    def _republish(self, stored: list[Mark]) -> None:
+        """Write anew what this process knows and the store does not: it has come back from an older snapshot."""
+        known = {(facet, value): position for facet, value, position in stored}
+        lost = [mark for mark in self._marks.since(0) if mark[2] > known.get(mark[:2], 0)]
+        for at in range(0, len(lost), _PAGE):
+            commands: list[Command] = []
+            for facet, value, position in lost[at : at + _PAGE]:
+                if facet == "key":
+                    commands.append(("ZADD", self.names.gone, "GT", position, value))
+                    commands.append(("UNLINK", self.names.of(value)))  # type: ignore[arg-type]
+                else:
+                    commands.append(("ZADD", self.names.marks, "GT", position, member(facet, value)))
+                commands.append(("XADD", self.names.log, "*", "r", pack(["m", facet, value, position])))
+            self._talk(commands)
+
+    def _all_marks(self) -> list[Mark]:
+        marks, gone = self._talk([
+            ("ZRANGE", self.names.marks, 0, -1, "WITHSCORES"), ("ZRANGE", self.names.gone, 0, -1, "WITHSCORES"),
+        ])  # fmt: skip
+        marks, gone = self._checked(marks), self._checked(gone)
+        found: list[Mark] = [
+            (*pair_of(name), int(float(score))) for name, score in zip(marks[::2], marks[1::2], strict=True)
+        ]
+        found += [("key", key, int(float(score))) for key, score in zip(gone[::2], gone[1::2], strict=True)]
+        return found
+
+    def follow(self, since: int) -> Changes:
+        """Return what came after a position; waits for it, some tenths of a second at most."""
+        try:
+            if time.monotonic() >= self._verify_at or not self.is_followed:
+                missed = self._verify(since)
+                if missed is not None:
+                    return missed
+            asked = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK_MS, "STREAMS", self.names.log, id_of(since))
+            (reply,) = self._talk([asked], _BLOCK_MS / 1000 + 1.0)
+            records = self._checked(reply)
+            changes = self._changes(since, records[0][1] if records else [])
+        except BaseException:
+            self.is_followed = False
+            raise
+        self._heard(changes.position)
+        self.is_followed = True
+        return changes
+
+    def _verify(self, since: int) -> Changes | None:
+        """See whether the log is the one we follow, and whole from there on; once a second, and after a cut."""
+        names = self.names
+        replies = self._talk([
+            ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
+            ("ZREVRANGE", names.marks, 0, 0, "WITHSCORES"), ("ZREVRANGE", names.gone, 0, 0, "WITHSCORES"),
+            ("GET", names.mode), ("ZCARD", names.marks),
+        ])  # fmt: skip
+        clock, info, own, newest, gone, mode, count = replies
+        self._set_clock(clock)
+        self._mode = _mode(self._checked(mode))
+        if int(self._checked(count)) > MAX_MARKS:
+            self._thin_marks()
+        last, added, trimmed = _stream_told(info)
+        newest_mark = max((int(float(one[1])) for one in map(self._checked, (newest, gone)) if one), default=0)
+        self._verify_at = time.monotonic() + _VERIFY_SECONDS
+        is_reset = self._checked(own) is None or int(float(own)) != self._floor
+        is_reset = is_reset or 0 < last < self._last_seen  # a new primary has lost the log's end
+        # Records were trimmed that we have not read; or the log was evicted, and may have been begun anew.
+        is_behind = trimmed > self._read_so_far or added < self._read_so_far or (not last and newest_mark > since)
+        if not is_reset and not is_behind:
+            return None
+        joined = self.join()
+        joined.is_whole, joined.is_reset = False, is_reset
+        return joined
+
+    def _thin_marks(self) -> None:
+        """Let the older half of too many marks give way to one of the namespace, which is safe."""
+        kept = self._checked(
+            self._talk([("ZRANGE", self.names.marks, MAX_MARKS // -2, MAX_MARKS // -2, "WITHSCORES")])[0]
+        )
+        if kept:
+            position = int(float(kept[1]))
+            run(self._mark([("namespace", self._namespace)], position))
+            self._floor = position
+            self._talk([("ZREMRANGEBYSCORE", self.names.marks, "-inf", f"({position}")])
+
+    def _changes(self, since: int, records: list[Any]) -> Changes:
+        changes = Changes(since, mode=self._mode)
+        now = self.now()
+        vectors: list[bytes | None] = []
+        for stream_id, fields in records:
+            self._read_so_far += 1
+            self._last_seen = max(self._last_seen, position_of(stream_id))
+            changes.position = max(changes.position, self._last_seen)
+            try:
+                record = unpack(fields[1])
+                kind = record[0]
+                if kind == "a":
+                    row = self._row(record, now)
+                    if row is not None:
+                        changes.rows.append(row)
+                        vectors.append(record[5])
+                elif kind == "m":
+                    _, facet, value, position = record
+                    changes.marks.append((facet, value, position))
+                    self._marks.mark(facet, value, position)
+                elif kind == "o":
+                    changes.mode = self._mode = _mode(record[1])
+            except (DecodeError, ValueError, IndexError, TypeError):
+                continue  # a record of a later version, or of another hand
+        changes.rows = _with_vectors(changes.rows, vectors)
+        return changes
+
+    def _row(self, record: list[Any], now: float) -> Row | None:
+        """Read a record of another process's row; None for our own, and for what is over."""
+        _, key, scope, embedder, text, _, expires, about, writer, born = record
+        if writer == self._token or expires <= now:
+            return None
+        if born < self._marks.newest and self._marks.cover(facets_of(about, self._namespace).pairs(key), born):
+            return None
+        return Row(key, scope, embedder, text, None, expires - now)
+
+    def rows(self, embedder: str) -> Iterator[Row]:
+        """Return the live rows of an embedder in the log, oldest first, a page at a time. Raises TierError."""
+        start: bytes = b"-"
+        while True:
+            asked: list[Command] = [("XRANGE", self.names.log, start, "+", "COUNT", _PAGE)]
+            records = self._checked(self._send(asked)[0])
+            now = self.now()
+            for _, fields in records:
+                try:
+                    record = unpack(fields[1])
+                    if record[0] != "a" or record[3] != embedder:
+                        continue
+                    record[8] = b""  # also our own: an index that is built anew has forgotten them
+                    row = self._row(record, now)
+                except (DecodeError, ValueError, IndexError, TypeError):
+                    continue
+                if row is not None:
+                    yield from _with_vectors([row], [record[5]])
+            if len(records) < _PAGE:
+                return
+            start = b"(" + records[-1][0]
+
+    def _talk(self, asked: list[Command], timeout: float = PATIENT_SECONDS) -> list[Any]:
+        """Exchange on the follower's own connection, which `rest` can cut."""
+        if self._is_closed:
+            raise TierError("closed", "the store was closed")
+        connection = self._following
+        try:
+            if connection is None:
+                connection = self._following = self.link.address.connect(PATIENT_SECONDS)
+                connection.connect()
+            return converse(connection, asked, timeout)
+        except Exception as error:
+            self._following = None
+            connection.disconnect()
+            raise trouble(error, self.where) from error
+
+    def rest(self) -> None:
+        """Cut the follower's connection, so that it waits no longer."""
+        connection = self._following
+        if connection is not None:
+            connection.disconnect()
+
+
+def facets_of(about: list[Any], namespace: str) -> Facets:
+    """Return the facets that a record tells of."""
+    function, version, tenant, model, tags, documents = about
+    return Facets(namespace, function, version, tenant, model, tuple(tags), tuple(documents))
+
+
+def _stream_told(info: Any) -> tuple[int, int, int]:
+    """Return a stream's last position, how many records it was ever given, and how many of them are trimmed."""
+    if isinstance(info, Exception):
+        if "no such key" in str(info):
+            return 0, 0, 0
+        raise info
+    told = dict(zip(info[::2], info[1::2], strict=True))
+    added = int(told[b"entries-added"])
+    return position_of(told[b"last-generated-id"]), added, added - int(told[b"length"])
+
+
+def _mode(told: bytes | str | None) -> Mode | None:
+    name = told.decode("ascii", "replace") if isinstance(told, bytes) else told
+    return name if name in MODES else None
+
+
+def _with_vectors(rows: list[Row], vectors: list[bytes | None]) -> list[Row]:
+    """Give rows their vectors, all of one length at once: one by one they would cost more than their rows."""
+    if not rows:  # a process that follows for its memory's sake alone needs no numpy
+        return rows
+    import numpy as np
+
+    told = [vector for vector in vectors if vector is not None]
+    if told and len(told) == len(rows) and len({len(vector) for vector in told}) == 1:
+        matrix = np.frombuffer(b"".join(told), dtype="<f2").reshape(len(rows), -1).astype(np.float32)
+        return [row._replace(vector=vector) for row, vector in zip(rows, matrix, strict=True)]
+    made = [None if vector is None else np.frombuffer(vector, dtype="<f2").astype(np.float32) for vector in vectors]
+    return [row._replace(vector=vector) for row, vector in zip(rows, made, strict=True)]

@@ -1,0 +1,152 @@
+"""How the store in a Redis invalidates, counts what that would mean, and switches the mode of all replicas."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import ceil
+
+from semcache.errors import InvalidationError, TierError
+from semcache.marks import Pair
+from semcache.model import Mode
+from semcache.plan import Exchange, Plan
+from semcache.stores import header
+from semcache.stores.link import PATIENT_SECONDS, Command, trouble
+from semcache.stores.redis_base import LONGEST_LOAD_SECONDS, RedisBase
+from semcache.stores.redis_keys import (
+    member,
+    pack,
+    position_at,
+    position_of,
+)
+
+_SWEEP_PAGE = 500
+# Enough for the header and the facets of all but entries with many documents.
+_PEEK_BYTES = header.HEADER_BYTES + 512
+_EVERYTHING = 2**53
+
+
+class Marking(RedisBase):
+    """Marks: written in one transaction with their record, at a position after all that anybody can have heard of."""
+
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Invalidate durably; the position of the marks, and how many entries went. Raises InvalidationError."""
+        try:
+            position = yield from self._next_position()
+            for facet, value in pairs:  # before it is sent: nothing older is written behind it
+                self._marks.mark(facet, value, position)
+            dropped = yield from self._mark(pairs, position)
+        except TierError as error:
+            raise InvalidationError(f"not invalidated durably, try again: {error}") from error
+        facets = [pair for pair in pairs if pair[0] != "key"]
+        self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
+        if facets:
+            with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
+                dropped += yield from self._sweep(facets, position, drops=True)
+        return position, dropped
+
+    def _next_position(self, timeout: float = PATIENT_SECONDS) -> Plan[int]:
+        """Return a position after all that anybody can have heard of, also where the server's clock went back."""
+        asked: list[Command] = [("TIME",), ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1)]
+        replies = yield Exchange(self._steady, asked, timeout)
+        clock, last = (self._checked(reply) for reply in replies.values)
+        heard = position_of(last[0][0]) if last else 0
+        return max(position_at(self._set_clock(clock)), heard, self._position) + 1
+
+    def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
+        names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        commands: list[Command] = [("MULTI",)]
+        keys = [value for facet, value in pairs if facet == "key"]
+        for facet, value in pairs:
+            if facet != "key":
+                commands.append(("ZADD", names.marks, "GT", position, member(facet, value)))
+            commands.append(("XADD", names.log, "*", "r", pack(["m", facet, value, position])))
+        if keys:
+            commands.append(("UNLINK", *(names.of(key) for key in keys)))  # type: ignore[arg-type]
+            commands.append(("ZADD", names.gone, "GT", *(part for key in keys for part in (position, key))))
+            commands.append(("ZREM", names.keys, *keys))
+        # A namespace that nobody has begun yet: see `_begin_marks`.
+        commands.append(("ZADD", names.marks, "NX", position, self._own))
+        for name in (names.marks, names.gone, names.log):
+            commands += [("PEXPIRE", name, stays, "NX"), ("PEXPIRE", name, stays, "GT")]
+        commands.append(("EXEC",))
+        replies = yield Exchange(self._steady, commands, PATIENT_SECONDS)
+        done = replies.values[-1]
+        failed = next((one for one in [done, *(done or [])] if isinstance(one, Exception)), None)
+        if failed is not None or done is None:
+            refused = next((one for one in replies.values if isinstance(one, Exception)), failed)
+            raise trouble(refused or TierError("refused", f"{self.where}: it refused the transaction"), self.where)
+        self._heard(position)
+        if not keys:
+            return 0
+        return int(done[next(at for at, command in enumerate(commands[1:-1]) if command[0] == "UNLINK")])
+
+    def count(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many entries an invalidation of these would drop. Raises TierError."""
+        keys = [value for facet, value in pairs if facet == "key"]
+        facets = [pair for pair in pairs if pair[0] != "key"]
+        found = 0
+        if keys:
+            asked: list[Command] = [("EXISTS", *(self.names.of(key) for key in keys))]  # type: ignore[arg-type]
+            replies = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+            found = int(self._checked(replies.values[0]))
+        if facets:
+            found += yield from self._sweep(facets, _EVERYTHING, drops=False)
+        return found
+
+    def _sweep(self, pairs: list[Pair], position: int, *, drops: bool) -> Plan[int]:
+        """Look at every entry of the namespace, a page a trip; drop, or only count, what the pairs mean."""
+        cursor, seen = b"0", set()
+        now = self.now()
+        while True:
+            asked: list[Command] = [("ZSCAN", self.names.keys, cursor, "COUNT", _SWEEP_PAGE)]
+            replies = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+            cursor, listed = self._checked(replies.values[0])
+            keys = [key for key in listed[::2] if key not in seen]
+            if keys:
+                heads = yield Exchange(
+                    self._steady, [("GETRANGE", self.names.of(key), 0, _PEEK_BYTES) for key in keys], PATIENT_SECONDS
+                )
+                meant = [
+                    key for key, head in zip(keys, heads.values, strict=True)
+                    if isinstance(head, bytes) and self._is_meant(key, head, pairs, position, now)
+                ]  # fmt: skip
+                seen.update(meant)
+                if meant and drops:
+                    gone: list[Command] = [("UNLINK", *(self.names.of(key) for key in meant))]
+                    yield Exchange(self._steady, [*gone, ("ZREM", self.names.keys, *meant)], PATIENT_SECONDS)
+            if cursor in (b"0", 0):
+                return len(seen)
+
+    def _is_meant(self, key: bytes, head: bytes, pairs: list[Pair], position: int, now: float) -> bool:
+        told = header.peek(head)
+        if told is None:
+            return False
+        born, ends, facets = told
+        facets.namespace = self._namespace
+        already = position == _EVERYTHING and self._marks.cover(facets.pairs(key), born)
+        return not already and born < position and ends > now and any(facets.has(*pair) for pair in pairs)
+
+    def switch(self, mode: Mode) -> Plan[None]:
+        """Set the mode of all who use the namespace; they hear of it as they follow."""
+        commands: list[Command] = [
+            ("MULTI",),
+            ("SET", self.names.mode, mode),
+            ("XADD", self.names.log, "*", "r", pack(["o", mode])),
+            ("EXEC",),
+        ]
+        replies = yield Exchange(self._steady, commands, PATIENT_SECONDS)
+        for reply in replies.values:
+            self._checked(reply)
+
+    def _begin_marks(self, timeout: float = PATIENT_SECONDS) -> Plan[None]:
+        """Set the mark of a namespace that has none: nothing that stands is trusted. Of several the first stays."""
+        position = yield from self._next_position(timeout)
+        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        asked: list[Command] = [
+            ("ZADD", self.names.marks, "NX", position, self._own), ("PEXPIRE", self.names.marks, stays, "NX"),
+            ("ZSCORE", self.names.marks, self._own),
+        ]  # fmt: skip
+        replies = yield Exchange(self._steady, asked, timeout)
+        score = int(float([self._checked(reply) for reply in replies.values][-1]))
+        self._marks.mark("namespace", self._namespace, score)
+        self._heard(max(position, score))
