@@ -70,7 +70,7 @@ def read(key: bytes, data: bytes, now: float, grace: float = 0.0) -> Entry | Non
     if written > now + SKEW_SECONDS:
         return None
     life = min(slide or expires - now, limit - now)
-    if life <= -min(grace, own_grace):
+    if life <= -min(grace, own_grace) or limit <= now:
         return None
     entry = Entry(
         data[HEADER_BYTES + length :], life, bool(flags & _OWN_TTL), born, max(0.0, now - written), load_seconds,

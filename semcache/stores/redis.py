@@ -19,7 +19,6 @@ import time
 from math import ceil
 from typing import Any, NamedTuple
 
-from semcache.errors import DecodeError
 from semcache.marks import Pair
 from semcache.model import Entry, Facets
 from semcache.plan import Exchange, Plan
@@ -106,17 +105,6 @@ class RedisStore(Following):
         if gone is not None:
             self._marks.mark(*pairs[0], int(float(gone)))
             found.append(int(float(gone)))
-        return found
-
-    def get_many(self, keys: list[tuple[bytes, list[Pair]]], grace: float) -> Plan[list[Entry | Exception | None]]:
-        """Return many entries in one trip; an error in place of one whose bytes are not ours."""
-        replies = yield Exchange(self.link, [("MGET", *(self.names.of(key) for key, _ in keys))], self._timeout)
-        found: list[Entry | Exception | None] = []
-        for (key, pairs), data in zip(keys, self._checked(replies.values[0]), strict=True):
-            try:
-                found.append(None if data is None else self._read(key, data, pairs, grace))
-            except DecodeError as error:
-                found.append(error)
         return found
 
     def _read(self, key: bytes, data: bytes, pairs: list[Pair], grace: float) -> Entry | None:

@@ -27,7 +27,7 @@ def fill(cache, texts, **about):
 
 def drop(cache, text):
     """Take an answer from the exact store, as eviction does, and tell nobody."""
-    run(cache.memory.remove("key", cache.request(text=text).key, 0))
+    run(cache.memory.remove("key", cache.request(text=text).key, cache.log.position() + 1))
 
 
 def test_neighbour_without_a_value_gives_way_to_the_next(open_near):
