@@ -89,7 +89,7 @@ class Commands:
         try:
             position, stored = yield from self.log.mark([(facet, value)])
         except BaseException as error:
-            yield from self._forget(facet, value, self.log.position() + 1)
+            yield from self._forget(facet, value, self.log.beyond())
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(

@@ -36,6 +36,10 @@ class Store(Protocol):
         """Return the log's position, or an older one that is known without asking."""
         ...
 
+    def beyond(self) -> int:
+        """Return a position after all births in this process so far, for an invalidation that could not be kept."""
+        ...
+
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Invalidate durably; the position of the (latest) mark, and the number of entries dropped."""
         ...
@@ -115,6 +119,14 @@ class Log:
         except Exception:  # noqa: BLE001 - a store that fails is never in the caller's way (law 10)
             return self._position
         return self._advance(position)
+
+    def beyond(self) -> int:
+        """Return a position after all births in this process so far."""
+        known = self.position()
+        try:
+            return known + 1 if self._store is None else self._store.beyond()
+        except Exception:  # noqa: BLE001 - it cannot be asked; all births so far are at what was known, at the latest
+            return known + 1
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Invalidate; the position of the latest mark, and the number of entries that the store dropped."""

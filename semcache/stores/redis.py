@@ -62,7 +62,7 @@ class RedisStore(Following):
     def get(self, key: bytes, pairs: list[Pair], grace: float) -> Plan[tuple[Entry | None, int]]:
         """Return an entry that no mark covers, and the nanoseconds spent waiting for a connection."""
         pending = self.writer.pending.get(key)
-        if pending is not None and pending.data is not None:
+        if pending is not None and pending.data is not None and self.is_followed:
             return self._read(key, pending.data, pairs, grace), 0
         asked: list[Command] = [("GET", self.names.of(key))]
         if self.is_followed:

@@ -30,12 +30,14 @@ class Marking(RedisBase):
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Invalidate durably; the position of the marks, and how many entries went. Raises InvalidationError."""
+        position = 0
         try:
             position = yield from self._next_position()
-            for facet, value in pairs:  # before it is sent: nothing older is written behind it
-                self._marks.mark(facet, value, position)
+            self._forget(pairs, position)  # before it is sent: nothing older is written behind it
             dropped = yield from self._mark(pairs, position)
         except TierError as error:
+            if not position:  # the server cannot be asked; in this process it is gone all the same
+                self._forget(pairs, max(position_at(self.now()), self._position) + 1)
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
         facets = [pair for pair in pairs if pair[0] != "key"]
         self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
@@ -43,6 +45,12 @@ class Marking(RedisBase):
             with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
                 dropped += yield from self._sweep(facets, position, drops=True)
         return position, dropped
+
+    def _forget(self, pairs: list[Pair], position: int) -> None:
+        """Serve and write nothing of ours that was born before; what is loaded from now on is younger."""
+        for facet, value in pairs:
+            self._marks.mark(facet, value, position)
+        self._heard(position)
 
     def _next_position(self, timeout: float = PATIENT_SECONDS) -> Plan[int]:
         """Return a position after all that anybody can have heard of, also where the server's clock went back."""

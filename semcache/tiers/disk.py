@@ -209,6 +209,10 @@ class DiskTier:
         """Return the log's position now: where loads that begin now are born."""
         return self._store.position()
 
+    def beyond(self) -> int:
+        """Return a position after all births so far."""
+        return self.position() + 1
+
     def attach(self, key: bytes, vector: Any, embedder: str | None = None) -> None:
         """Fill in the vector, float32[d], of an index row that was written without one.
 

@@ -113,6 +113,10 @@ class RedisTier:
         """Return the latest position that was heard of."""
         return self._store.position()
 
+    def beyond(self) -> int:
+        """Return a position after all births so far but those that follow the latest invalidation, kept or not."""
+        return self._store.position()
+
     def join(self) -> Changes:
         """Begin to follow the log. Raises TierError."""
         return self._store.join()

@@ -1,0 +1,326 @@
+"""A Redis that is absent, killed, paused, full, closed to us or begun anew: the caller has the origin's answer or
+error, unchanged and in time; nothing that was invalidated is served; what the server kept is found again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from instruments import GUARD, Origin
+
+import semcache
+
+SHORT = semcache.Timeouts(redis="50ms")
+PATIENT = semcache.Timeouts(redis="10s")
+LEAST_RIGHTS = (
+    "+get", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore", "+zrange",
+    "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim",
+    "+xinfo|stream", "+time", "+multi", "+exec",
+)  # fmt: skip
+
+
+def works(cache, ask):
+    """The caller has the origin's answer, and its error, as they are."""
+    error = ValueError("the origin's own")
+    for number in range(3):
+        assert ask(cache, cache.request("good", number), lambda number=number: number) == number
+        with pytest.raises(ValueError, match="the origin's own") as raised:
+            ask(cache, cache.request("bad", number), Origin(error))
+        assert raised.value is error
+
+
+def faults(cache):
+    return {kind for kind in cache.stats().faults if kind.startswith("redis: ")}
+
+
+def recovers(cache, clock, ask):
+    """Soon after the server is back, its tier answers again."""
+    deadline = time.monotonic() + GUARD
+    for number in range(10**6):
+        assert time.monotonic() < deadline, cache.stats().faults
+        clock.advance(10)  # past any breaker's pause
+        request = cache.request("again", number)
+        ask(cache, request, lambda: "stored")
+        cache.flush(GUARD)
+        if ask(cache, request, lambda: "not found") == "stored":
+            return
+
+
+def test_server_that_is_absent_costs_hits_alone_and_is_found_when_it_comes(open_cache, own_redis, clock, ask):
+    """Absent at start: the origin answers; the fault says so; when the server starts it is used."""
+    server = own_redis()
+    server.kill()
+    cache = open_cache(redis=server.url, memory=0, timeouts=SHORT)
+    works(cache, ask)
+    assert "redis: unreachable" in faults(cache)
+    server.start()
+    recovers(cache, clock, ask)
+
+
+@pytest.mark.parametrize("keep_data", [False, True])
+def test_server_that_is_killed_and_started_anew(open_cache, own_redis, clock, ask, keep_data):
+    """Killed, then restarted, empty or with its data: what it kept is found, what it lost is loaded."""
+    server = own_redis(appendonly=True)
+    server.cli("CONFIG", "SET", "appendfsync", "always")
+    cache = open_cache(redis=server.url, memory=0, timeouts=PATIENT, ttl=semcache.TTL(redis="9d", jitter=0))
+    kept = cache.request("kept")
+    ask(cache, kept, lambda: "old")
+    assert cache.flush(GUARD)
+    server.kill()
+    works(cache, ask)
+    assert faults(cache)
+    server.restart(keep_data=keep_data)
+    recovers(cache, clock, ask)
+    assert ask(cache, kept, lambda: "new") == ("old" if keep_data else "new")
+
+
+def test_invalidation_while_the_server_is_down_raises(open_cache, own_redis):
+    """Law 8: what cannot be kept is not promised; in this process it is gone all the same."""
+    server = own_redis()
+    cache = open_cache(redis=server.url, timeouts=PATIENT)
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    server.kill()
+    with pytest.raises(semcache.InvalidationError, match="try again"):
+        cache.invalidate(function="f")
+    assert cache.probe(request.key) is None
+
+
+def test_acknowledged_invalidation_outlives_a_restart(open_cache, own_redis):
+    """Law 8: what the server kept of it holds for whoever comes then."""
+    server = own_redis(appendonly=True)
+    server.cli("CONFIG", "SET", "appendfsync", "always")
+    cache = open_cache(redis=server.url, timeouts=PATIENT)
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    assert cache.invalidate(function="f") == 1
+    cache.close()
+    server.restart(keep_data=True)
+    late = open_cache(redis=server.url, timeouts=PATIENT)
+    assert late.get_or_load(request, lambda: "new") == "new"
+
+
+def test_paused_server_is_late_and_then_left_alone(open_cache, own_redis, clock, ask):
+    """SIGSTOP: each lookup waits its budget at most, then the breaker opens; resumed, the server is used again."""
+    server = own_redis()
+    cache = open_cache(redis=server.url, memory=0, timeouts=SHORT)
+    ask(cache, cache.request("a"), lambda: "stored")
+    assert cache.flush(GUARD)
+    server.pause()
+    for number in range(8):
+        assert ask(cache, cache.request("paused", number), lambda: "loaded") == "loaded"
+    assert {"redis: late", "redis: open"} <= faults(cache)
+    server.resume()
+    recovers(cache, clock, ask)
+    assert ask(cache, cache.request("a"), lambda: "new") == "stored"
+
+
+def test_server_whose_clients_are_paused_is_late(open_cache, own_redis, clock, ask):
+    """CLIENT PAUSE: the connection stands, the answer does not come."""
+    server = own_redis()
+    cache = open_cache(redis=server.url, memory=0, timeouts=SHORT)
+    ask(cache, cache.request("a"), lambda: "stored")
+    assert cache.flush(GUARD)
+    server.cli("CLIENT", "PAUSE", 2000, "ALL")
+    assert ask(cache, cache.request("paused"), lambda: "loaded") == "loaded"
+    assert "redis: late" in faults(cache)
+    recovers(cache, clock, ask)
+
+
+def test_full_server_that_evicts_nothing_loses_puts_alone(open_cache, own_redis, ask):
+    """noeviction: what is there is served, what is new is not kept, and that is told."""
+    server = own_redis(args=["--maxmemory-policy", "noeviction"])
+    cache = open_cache(redis=server.url, memory=0, timeouts=PATIENT)
+    ask(cache, cache.request("a"), lambda: "stored")
+    assert cache.flush(GUARD)
+    server.cli("CONFIG", "SET", "maxmemory", "1")
+    assert ask(cache, cache.request("b"), lambda: "loaded") == "loaded"
+    assert not cache.flush(GUARD)
+    assert ask(cache, cache.request("a"), lambda: "new") == "stored"
+    assert cache.stats().tiers["redis"]["lost"] == 1
+    assert "redis: space" in faults(cache) or any("OutOfMemory" in kind or "refused" in kind for kind in faults(cache))
+    with pytest.raises(semcache.InvalidationError):
+        cache.invalidate(namespace="tests")
+    server.cli("CONFIG", "SET", "maxmemory", "0")
+    ask(cache, cache.request("b"), lambda: "loaded")
+    assert cache.flush(GUARD)
+    assert ask(cache, cache.request("b"), lambda: "new") == "loaded"
+
+
+def test_full_server_that_evicts_serves_nothing_invalidated(open_cache, own_redis):
+    """allkeys-lru may evict the marks and the log too: who starts then trusts nothing that stood."""
+    server = own_redis(args=["--maxmemory-policy", "allkeys-lru"])
+    cache = open_cache(redis=server.url, memory=0, timeouts=PATIENT, max_value="1MB")
+    request = cache.request("a", function="f")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    value = server.cli("GET", "semcache:tests:v:" + request.key.hex())
+    cache.invalidate(function="f")
+    cache.close()
+    used = server.client().info("memory")["used_memory"]
+    server.cli("CONFIG", "SET", "maxmemory", str(used + 200_000))
+    for number in range(400):
+        server.cli("SET", f"theirs:{number}", "x" * 4000)
+    server.cli("CONFIG", "SET", "maxmemory", "0")
+    server.cli("SET", "semcache:tests:v:" + request.key.hex(), value)  # had it not been dropped, it might stand
+    late = open_cache(redis=server.url, memory=0, timeouts=PATIENT)
+    assert late.get_or_load(request, lambda: "new") == "new"
+
+
+@pytest.mark.parametrize("how", ["password", "rights"])
+def test_server_that_refuses_us_is_named(open_cache, own_redis, how, ask):
+    """A wrong password, or a user without rights: misses, and one word that says why."""
+    server = own_redis(password="secret")
+    if how == "password":
+        url = server.url.replace("secret", "wrong")
+    else:
+        server.cli("ACL", "SETUSER", "poor", "on", ">pw", "~semcache:*", "+ping")
+        url = server.url.replace(":secret@", "poor:pw@")
+    cache = open_cache(redis=url, memory=0, timeouts=PATIENT)
+    works(cache, ask)
+    assert "redis: rights" in faults(cache)
+
+
+@pytest.mark.semantic
+def test_least_rights_suffice(open_near, own_redis):
+    """The rights that docs/operations.md lists are all that a whole life takes: the server denies nothing."""
+    server = own_redis()
+    server.cli("ACL", "SETUSER", "least", "on", ">pw", "~semcache:tests:*", *LEAST_RIGHTS)
+    url = server.url.replace("redis://", "redis://least:pw@")
+    degrees = {"stored": 0, "asked": 1}
+    cache, other = (open_near(degrees, redis=url, timeouts=PATIENT) for _ in range(2))
+    request = cache.request(text="stored", function="f", tags="t", ttl=60, sliding=True)
+    cache.get_or_load(request, lambda: "answer")
+    assert cache.flush(GUARD)
+    cache.memory.clear()
+    assert cache.get_or_load(request, lambda: "new") == "answer"
+    assert other.get_or_load(request, lambda: "new") == "answer"
+    assert cache.invalidate(tag="t", dry_run=True) == 1
+    assert cache.invalidate(key=request.key, dry_run=True) == 1
+    assert cache.invalidate(tag="t") == 1
+    cache.invalidate(key=request.key)
+    cache.set_mode("exact")
+    deadline = time.monotonic() + GUARD
+    while other.mode != "exact":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    cache.close()
+    other.close()
+    assert server.cli("ACL", "LOG") == []
+
+
+def test_connection_cap_is_named(open_cache, own_redis, ask):
+    """maxclients reached: misses, and the mend."""
+    server = own_redis()
+    server.cli("CONFIG", "SET", "maxclients", "1")
+    heard = []
+    cache = open_cache(redis=server.url, memory=0, timeouts=PATIENT, observers=[heard.append])
+    works(cache, ask)
+    assert any("maxclients" in message for event in heard for tier, _, message in event.faults if tier == "redis")
+
+
+def test_pool_that_is_used_up_is_a_miss_in_time(open_cache, own_redis):
+    """With all connections in use a caller waits his budget at most, and then for nothing."""
+    server = own_redis()
+    cache = open_cache(redis=server.url + "?max_connections=1", memory=0, timeouts=semcache.Timeouts(redis="200ms"))
+    cache.get_or_load(cache.request("a"), lambda: "stored")
+    assert cache.flush(GUARD)
+    link = cache.redis._store.link
+    assert link._free.acquire(timeout=GUARD)
+    try:
+        assert cache.get_or_load(cache.request("b"), lambda: "loaded") == "loaded"
+        assert "redis: pool" in faults(cache)
+    finally:
+        link._free.release()
+
+
+def test_large_value_is_kept_whole(open_cache, own_redis, ask):
+    """10 MB: not kept over `max_value`, kept and found whole within it."""
+    server = own_redis()
+    large = "x" * 10_000_000
+    small = open_cache(redis=server.url, memory=0, timeouts=PATIENT)
+    assert ask(small, small.request("a"), lambda: large) == large
+    assert small.flush(GUARD)
+    assert ask(small, small.request("a"), lambda: "new") == "new"
+    wide = open_cache(redis=server.url, memory=0, timeouts=PATIENT, max_value="20MB")
+    assert ask(wide, wide.request("b"), lambda: large) == large
+    assert wide.flush(GUARD)
+    assert ask(wide, wide.request("b"), lambda: "new") == large
+
+
+def test_bytes_that_are_not_ours_are_a_miss_and_overwritten(open_cache, redis_server, redis_url, ask):
+    """Law 9: whatever stands at our key, it is loaded anew."""
+    cache = open_cache(redis=redis_url, memory=0)
+    request = cache.request("a")
+    name = "semcache:tests:v:" + request.key.hex()
+    ask(cache, request, lambda: "first")
+    assert cache.flush(GUARD)
+    stored = redis_server.cli("GET", name)
+    for foreign in (b"", b"\x01", b"theirs" * 40, stored[:-1], bytes([9]) + stored[1:], stored[:-1] + b"\0"):
+        redis_server.cli("SET", name, foreign)
+        assert ask(cache, request, lambda: "loaded") == "loaded"
+        assert cache.flush(GUARD)
+        assert ask(cache, request, lambda: "not again") == "loaded"
+
+
+def test_another_kind_of_key_at_ours_costs_hits_alone(open_cache, redis_server, redis_url, ask):
+    """Somebody's list under our key is an error of the store, and no error of the caller's."""
+    cache = open_cache(redis=redis_url, memory=0)
+    request = cache.request("a")
+    redis_server.cli("RPUSH", "semcache:tests:v:" + request.key.hex(), "x")
+    assert ask(cache, request, lambda: "loaded") == "loaded"
+
+
+def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(open_cache, own_redis, clock):
+    """A process that has lost the log serves what memory holds for LOST_SECONDS, and no longer; then it loads."""
+    from semcache.log import LOST_SECONDS
+
+    server = own_redis()
+    lost = threading.Event()
+
+    def hear(event):
+        if event.kind == "fault" and event.reason == "unfollowed":
+            lost.set()
+
+    cache = open_cache(redis=server.url, timeouts=PATIENT, observers=[hear])
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    deadline = time.monotonic() + GUARD
+    while not cache.redis._store.is_followed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    server.kill()
+    assert lost.wait(GUARD)
+    clock.advance(LOST_SECONDS - 1)
+    assert cache.get_or_load(request, lambda: "new") == "old"
+    clock.advance(2)
+    assert cache.get_or_load(request, lambda: "new") == "new"
+    clock.advance(LOST_SECONDS - 1)
+    assert cache.get_or_load(request, lambda: "newer") == "new"
+    clock.advance(2)
+    assert cache.get_or_load(request, lambda: "newer") == "newer"
+
+
+def test_open_and_close_leaves_nothing_behind(own_redis):
+    """A cache that is closed leaves no thread, no connection and no memory: over many cycles the counts stand still."""
+    server = own_redis()
+
+    def cycle():
+        with semcache.Cache("tests", redis=server.url, timeouts=PATIENT) as cache:
+            cache.get_or_load(cache.request("a"), lambda: "answer")
+            cache.flush(GUARD)
+
+    cycle()
+    before = threading.active_count()
+    for _ in range(30):
+        cycle()
+    assert threading.active_count() == before
+    deadline = time.monotonic() + GUARD
+    while len(server.client().client_list()) > 2:
+        assert time.monotonic() < deadline, server.client().client_list()
+        time.sleep(0.01)
