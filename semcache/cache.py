@@ -118,7 +118,7 @@ class Cache(Commands):
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
         has_store = disk is not None or redis is not None
         if made is not None and not memory_bytes and not has_store:
-            raise ConfigurationError("near matches need a tier that keeps the answers: memory=, redis= or disk=")
+            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
         self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, self._ttl.of("redis"), self._ttl.of("disk")))
         self.memory = self._make_memory(memory_bytes, is_store=not has_store) if memory_bytes else None
         # The store is opened last of all, so that no wrong setting leaves it open.

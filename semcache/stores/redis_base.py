@@ -33,7 +33,8 @@ class RedisBase:
         self.where = address.where
         self.names = Names(namespace)
         self.is_followed = False
-        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, on_fault)
+        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, self._lost)
+        self._on_fault = on_fault
         self._steady = Link(address)  # marks and writes do not wait behind readers
         self._own = member("namespace", namespace)
         self._namespace = namespace
@@ -79,6 +80,11 @@ class RedisBase:
     def _send(self, commands: list[Command]) -> list[Any]:
         values: list[Any] = self._steady.exchange(commands, PATIENT_SECONDS).values
         return values
+
+    def _lost(self, error: BaseException) -> None:
+        """Tell of what could not be written, in the tier's own words."""
+        told = trouble(error, self.where)
+        self._on_fault(told.reason, told)
 
     def _checked(self, reply: Any) -> Any:
         if isinstance(reply, Exception):

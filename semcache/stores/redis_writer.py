@@ -42,7 +42,7 @@ class RedisWriter:
 
     def __init__(
         self, send: Callable[[list[tuple[Any, ...]]], list[Any]], covers: Callable[[Any, int], bool],
-        upkeep: Callable[[], list[tuple[Any, ...]]], on_fault: Callable[[str, BaseException], None],
+        upkeep: Callable[[], list[tuple[Any, ...]]], on_fault: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self._send = send
         self._covers = covers
@@ -192,4 +192,4 @@ class RedisWriter:
         with self._lock:
             self.counts["lost"] += count
             self._has_lost = True
-        self._on_fault(getattr(error, "reason", "refused"), error)
+        self._on_fault(error)
