@@ -1,0 +1,156 @@
+"""On a CUDA device: the CPU's vectors in half precision, the same decisions, and a worker that outlives its errors.
+
+The model is the folder that SEMCACHE_TEST_MODEL names, else the default one.
+"""
+
+import json
+import os
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import semcache
+from semcache.semantic.batcher import Batcher
+from semcache.semantic.embedder import SentenceTransformerEmbedder
+from semcache.semantic.index import FlatIndex
+
+pytestmark = pytest.mark.gpu
+
+MODEL = os.environ.get("SEMCACHE_TEST_MODEL") or "all-MiniLM-L6-v2"
+TRAFFIC = Path(__file__).parents[2] / "examples" / "traffic" / "support.jsonl"
+SOON = 30
+"""Seconds within which what must happen happens; a test that passes waits far less."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch():
+    """PyTorch with a CUDA device; it comes before FAISS, as in the embedder: who comes first brings the libraries."""
+    found = pytest.importorskip("torch", reason="needs PyTorch")
+    if not found.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_cpu(torch):
+    embedder = SentenceTransformerEmbedder(MODEL, device="cpu")
+    embedder.load()
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def on_gpu(torch):
+    embedder = SentenceTransformerEmbedder(MODEL, device="cuda")
+    embedder.load()
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def texts(on_cpu):
+    """The support desk's questions that the model sees whole."""
+    requests = [json.loads(line)["request"] for line in TRAFFIC.read_text(encoding="utf-8").splitlines()]
+    questions = dict.fromkeys(request["messages"][-1]["content"] for request in requests)
+    return [question for question in questions if on_cpu.covers(question) is None]
+
+
+def error_of(vectors, reference):
+    """The length of the difference over the length of the reference; NaN is below no bound."""
+    return np.linalg.norm(vectors - reference) / np.linalg.norm(reference)
+
+
+def decisions(vectors, cut):
+    """Of every two of these texts, whether one would answer the other."""
+    return (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)] >= cut
+
+
+# Vectors
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(None, 1e-2), ("float16", 5e-3), ("bfloat16", 2e-2), ("float32", 1e-4)])
+def test_call_on_gpu_equals_cpu(dtype, most, on_cpu, texts):
+    """Real texts of all lengths come out as on the CPU in float32: to 1e-2 unless another precision was asked for."""
+    vectors = SentenceTransformerEmbedder(MODEL, device="cuda", dtype=dtype)(texts)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert error_of(vectors, on_cpu(texts)) < most
+
+
+def test_load_on_gpu_computes_there_in_half_precision(on_gpu, torch):
+    """Without `dtype` a GPU computes in float16, or in bfloat16 for a model that was made in it."""
+    weights = list(on_gpu._model.parameters())
+    assert {weight.device.type for weight in weights} == {"cuda"}
+    assert {weight.dtype for weight in weights} <= {torch.float16, torch.bfloat16}
+    assert SentenceTransformerEmbedder(MODEL).identity == on_gpu.identity
+
+
+def test_call_on_gpu_batch_and_padding_hardly_count(on_gpu, texts):
+    """A text's vector is the same alone and beside longer ones; padding is not seen, up to the window's last token."""
+    together = on_gpu([*texts[:300], "word " * 254, "a"])
+    alone = np.stack([on_gpu([text])[0] for text in [*texts[:40], "word " * 254, "a"]])
+    assert error_of(np.concatenate([together[:40], together[-2:]]), alone) < 2e-2
+
+
+def test_decisions_at_090_agree_with_cpu(on_cpu, on_gpu, texts):
+    """Of all pairs of real texts at most 0.1% are decided otherwise than on the CPU, and only by a hair."""
+    here, there = on_cpu(texts), on_gpu(texts)
+    differ = decisions(here, 0.9) != decisions(there, 0.9)
+    assert decisions(here, 0.9).sum() >= 10, "no near matches among these texts: nothing is tested"
+    assert differ.mean() <= 1e-3
+    similarities = (here @ here.T)[np.triu_indices(len(here), 1)]
+    assert np.abs(similarities[differ] - 0.9).max(initial=0.0) < 0.01
+
+
+# The cache
+
+
+def test_cache_on_gpu_serves_a_near_match(open_cache, on_cpu):
+    """A cache with device="cuda" answers a rewording from the question before it, and loads what is far."""
+    cache = open_cache(embedder=MODEL, device="cuda", policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    cache.warm()
+
+    @semcache.cached(cache, text="question", version="1")
+    def answer(question):
+        return f"(asked the model) {question}"
+
+    answer("How do I reset my password?")
+    assert cache.flush(SOON)
+    assert answer("how do i reset my password") == "(asked the model) How do I reset my password?"
+    assert semcache.last().tier == "semantic"
+    first, second = on_cpu(["How do I reset my password?", "how do i reset my password"])
+    assert semcache.last().similarity == pytest.approx(float(first @ second), abs=0.01)
+    assert answer("When does the shop open on Sundays?") == "(asked the model) When does the shop open on Sundays?"
+    assert not cache.stats().faults
+
+
+def test_batcher_failing_batch_on_gpu_leaves_the_worker_alive(torch, monkeypatch, texts):
+    """What the device raises fails the text it is of; those beside it and those that come later are answered."""
+    embedder = SentenceTransformerEmbedder(MODEL, device="cuda")
+    faults = []
+    batcher = Batcher(
+        embedder, lambda dimension: FlatIndex(dimension, 10**8), lambda: 0.0,
+        on_fault=lambda reason, error: faults.append((reason, type(error))),
+    )  # fmt: skip
+    embed = embedder._embed
+
+    def fails_on_poison(model, asked):
+        if "poison" in asked:
+            raise torch.OutOfMemoryError("CUDA out of memory, says a test")
+        return embed(model, asked)
+
+    try:
+        batcher.warm().result(SOON)
+        monkeypatch.setattr(embedder, "_embed", fails_on_poison)
+        for number, text in enumerate(texts[:50]):
+            batcher.add(number.to_bytes(20), b"scope", text, None, inf)
+        asked = [batcher.search(b"scope", text, 4) for text in ["poison", *texts[:50]]]
+        with pytest.raises(torch.OutOfMemoryError):
+            asked[0].result(SOON)
+        nearest = [future.result(SOON).neighbours[0] for future in asked[1:]]
+        assert [neighbour.text for neighbour in nearest] == texts[:50]
+        assert {error for _, error in faults} == {torch.OutOfMemoryError}
+        assert batcher.search(b"scope", texts[60], 1).result(SOON).neighbours
+        assert batcher.state == "ready"
+    finally:
+        batcher.close()
