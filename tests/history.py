@@ -1,10 +1,10 @@
 """One of several processes that share a store: reads and invalidates at random, and writes down what it saw.
 
 python history.py SETTINGS.json SEED: settings name the store, the truth (a file of one 64-bit version a key), how long,
-and which of how many processes this is. It prints a JSON list of its reads and acknowledged invalidations.
+and which of how many processes this is. It writes each read and each acknowledged invalidation to stdout.
 
-A key's version only grows. Its one writer bumps it, then invalidates, and notes the time of the acknowledgement; a load
-returns the version that stands. So of each read it can be told whether it was older than an acknowledged one.
+A key's version only grows. Its one writer bumps it, then invalidates, and writes the time of the acknowledgement down;
+a load returns the version that stands. So of each read it can be told whether it was older than an acknowledged one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import mmap
 import random
 import struct
 import sys
+import threading
 import time
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ class Read(NamedTuple):
     began: float
     took: float
     tier: str
+    process: int = 0
 
 
 class Acknowledged(NamedTuple):
@@ -40,17 +43,81 @@ class Acknowledged(NamedTuple):
     at: float
 
 
-def stale(reads, acknowledged, lag):
-    """Return every read that was given less than what had been acknowledged `lag` seconds before it began."""
-    by_key = {}
-    for one in sorted(acknowledged, key=lambda one: one.at):
-        by_key.setdefault(one.key, []).append(one)
-    found = []
-    for read in reads:
-        must = max((one.version for one in by_key.get(read.key, ()) if one.at + lag < read.began), default=0)
-        if read.version < must:
-            found.append((read, must))
-    return found
+class Starved(NamedTuple):
+    """A time in which a process did not let a thread run that had slept enough: no other could hear a thing either."""
+
+    process: int
+    since: float
+    until: float
+
+
+class _Promised:
+    """What had been acknowledged of each key at any time."""
+
+    def __init__(self, acknowledged):
+        self._at, self._versions = {}, {}
+        for one in sorted(acknowledged, key=lambda one: one.at):
+            versions = self._versions.setdefault(one.key, [])
+            versions.append(max(one.version, versions[-1] if versions else 0))
+            self._at.setdefault(one.key, []).append(one.at)
+
+    def version(self, key, at):
+        """Return the latest version that was acknowledged before then."""
+        number = bisect_left(self._at.get(key, ()), at)
+        return self._versions[key][number - 1] if number else 0
+
+    def since(self, key, version):
+        """Return when a version later than this one was first acknowledged."""
+        return self._at[key][bisect_right(self._versions[key], version)]
+
+
+def stale(reads, acknowledged, lag, starved=()):
+    """Return every read that was given less than what had been acknowledged `lag` seconds before it began.
+
+    `lag` is a number, or what gives one for the time when a read began. Seconds in which the reader's process was
+    starved do not count.
+    """
+    promised, of = _Promised(acknowledged), lag if callable(lag) else lambda began: lag
+    told = ((read, promised.version(read.key, read.began - of(read.began))) for read in reads)
+    found = [(read, must) for read, must in told if read.version < must]
+    return [
+        (read, must) for read, must in found
+        if read.began - (since := promised.since(read.key, read.version)) - _starved(read, since, starved)
+        > of(read.began)
+    ]  # fmt: skip
+
+
+def _starved(read, since, starved):
+    """Return for how many of the seconds from then until a read began its process was starved."""
+    own = (one for one in starved if one.process == read.process)
+    return sum(max(0.0, min(one.until, read.began) - max(one.since, since)) for one in own)
+
+
+def beat(starved, number, stop, every=0.01, least=0.01):
+    """Note down when this thread was not let run."""
+    while not stop.is_set():
+        due = time.monotonic() + every
+        time.sleep(every)
+        now = time.monotonic()
+        if now - due > least:
+            starved.append(["s", number, due, now])
+
+
+def staleness(reads, acknowledged):
+    """Return, of each read that was given something outdated, for how many seconds it had been that when it began."""
+    promised = _Promised(acknowledged)
+    return [read.began - promised.since(read.key, read.version) for read, _ in stale(reads, acknowledged, 0.0)]
+
+
+def trace(reads, acknowledged, key, around, most=40):
+    """Return the lines of what happened to a key up to some moment, the latest last."""
+    lines = [
+        (one.began, f"process {one.process} read {one.version} from {one.tier}, took {one.took:.4f}")
+        for one in reads
+        if one.key == key
+    ]
+    lines += [(one.at, f"acknowledged {one.version}") for one in acknowledged if one.key == key]
+    return [f"{at - around:+.4f} {what}" for at, what in sorted(lines) if at <= around][-most:]
 
 
 def main(settings, seed):
@@ -65,13 +132,18 @@ def main(settings, seed):
     def version(key):
         return struct.unpack_from("<q", truth, 8 * key)[0]
 
+    def get(request, key):
+        return cache.get_or_load(request, lambda: version(key)), semcache.last().tier or "load"
+
     async def aget(request, key):
-        return await cache.aget_or_load(request, lambda: version(key)), semcache.last().tier
+        return await cache.aget_or_load(request, lambda: version(key)), semcache.last().tier or "load"
 
     print("ready", flush=True)
     sys.stdin.readline()
     until = time.monotonic() + settings["seconds"]
-    lines = []
+    lines, starved, stop = [], [], threading.Event()
+    heart = threading.Thread(target=beat, args=(starved, settings["number"], stop))
+    heart.start()
     with asyncio.Runner() as runner:
         while (began := time.monotonic()) < until:
             key = draw.randrange(KEYS)
@@ -88,12 +160,11 @@ def main(settings, seed):
                     continue
                 lines.append(["w", key, bumped, time.monotonic()])
                 continue
-            if draw.random() < 0.5:
-                seen, tier = cache.get_or_load(request, lambda key=key: version(key)), semcache.last().tier
-            else:
-                seen, tier = runner.run(aget(request, key))
-            lines.append(["r", key, seen, began, time.monotonic() - began, tier or "load"])
-    json.dump(lines, sys.stdout)
+            seen, tier = get(request, key) if draw.random() < 0.5 else runner.run(aget(request, key))
+            lines.append(["r", key, seen, began, time.monotonic() - began, tier, settings["number"]])
+    stop.set()
+    heart.join()
+    json.dump(lines + starved, sys.stdout)
     cache.close()
 
 
