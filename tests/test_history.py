@@ -24,7 +24,7 @@ PROCESSES = 4
 SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "8"))
 # Processes that hear of each other do so in milliseconds; while a machine lets one of them wait for its turn, the time
 # does not count.
-FOLLOWED_LAG = float(os.environ.get("SEMCACHE_HISTORY_LAG", "0.25"))
+FOLLOWED_LAG = float(os.environ.get("SEMCACHE_HISTORY_LAG", "1"))
 CUT_OFF_LAG = LOST_SECONDS + 2.0
 # No call takes longer, whatever the store does.
 CALL_SECONDS = 10.0

@@ -431,7 +431,6 @@ def test_log_trimmed_past_a_sleeper_is_told_whole(open_tier):
     assert all(knows(sleeper, tag) for tag in ("one", "two", "three"))
 
 
-@pytest.mark.xfail(strict=True, reason="what was trimmed is compared with what was read, not with what was missed")
 def test_log_trimmed_between_a_look_at_it_and_the_next_read_is_told_whole(open_tier):
     """Who reads as many records after a gap as there were in it has still missed those in it."""
     sleeper, other = open_tier(), open_tier()
@@ -445,7 +444,6 @@ def test_log_trimmed_between_a_look_at_it_and_the_next_read_is_told_whole(open_t
     assert knows(sleeper, "missed")
 
 
-@pytest.mark.xfail(strict=True, reason="nobody counts what was added behind the position that is followed from")
 def test_record_with_an_id_in_the_past_is_not_missed(open_tier):
     """A server whose clock went back gives ids that lie before where an idle log was joined."""
     tier = open_tier()

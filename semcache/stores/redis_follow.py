@@ -120,6 +120,8 @@ class Following(Marking):
         is_reset = is_reset or 0 < last < self._last_seen  # a new primary has lost the log's end
         # Records were trimmed that we have not read; or the log was evicted, and may have been begun anew.
         is_behind = trimmed > self._read_so_far or added < self._read_so_far or (not last and newest_mark > since)
+        # Or we are at the log's end, and have read less than was added: between two looks some went, or came behind us.
+        is_behind = is_behind or (last <= max(since, self._last_seen) and self._read_so_far < added)
         if not is_reset and not is_behind:
             return None
         joined = self.join()

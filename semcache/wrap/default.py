@@ -16,7 +16,19 @@ _built: list[Cache] = []
 _settings: dict[str, Any] = {}
 
 # Settings that are text in the environment as in Python.
-_TEXT = ("namespace", "memory", "disk", "disk_size", "redis", "embedder", "semantic", "device", "mode", "max_value", "compress")
+_TEXT = (
+    "namespace",
+    "memory",
+    "disk",
+    "disk_size",
+    "redis",
+    "embedder",
+    "semantic",
+    "device",
+    "mode",
+    "max_value",
+    "compress",
+)
 
 
 def configure(**settings: Any) -> None:
