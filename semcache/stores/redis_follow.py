@@ -26,6 +26,8 @@ MAX_MARKS = 100_000
 _BLOCK_MS = 400
 _PAGE = 1000
 _VERIFY_SECONDS = 1.0
+# A server that says nothing for so long, where it is asked to wait no longer than `_BLOCK_MS`, is lost.
+_SILENT_SECONDS = _BLOCK_MS / 1000 + 1.0
 
 
 class Following(Marking):
@@ -90,7 +92,7 @@ class Following(Marking):
                 if missed is not None:
                     return missed
             asked = ("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK_MS, "STREAMS", self.names.log, id_of(since))
-            (reply,) = self._talk([asked], _BLOCK_MS / 1000 + 1.0)
+            (reply,) = self._talk([asked], _SILENT_SECONDS)
             records = self._checked(reply)
             changes = self._changes(since, records[0][1] if records else [])
         except BaseException:
@@ -107,7 +109,7 @@ class Following(Marking):
             ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
             ("ZREVRANGE", names.marks, 0, 0, "WITHSCORES"), ("ZREVRANGE", names.gone, 0, 0, "WITHSCORES"),
             ("GET", names.mode), ("ZCARD", names.marks),
-        ])  # fmt: skip
+        ], _SILENT_SECONDS)  # fmt: skip
         clock, info, own, newest, gone, mode, count = replies
         self._set_clock(clock)
         self._mode = _mode(self._checked(mode))

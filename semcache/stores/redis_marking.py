@@ -79,7 +79,8 @@ class Marking(RedisBase):
         commands.append(("EXEC",))
         replies = yield Exchange(self._steady, commands, PATIENT_SECONDS)
         done = replies.values[-1]
-        failed = next((one for one in [done, *(done or [])] if isinstance(one, Exception)), None)
+        made = done if isinstance(done, list) else [done]
+        failed = next((one for one in made if isinstance(one, Exception)), None)
         if failed is not None or done is None:
             refused = next((one for one in replies.values if isinstance(one, Exception)), failed)
             raise trouble(refused or TierError("refused", f"{self.where}: it refused the transaction"), self.where)
