@@ -7,9 +7,7 @@ Under `semcache:NAMESPACE:` stand
     marks       a sorted set: facet value by position       what was invalidated when; a set, so that no mark goes back
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
     log         a stream of records                         added, marked, mode; trimmed by age and number
-    pinned      a hash of entries that have no end          at most MAX_PINNED
     mode        a string                                    the switch of all replicas
-    stats:DAY   a hash of counters                          for 400 days
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
 score, which is exact up to 2**53, until 2089.
@@ -25,7 +23,6 @@ from msgpack import packb, unpackb
 from semcache.errors import DecodeError
 
 PREFIX = "semcache"
-MAX_PINNED = 10_000
 EPOCH_MS = 1_577_836_800_000
 _SEQUENCE_BITS = 12
 _MAX_SEQUENCE = (1 << _SEQUENCE_BITS) - 1
@@ -38,7 +35,7 @@ class Names:
         base = f"{PREFIX}:{quote(namespace, safe='')}:".encode()
         self.value = base + b"v:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
-        self.pinned, self.mode, self.stats = base + b"pinned", base + b"mode", base + b"stats:"
+        self.mode = base + b"mode"
 
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
