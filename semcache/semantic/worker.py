@@ -74,7 +74,8 @@ class Worker:
         index = self._index
         if self.state != "ready" or index is None:
             return None
-        return index.has_scope(scope) or scope in self._arriving
+        # In this order: a row is in the index before it is no longer on its way there.
+        return scope in self._arriving or index.has_scope(scope)
 
     def ask(self, item: Search | Embed) -> None:
         if self._queue.qsize() >= self._max_pending:

@@ -233,6 +233,23 @@ def test_has_scope_is_none_until_ready_and_counts_rows_on_their_way(rig):
     assert r.batcher.has_scope(b"scope") is False
 
 
+def test_has_scope_of_a_row_that_arrives_while_it_is_asked(rig):
+    """A scope is seen on its way or in the index, also where its first row moves from one to the other in between."""
+    r = None
+
+    class Arriving(FlatIndex):
+        def has_scope(self, scope):
+            found = super().has_scope(scope)
+            r.embed.gate.set()
+            assert r.batcher.flush(SOON)
+            return found
+
+    r = rig(make_index=lambda dimension: Arriving(dimension, 10**9))
+    r.held()
+    r.batcher.add(b"key", b"scope", "text", None, inf)
+    assert r.batcher.has_scope(b"scope") is True
+
+
 def test_row_that_could_not_be_added_does_not_leave_its_scope_behind(rig):
     """A row that failed on its way is no longer on its way."""
     r = rig()
