@@ -1,23 +1,17 @@
-"""The command `semcache`.
-
-Laws: the report goes to stdout, all else to stderr; what is wrong is said in one line, with status 2 for a wrong use
-and 1 for a recording that cannot be replayed.
-"""
+"""`semcache replay`: run recorded requests through a cache, and print what came of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from semcache import __version__
-from semcache.errors import ConfigurationError, MissingExtraError, SemcacheError
+from semcache.cli.arguments import not_negative, positive, positive_float
+from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.policy import Threshold
 from semcache.replay.progress import progress
 from semcache.replay.render import render, show
@@ -29,45 +23,10 @@ from semcache.wrap.default import policy_of
 
 _TTLS = ("memory", "disk", "semantic")
 _COLUMNS = 96
-_STOPPED, _PIPE_BROKEN = 130, 141
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        return _replay(options)
-    except ConfigurationError as error:
-        return _fail(_without_extra(error), 2)
-    except (SemcacheError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever read our output has gone; what Python still wants to write at its exit goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _PIPE_BROKEN
-        where = getattr(error, "filename", None) or options.traffic
-        return _fail(f"{where}: {getattr(error, 'strerror', None) or error}", 1)
-    except KeyboardInterrupt:
-        return _fail("stopped", _STOPPED)
-
-
-def _parser() -> argparse.ArgumentParser:
-    about = "A tiered cache for calls to language models, embedding models and retrieval."
-    parser = _Parser(prog="semcache", description=about)
-    parser.add_argument("--version", action="version", version=f"semcache {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_replay(commands)
-    return parser
-
-
-def _add_replay(commands: Any) -> None:
+def add(commands: Any) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "replay",
         help="run recorded requests through a cache; see what it would have saved, and got wrong",
@@ -94,28 +53,32 @@ def _add_replay(commands: Any) -> None:
     )  # fmt: skip
     cache.add_argument("--seed", type=int, default=0, help="of the jitter that shortens each ttl (default: 0)")
     run = parser.add_argument_group("the run")
-    run.add_argument("--limit", type=_positive, metavar="N", help="only the first N requests")
+    run.add_argument("--limit", type=positive, metavar="N", help="only the first N requests")
     run.add_argument(
-        "--time-scale", type=_positive_float, metavar="X",
+        "--time-scale", type=positive_float, metavar="X",
         help="let X seconds pass for the cache in each of the recording's (default: 1)",
     )  # fmt: skip
     run.add_argument("--strict", action="store_true", help="stop at the first line that is not in the format")
     run.add_argument("--live", action="store_true", help="in real time, as fast as it goes, nothing done ahead")
-    run.add_argument("--concurrency", type=_positive, metavar="N", help="with --live: how many callers (default: 1)")
+    run.add_argument("--concurrency", type=positive, metavar="N", help="with --live: how many callers (default: 1)")
     run.add_argument(
-        "--origin-scale", type=_not_negative, metavar="X",
+        "--origin-scale", type=not_negative, metavar="X",
         help="with --live: an origin takes X times its recorded latency (default: 0)",
     )  # fmt: skip
     out = parser.add_argument_group("output")
     out.add_argument("--json", metavar="FILE", help='write the figures to FILE; "-": to stdout, instead of the report')
     out.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=_run)
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     target = _json_target(options.json)
-    with Path(options.traffic).open("rb") as lines, progress(sys.stderr, is_quiet=options.quiet) as shown:
-        report = make_report(replay(lines, settings, shown))
+    try:
+        with Path(options.traffic).open("rb") as lines, progress(sys.stderr, is_quiet=options.quiet) as shown:
+            report = make_report(replay(lines, settings, shown))
+    except MissingExtraError as error:
+        raise ConfigurationError(f"{error}; or replay exact matches only: --no-semantic") from error
     _write(report, Path(options.traffic).name, target, to_stdout=options.json == "-")
     sys.stdout.flush()
     return 0
@@ -171,42 +134,3 @@ def _ttl(text: str) -> tuple[str, str]:
     if tier not in _TTLS or not equals:
         raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TTLS)}; got {text!r}")
     return tier, duration
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1; got {text!r}")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    return number if number < float("inf") else -1.0
-
-
-def _positive_float(text: str) -> float:
-    number = _number(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"expected a number over 0; got {text!r}")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = _number(text)
-    if not number >= 0:
-        raise argparse.ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
-    return number
-
-
-def _without_extra(error: ConfigurationError) -> str:
-    """Tell an error; where near matches cannot be had, also how to do without."""
-    more = "; or replay exact matches only: --no-semantic" if isinstance(error, MissingExtraError) else ""
-    return f"{error}{more}"
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"semcache: {' '.join(message.split())}", file=sys.stderr)
-    return status

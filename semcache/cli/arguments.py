@@ -1,0 +1,44 @@
+"""Reading what was typed: a parser that says in one line what is wrong, and the numbers it takes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def positive(text: str) -> int:
+    """Read a whole number, at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1; got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    return number if number < float("inf") else -1.0
+
+
+def positive_float(text: str) -> float:
+    """Read a number over 0."""
+    number = _number(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected a number over 0; got {text!r}")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Read a number, at least 0."""
+    number = _number(text)
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
+    return number
