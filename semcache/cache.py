@@ -31,6 +31,7 @@ from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
 from semcache.replica import Replica
+from semcache.seed import seed
 from semcache.stores.fork import forking
 from semcache.tier import Breaker, Clock, SystemClock, Tier
 from semcache.tiers.memory import Kept, MemoryTier
@@ -191,14 +192,14 @@ class Cache(Commands):
     def _make_semantic(self, embedder: TextEmbedder, max_bytes: int) -> SemanticTier:
         from semcache.semantic.batcher import Batcher
         from semcache.semantic.index import FlatIndex
-        from semcache.tiers.semantic import SemanticTier
+        from semcache.tiers.semantic import SemanticTier, row_life
 
         values = [tier for tier in (self.memory, self.disk, self.redis) if tier is not None]
         store, now, ttl, identity = self.store, self.now, self._ttl.of("semantic"), embedder.identity
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
             for row in store.rows(identity) if store else ():
-                yield row.key, row.scope, row.text, row.vector, now() + min(row.remaining, ttl)
+                yield row.key, row.scope, row.text, row.vector, now() + row_life(row.remaining, ttl)
 
         batcher = Batcher(
             embedder,
@@ -314,6 +315,23 @@ class Cache(Commands):
         """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
         outcome = await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
         return outcome.unwrap()
+
+    def put(self, request: Request, *, value: Any, pinned: bool = False) -> None:
+        """Put an answer that nobody loaded, in place of what stands; the semantic tier finds it by its text.
+
+        With `pinned` it lives until it is invalidated or pinned anew: no ttl and no pressure ends it, and no load takes
+        its place. The store writes it behind the caller: `flush` tells when it is there. Raises EncodeError for a value
+        that cannot be stored, TierError where a tier does not take it, as when too much is pinned.
+        """
+        run(self._put(request, value, pinned=pinned))
+
+    async def aput(self, request: Request, *, value: Any, pinned: bool = False) -> None:
+        """Put an answer as `put` does, without blocking the loop."""
+        await arun(self._put(request, value, pinned=pinned))
+
+    def _put(self, request: Request, value: Any, *, pinned: bool) -> Plan[None]:
+        born = yield from self.log.now()
+        yield from seed(self.chain, request, value, born, is_pinned=pinned)
 
     def event(self, request: Request) -> Event:
         """Begin the event of a lookup; it is a miss until something is found."""

@@ -36,6 +36,10 @@ class Store(Protocol):
         """Return the log's position, or an older one that is known without asking."""
         ...
 
+    def now(self) -> Plan[int]:
+        """Return the log's position, asked anew: no invalidation that has returned is later."""
+        ...
+
     def beyond(self) -> int:
         """Return a position after all births in this process so far, for an invalidation that could not be kept."""
         ...
@@ -119,6 +123,13 @@ class Log:
         except Exception:  # noqa: BLE001 - a store that fails is never in the caller's way (law 10)
             return self._position
         return self._advance(position)
+
+    def now(self) -> Plan[int]:
+        """Return the position now, asked anew; no invalidation that has returned is later. Raises what asking raises."""
+        if self._store is None:
+            return self._position
+        self.start()
+        return self._advance((yield from self._store.now()))
 
     def beyond(self) -> int:
         """Return a position after all births in this process so far."""

@@ -60,6 +60,12 @@ class Marking(RedisBase):
         heard = position_of(last[0][0]) if last else 0
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
 
+    def ask_position(self) -> Plan[int]:
+        """Return where what begins now is born: no mark made so far is later, every mark made from now on is."""
+        position = (yield from self._next_position()) - 1
+        self._heard(position)
+        return position
+
     def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
         names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
         commands: list[Command] = [("MULTI",)]

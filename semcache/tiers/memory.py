@@ -5,7 +5,8 @@ many at once, before the next put at the latest (as Caffeine's read buffer does)
 
 Laws: it holds encoded answers, never objects, so that who mutates a hit changes nobody else's (law 9); an entry born
 before a mark of one of its facets is not taken, and what stands is dropped with the mark (law 8); while nobody can tell
-this process of marks, nothing lives longer than `lost_seconds`.
+this process of marks, nothing lives longer than `lost_seconds`. Of two entries of a key the one whose load began later
+stays, and a pinned one gives way to pinned ones alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from semcache.tier import Clock
 # What an entry costs beside its answer: the objects here and in the LRU; measured, and held by a test.
 ENTRY_BYTES = 900
 _NOTES = 256
+# Where memory is the store, what is pinned is beyond the LRU: it may take this share of the bound.
+PINNED_SHARE = 0.5
 _LONGEST_LOAD_SECONDS = 3600.0
 
 
@@ -43,8 +46,8 @@ class Kept:
     """
 
     __slots__ = (
-        "body", "born", "ends", "expires", "facets", "grace", "limit", "load_seconds", "own_ttl", "since", "slide",
-        "usage", "value",
+        "body", "born", "ends", "expires", "facets", "grace", "is_pinned", "limit", "load_seconds", "own_ttl", "since",
+        "slide", "usage", "value",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, facets: Facets, since: float, now: float, life: float) -> None:
@@ -60,6 +63,7 @@ class Kept:
         self.load_seconds = entry.load_seconds
         self.own_ttl = entry.own_ttl
         self.usage = entry.usage
+        self.is_pinned = entry.is_pinned
         self.facets = facets
 
 
@@ -97,6 +101,8 @@ class MemoryTier:
         self._too_large = 0
         self._touched: dict[bytes, None] = {}
         self._marks = Marks(clock.monotonic, _LONGEST_LOAD_SECONDS) if marks is None else marks
+        self._max_pinned_bytes = max_bytes * PINNED_SHARE
+        self._pinned: dict[bytes, Kept] = {}
         self._entries = _Entries(
             max_bytes, ttu=lambda _key, kept, _now: kept.ends, timer=clock.monotonic, getsizeof=_weigh
         )
@@ -106,9 +112,9 @@ class MemoryTier:
         try:
             kept = _read(self._entries, key)
         except KeyError:
-            return None
+            return self._pinned.get(key)
         if kept.expires <= self._now():
-            return None
+            return self._pinned.get(key)
         if kept.slide:
             kept.expires = max(kept.expires, min(self._now() + kept.slide, kept.limit))
         touched = self._touched
@@ -135,7 +141,7 @@ class MemoryTier:
                 return Miss()
         entry = Entry(
             kept.value, kept.expires - now, kept.own_ttl, kept.born, now - kept.since, kept.load_seconds, kept.grace,
-            kept.slide, kept.limit - now, facets=kept.facets, usage=kept.usage,
+            kept.slide, kept.limit - now, kept.is_pinned, kept.facets, kept.usage,
         )  # fmt: skip
         return Hit(entry, self.name, key)
 
@@ -159,11 +165,15 @@ class MemoryTier:
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
-        """Keep an entry for the smaller of the tier's ttl and what remains of its life."""
+        """Keep an entry for the smaller of the tier's ttl and what remains of its life.
+
+        Raises TierError("full") for one that is to be pinned here, in the store, where too much is.
+        """
         if self._is_closed:
             raise TierError("closed", "the memory tier was closed")
         life = min(entry.life_in(self._ttl, is_store=self._is_store), self._most)
-        life *= 1 - self._jitter * self._random()
+        if life != inf:
+            life *= 1 - self._jitter * self._random()
         if life <= 0:
             return
         now = self._now()
@@ -171,6 +181,12 @@ class MemoryTier:
         kept = Kept(entry, facets, now - entry.age, now, life)
         with self._lock:
             if entry.born < self._marks.newest and self._marks.cover(facets.pairs(request.key), entry.born):
+                return
+            standing = self._standing(request.key)
+            if standing is not None and (standing.is_pinned, standing.born) > (entry.is_pinned, entry.born):
+                return
+            if entry.is_pinned and self._is_store:
+                self._pin(request.key, kept)
                 return
             try:
                 self._apply_touches()
@@ -181,22 +197,45 @@ class MemoryTier:
         return
         yield
 
+    def _standing(self, key: bytes) -> Kept | None:
+        try:
+            kept = _read(self._entries, key)
+        except KeyError:
+            return self._pinned.get(key)
+        return kept if kept.expires > self._now() else self._pinned.get(key)
+
+    def _pin(self, key: bytes, kept: Kept) -> None:
+        used = sum(_weigh(one) for other, one in self._pinned.items() if other != key)
+        if used + _weigh(kept) > self._max_pinned_bytes:
+            raise TierError(
+                "full",
+                f"pinned entries take {used} bytes of at most {self._max_pinned_bytes:.0f}, half of memory=: "
+                "invalidate some, or give a larger bound",
+            )
+        self._pinned[key] = kept
+        self._entries.pop(key, None)
+
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
         """Drop the entries with a facet value, and refuse those born before `position` that are still to come."""
         entries = self._entries
         with self._lock, entries.timer:
             self._marks.mark(facet, value, position)
-            listed: list[Any] = ([value] if value in entries else []) if facet == "key" else list(entries)
-            # Read past the LRU, whose order this is no reason to change.
-            found = [(key, _read(entries, key)) for key in listed]
-            keys = [
-                key for key, kept in found
-                if kept.born < position and (facet == "key" or kept.facets.has(facet, value))
-            ]  # fmt: skip
+            keys = [key for key, kept in self._meant(facet, value) if kept.born < position]
             for key in keys:
                 entries.pop(key, None)
+                self._pinned.pop(key, None)
         return len(keys)
         yield
+
+    def _meant(self, facet: str, value: str | bytes) -> list[tuple[bytes, Kept]]:
+        if facet != "key":
+            return [(key, kept) for key, kept in self._all() if kept.facets.has(facet, value)]
+        kept = self._standing(value)  # type: ignore[arg-type]
+        return [] if kept is None else [(value, kept)]  # type: ignore[list-item]
+
+    def _all(self) -> list[tuple[bytes, Kept]]:
+        """Return what is here, read past the LRU, whose order this is no reason to change; the lock is held."""
+        return [(key, _read(self._entries, key)) for key in self._entries] + list(self._pinned.items())
 
     def lose(self, seconds: float) -> None:
         """Serve what is here, and what comes, for so long at most: nobody can tell us of invalidations."""
@@ -216,12 +255,13 @@ class MemoryTier:
         """Drop everything."""
         with self._lock:
             self._entries.clear()
+            self._pinned.clear()
 
     def count(self, pairs: list[tuple[str, str | bytes]]) -> int:
         """Return how many entries an invalidation of these would drop."""
         with self._lock, self._entries.timer:
             now = self._now()
-            kept = [(key, _read(self._entries, key)) for key in self._entries]
+            kept = self._all()
         return sum(
             one.expires > now
             and any(key == value if facet == "key" else one.facets.has(facet, value) for facet, value in pairs)
@@ -232,8 +272,8 @@ class MemoryTier:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""
         with self._lock:
             return {
-                "entries": len(self._entries),
-                "bytes": self._entries.currsize,
+                "entries": len(self._entries) + len(self._pinned),
+                "bytes": self._entries.currsize + sum(map(_weigh, self._pinned.values())),
                 "evictions": self._entries.evictions,
                 "too_large": self._too_large,
             }
@@ -247,6 +287,7 @@ class MemoryTier:
         with self._lock:
             self._is_closed = True
             self._entries.clear()
+            self._pinned.clear()
 
     def before_fork(self) -> None:
         """Wait for a put under way: the child is to find it done."""

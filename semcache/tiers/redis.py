@@ -113,6 +113,10 @@ class RedisTier:
         """Return the latest position that was heard of."""
         return self._store.position()
 
+    def now(self) -> Plan[int]:
+        """Return the log's position, asked anew. Raises TierError."""
+        return (yield from self._store.ask_position())
+
     def beyond(self) -> int:
         """Return a position after all births so far but those that follow the latest invalidation, kept or not."""
         return self._store.position()

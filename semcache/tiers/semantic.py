@@ -12,6 +12,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -148,10 +149,15 @@ class SemanticTier:
         if request.scope is None or request.text is None:
             return
         self.batcher.start()
-        expires = self._now() + min(self._ttl, entry.life) * (1 - self._jitter * self._random())
+        life = inf if entry.is_pinned else min(self._ttl, entry.life) * (1 - self._jitter * self._random())
         vector = evidence.vector if evidence is not None else None
         self.batcher.add(
-            request.key, request.scope, request.text, vector, expires, self._attach if vector is None else None
+            request.key,
+            request.scope,
+            request.text,
+            vector,
+            self._now() + life,
+            self._attach if vector is None else None,
         )
         return
         yield
@@ -169,7 +175,7 @@ class SemanticTier:
             now = self._now()
             self.batcher.take(
                 [
-                    (row.key, row.scope, row.text, row.vector, now + min(row.remaining, self._ttl))
+                    (row.key, row.scope, row.text, row.vector, now + row_life(row.remaining, self._ttl))
                     for row in rows
                     if row.embedder == self._embedder
                 ]
@@ -191,6 +197,11 @@ class SemanticTier:
     def close(self) -> None:
         """Stop the worker."""
         self.batcher.close()
+
+
+def row_life(remaining: float, ttl: float) -> float:
+    """Return how long a row from the store lives here: one without an end is a pinned entry's."""
+    return inf if remaining == inf else min(remaining, ttl)
 
 
 def _learn(evidence: Evidence, found: Found) -> None:

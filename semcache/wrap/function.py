@@ -18,7 +18,7 @@ from weakref import WeakSet
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.explain import Explanation
-from semcache.model import Tenant
+from semcache.model import Request, Tenant
 from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
@@ -84,6 +84,10 @@ class Cached(Protocol[P, R_co]):
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Invalidate the answer of one call."""
+        ...
+
+    def request(self, *args: P.args, **kwargs: P.kwargs) -> Request:
+        """Return what a call means to the cache, as `cache.put` takes it. Raises UnkeyableError."""
         ...
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
@@ -235,6 +239,7 @@ class Wrapping:
         made.cache_clear = self.cache_clear
         made.invalidate = self.invalidate
         made.explain = self.explain
+        made.request = self.request
         return made
 
     def cache_info(self) -> CacheInfo:
@@ -248,6 +253,10 @@ class Wrapping:
     def invalidate(self, *args: Any, **kwargs: Any) -> int:
         """Invalidate the answer of one call."""
         return self.call.cache.invalidate(key=self.call.of(args, kwargs).key)
+
+    def request(self, *args: Any, **kwargs: Any) -> Request:
+        """Return what a call means to the cache."""
+        return self.call.of(args, kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Tell how a call would be answered now."""

@@ -1,0 +1,32 @@
+"""Seeding: an answer that nobody loaded, put where a loaded one would stand.
+
+Laws: it is born at the store's position, asked anew, so that an invalidation that has returned is older; unlike a
+lookup it raises where the answer is not kept, for whoever curates answers wants to know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semcache.errors import EncodeError, TierError
+from semcache.events import Event
+from semcache.lookup import Chain, to_entry
+from semcache.model import Request
+from semcache.plan import Plan
+
+
+def seed(chain: Chain, request: Request, value: Any, born: int, *, is_pinned: bool) -> Plan[None]:
+    """Put an answer into every tier that can take it, exact ones first. Raises EncodeError, TierError."""
+    data = chain.codec.encode(value)
+    if len(data) > chain.max_value_bytes:
+        raise EncodeError(f"the answer takes {len(data)} bytes, over max_value={chain.max_value_bytes}")
+    entry = to_entry(request, data, born, Event("miss"))
+    entry.is_pinned = is_pinned
+    if is_pinned:
+        entry.slide = entry.grace = 0.0
+    takers = [tier for tier, _ in chain.tiers if tier.exact or request.scope is not None]
+    if not any(tier.exact for tier in takers):
+        raise TierError("none", "no tier keeps answers here: give memory=, disk= or redis=")
+    # The store first: where it refuses, nobody is to find the answer in memory either.
+    for tier in sorted(takers, key=lambda tier: (not tier.exact, tier.name == "memory")):
+        yield from tier.put(request, entry, None)

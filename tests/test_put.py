@@ -1,0 +1,177 @@
+"""Seeding: curated answers that nobody loaded, and pinned ones, over every kind of store."""
+
+from __future__ import annotations
+
+import pytest
+from instruments import Compass, Origin
+
+import semcache
+from semcache.errors import EncodeError, TierError
+
+STORES = ["memory", "disk", "redis"]
+
+
+@pytest.fixture
+def open_store(open_cache, tmp_path, request):
+    """Open caches over one store."""
+
+    def open_one(store, **more):
+        if store == "disk":
+            more["disk"] = tmp_path / "cache.db"
+        if store == "redis":
+            more["redis"] = request.getfixturevalue("redis_url")
+        return open_cache(**more)
+
+    return open_one
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_put_answer_is_served_and_not_loaded(open_store, ask, store):
+    """What was put stands where a loaded answer would."""
+    cache = open_store(store)
+    origin = Origin("loaded")
+    cache.put(cache.request("a"), value={"answer": 1})
+    assert ask(cache, cache.request("a"), origin) == {"answer": 1}
+    assert origin.calls == 0
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_put_takes_the_place_of_what_stands(open_store, ask, store):
+    """A curated answer replaces a loaded one, also in memory."""
+    cache = open_store(store)
+    assert ask(cache, cache.request("a"), Origin("loaded")) == "loaded"
+    cache.put(cache.request("a"), value="curated")
+    assert ask(cache, cache.request("a"), Origin("loaded")) == "curated"
+    assert cache.flush(10)
+    assert ask(cache, cache.request("a"), Origin("loaded")) == "curated"
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_put_right_after_an_invalidation_stays(open_store, ask, store):
+    """Law 8 the other way round: what is put after `invalidate` has returned is younger, whoever called it."""
+    cache, other = open_store(store), open_store(store)
+    for n in range(20):
+        other.invalidate(namespace=other.namespace)
+        cache.put(cache.request("a"), value=n)
+        assert cache.flush(10)
+        assert ask(cache, cache.request("a"), Origin("loaded")) == n
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_pinned_answer_outlives_every_ttl(open_store, ask, clock, store):
+    """No ttl ends a pinned answer."""
+    cache = open_store(store, ttl=semcache.TTL(memory=10, disk=20, redis=20, semantic=20, jitter=0))
+    cache.put(cache.request("a", ttl=5), value="curated", pinned=True)
+    assert cache.flush(10)
+    clock.advance(1_000_000)
+    assert ask(cache, cache.request("a"), Origin("loaded")) == "curated"
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_load_does_not_take_the_place_of_a_pinned_answer(open_store, ask, store):
+    """Who refreshes is given what it loads; the pinned answer stays for all others."""
+    cache = open_store(store)
+    cache.put(cache.request("a"), value="curated", pinned=True)
+    assert cache.flush(10)
+    with semcache.context(mode="refresh"):
+        assert ask(cache, cache.request("a"), Origin("loaded")) == "loaded"
+    assert cache.flush(10)
+    assert ask(cache, cache.request("a"), Origin("loaded")) == "curated"
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("facet", ["key", "tag", "namespace"])
+def test_pinned_answer_ends_with_its_invalidation(open_store, ask, store, facet):
+    """An invalidation means pinned answers too, counts them, and makes room for others."""
+    cache = open_store(store)
+    request = cache.request("a", tags=["faq"])
+    cache.put(request, value="curated", pinned=True)
+    assert cache.flush(10)
+    told = {facet: {"key": request.key, "tag": "faq", "namespace": cache.namespace}[facet]}
+    assert cache.invalidate(**told, dry_run=True) == 1
+    assert ask(cache, request, Origin("loaded")) == "curated"
+    assert cache.invalidate(**told) == 1
+    assert cache.invalidate(**told, dry_run=True) == 0
+    assert ask(cache, request, Origin("loaded")) == "loaded"
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_pinned_answer_can_be_pinned_anew(open_store, ask, store):
+    """The later of two pinned answers is served."""
+    cache = open_store(store)
+    for answer in ("first", "second"):
+        cache.put(cache.request("a"), value=answer, pinned=True)
+        assert cache.flush(10)
+        assert ask(cache, cache.request("a"), Origin("loaded")) == answer
+
+
+@pytest.mark.parametrize("store", ["disk", "redis"])
+def test_pinned_answer_is_there_in_another_process_and_after_a_restart(open_store, ask, clock, store):
+    """Whoever opens the store finds what was pinned, however old."""
+    first = open_store(store)
+    other = open_store(store)
+    ask(other, other.request("warm"), Origin())
+    first.put(first.request("a"), value="curated", pinned=True)
+    assert first.flush(10)
+    first.close()
+    clock.advance(1_000_000)
+    assert ask(other, other.request("a"), Origin("loaded")) == "curated"
+    third = open_store(store)
+    assert ask(third, third.request("a"), Origin("loaded")) == "curated"
+
+
+@pytest.mark.semantic
+@pytest.mark.parametrize("store", STORES)
+def test_put_answer_is_found_by_a_near_text(open_store, ask, clock, store):
+    """A curated answer is indexed; a pinned one stays in the index past the semantic ttl, and after a restart."""
+    near = {"embedder": Compass(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+    cache = open_store(store, **near)
+    cache.put(cache.request(text="stored"), value="curated", pinned=True)
+    assert cache.flush(10)
+    clock.advance(1_000_000)
+    assert ask(cache, cache.request(text="asked"), Origin("loaded")) == "curated"
+    if store == "memory":
+        return
+    cache.close()
+    again = open_store(store, **near)
+    again.warm()
+    assert ask(again, again.request(text="asked"), Origin("loaded")) == "curated"
+
+
+def test_put_of_a_decorated_functions_call(open_cache):
+    """`f.request` says what a call means, and `put` seeds it."""
+    cache = open_cache()
+
+    @semcache.cached(cache)
+    def answer(question, locale="en"):
+        return f"loaded {question} {locale}"
+
+    cache.put(answer.request("how?", locale="de"), value="curated")
+    assert answer("how?", locale="de") == "curated"
+    assert answer("how?") == "loaded how? en"
+
+
+def test_put_raises_what_a_lookup_would_swallow(open_cache, tmp_path):
+    """Who curates is told: of a value that cannot be stored, one too large, and of a cache that keeps nothing."""
+    cache = open_cache(max_value=1000)
+    with pytest.raises(EncodeError):
+        cache.put(cache.request("a"), value=object())
+    with pytest.raises(EncodeError, match="max_value"):
+        cache.put(cache.request("a"), value="x" * 2000)
+    nowhere = open_cache(memory=0)
+    with pytest.raises(TierError, match="no tier keeps answers"):
+        nowhere.put(nowhere.request("a"), value=1)
+
+
+def test_pinned_in_memory_alone_is_bounded_and_no_pressure_takes_it(open_cache, ask):
+    """Half of the memory may be pinned; the rest is the LRU's."""
+    cache = open_cache(memory=100_000)
+    for n in range(4):
+        cache.put(cache.request("pinned", n), value="x" * 10_000, pinned=True)
+    with pytest.raises(TierError, match="pinned") as told:
+        cache.put(cache.request("pinned", 4), value="x" * 10_000, pinned=True)
+    assert told.value.reason == "full"
+    for n in range(50):
+        ask(cache, cache.request("other", n), lambda: "x" * 10_000)
+    for n in range(4):
+        assert ask(cache, cache.request("pinned", n), Origin("loaded")) == "x" * 10_000
