@@ -125,7 +125,7 @@ class Log:
         return self._advance(position)
 
     def now(self) -> Plan[int]:
-        """Return the position now, asked anew; no invalidation that has returned is later. Raises what asking raises."""
+        """Return the position now, asked anew: no invalidation that has returned is later. Raises TierError."""
         if self._store is None:
             return self._position
         self.start()

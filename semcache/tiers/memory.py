@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from math import inf
 from random import Random
 from threading import Lock
-from typing import Any
 
 from cachetools import Cache as CacheOf
 from cachetools import TLRUCache
