@@ -86,6 +86,13 @@ class Commands:
 
     def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
         facet, value = self._own_namespace(told)
+        _, dropped = yield from self._mark((facet, value))
+        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
+        return dropped
+
+    def _mark(self, told: tuple[str, str | bytes]) -> Plan[tuple[int, int]]:
+        """Drop what has a facet value, everywhere; the position of the mark, and how many entries went."""
+        facet, value = told
         try:
             position, stored = yield from self.log.mark([(facet, value)])
         except BaseException as error:
@@ -97,8 +104,7 @@ class Commands:
                 "it may be served again, and by others; try again when the store is there"
             ) from error
         dropped = yield from self._forget(facet, value, position)
-        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
-        return stored if self.store is not None else dropped
+        return position, stored if self.store is not None else dropped
 
     def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
         pair = self._own_namespace(told)

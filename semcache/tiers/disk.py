@@ -209,11 +209,6 @@ class DiskTier:
         """Return the log's position now: where loads that begin now are born."""
         return self._store.position()
 
-    def now(self) -> Plan[int]:
-        """Return the log's position, which a file tells at once."""
-        return self.position()
-        yield
-
     def beyond(self) -> int:
         """Return a position after all births so far."""
         return self.position() + 1

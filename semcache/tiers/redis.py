@@ -81,7 +81,9 @@ class RedisTier:
         """Hand an entry to the writer; raises TierError("full") where too much waits for it."""
         if self._is_closed:
             raise TierError("closed", "the Redis tier was closed")
-        life = entry.life_in(self._ttl, is_store=True) * (1 - self._jitter * self._random())
+        life = entry.life_in(self._ttl, is_store=True)
+        if not entry.is_pinned:
+            life *= 1 - self._jitter * self._random()
         if life <= 0:
             return
         facets = self._owned(entry.facets or request.facets)
@@ -112,10 +114,6 @@ class RedisTier:
     def position(self) -> int:
         """Return the latest position that was heard of."""
         return self._store.position()
-
-    def now(self) -> Plan[int]:
-        """Return the log's position, asked anew. Raises TierError."""
-        return (yield from self._store.ask_position())
 
     def beyond(self) -> int:
         """Return a position after all births so far but those that follow the latest invalidation, kept or not."""
