@@ -228,7 +228,7 @@ class Cache(Commands):
         *parts: object,
         text: str | None = None,
         tenant: Tenant | None = None,
-        ttl: Duration | None = None,
+        ttl: Duration | Callable[[Any], Duration | None] | None = None,
         sliding: bool = False,
         max_age: Duration | None = None,
         stale_while_revalidate: Duration = 0,
@@ -275,7 +275,7 @@ class Cache(Commands):
             if options.mode is not None:
                 mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
             if options.ttl is not None:
-                lives = replace(lives or FOREVER, ttl=options.ttl)
+                lives = replace(lives or FOREVER, ttl=options.ttl, ttl_of=None)
             if options.tags or options.documents:
                 facets.tags = tuple(dict.fromkeys((*facets.tags, *options.tags)))
                 facets.documents = tuple(dict.fromkeys((*facets.documents, *options.documents)))
