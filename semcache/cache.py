@@ -332,7 +332,7 @@ class Cache(Commands):
 
     def _put(self, request: Request, value: Any, *, pinned: bool) -> Plan[None]:
         # What stands goes everywhere, also from the memories of other processes, and what is being loaded is older.
-        born, _ = yield from self._mark(("key", request.key))
+        born, _ = yield from self._mark([("key", request.key)])
         yield from seed(self.chain, request, value, born, is_pinned=pinned)
 
     def event(self, request: Request) -> Event:

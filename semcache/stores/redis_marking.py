@@ -109,6 +109,20 @@ class Marking(RedisBase):
             found += len(self.pins.meant(facets))
         return found
 
+    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose live entries have a facet value. Raises TierError."""
+        pinned, now = set(self.pins.meant([pair])), self.now()
+        found: list[bytes] = []
+        for at in range(0, len(keys), _SWEEP_PAGE):
+            page = keys[at : at + _SWEEP_PAGE]
+            asked: list[Command] = [("GETRANGE", self.names.of(key), 0, _PEEK_BYTES) for key in page]
+            heads = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+            found += [
+                key for key, head in zip(page, map(self._checked, heads.values), strict=True)
+                if key in pinned or self._is_meant(key, head, [pair], _EVERYTHING, now)
+            ]  # fmt: skip
+        return found
+
     def _sweep(self, pairs: list[Pair], position: int, *, drops: bool) -> Plan[int]:
         """Look at every entry of the namespace, a page a trip; drop, or only count, what the pairs mean."""
         cursor, seen = b"0", set()

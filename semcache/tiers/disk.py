@@ -176,6 +176,12 @@ class DiskTier:
         return self._store.count(_known(pairs))
         yield
 
+    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose live entries have a facet value."""
+        meant = set(self.keys_of([pair]))
+        return [key for key in keys if key in meant]
+        yield
+
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:
         """Return the keys of the live entries that an invalidation of these would drop."""
         return self._store.keys_of(_known(pairs))

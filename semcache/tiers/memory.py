@@ -270,6 +270,13 @@ class MemoryTier:
             for key, one in kept
         )
 
+    def having(self, keys: list[bytes], pair: tuple[str, str | bytes]) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries have a facet value."""
+        with self._lock:
+            meant = {key for key, _ in self._meant(*pair)}
+        return [key for key in keys if key in meant]
+        yield
+
     def stats(self) -> Mapping[str, int | float]:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""
         with self._lock:

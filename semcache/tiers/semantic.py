@@ -147,6 +147,11 @@ class SemanticTier:
                 return found
         return None
 
+    def within(self, text: str, similarity: float) -> Plan[list[Neighbour]]:
+        """Return every row, of whatever scope, at least so similar to a text. Raises TierError."""
+        found: list[Neighbour] = yield Wait(self.batcher.within(text, similarity))
+        return found
+
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
         """Index a loaded answer's text, with the vector that its miss computed, if it did."""
         if request.scope is None or request.text is None:
