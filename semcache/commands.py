@@ -114,7 +114,12 @@ class Commands:
             raise ConfigurationError("invalidate(text=) looks into the index: give the cache an embedder=")
         holder = self.store or self.memory
         assert holder is not None  # noqa: S101 - the cache has seen to it that there is one beside an index
-        keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
+        try:
+            keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
+        except Exception as error:
+            raise InvalidationError(
+                f"nothing was invalidated: the index could not be asked what is near to {text!r} ({error})"
+            ) from error
         if tenant is not None:
             keys = yield from holder.having(keys, ("tenant", str(tenant)))
         dropped = 0
