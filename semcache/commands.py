@@ -19,6 +19,7 @@ from semcache.plan import Plan, arun, run
 
 if TYPE_CHECKING:
     from semcache.tiers.disk import DiskTier
+    from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.memory import MemoryTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
@@ -35,6 +36,7 @@ class Commands:
     chain: Chain
     recorder: Recorder
     memory: MemoryTier | None
+    memcached: MemcachedTier | None
     semantic: SemanticTier | None
     store: DiskTier | RedisTier | None
     _own_mode: Mode
@@ -62,7 +64,8 @@ class Commands:
 
         Everywhere and durably: other processes hear of it within some hundredths of a second, and answers whose load
         has begun before are not kept. Returns how many entries were dropped from the exact store, or from memory where
-        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
+        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it; a
+        memcached that stands alone can keep a key's alone.
         """
         told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
         return run(self._count(told) if dry_run else self._invalidate(told))
@@ -97,6 +100,9 @@ class Commands:
                 "it may be served again, and by others; try again when the store is there"
             ) from error
         dropped = yield from self._forget(facet, value, position)
+        if self.memcached is not None:
+            taken = yield from self.memcached.remove(facet, value, position)
+            dropped = taken if self.store is None else dropped
         self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
         return stored if self.store is not None else dropped
 
@@ -104,6 +110,8 @@ class Commands:
         pair = self._own_namespace(told)
         if self.store is not None:
             return (yield from self.store.count([pair]))
+        if self.memcached is not None:
+            return (yield from self.memcached.count([pair]))
         return self.memory.count([pair]) if self.memory is not None else 0
 
     def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:

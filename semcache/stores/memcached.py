@@ -302,23 +302,25 @@ def _left(deadline: float) -> float:
 Judge = Callable[["bytes | None"], "tuple[bytes, int] | None"]
 
 
-def settle(link: MemcachedLink, name: bytes, judge: Judge, *, looks: bool) -> Plan[tuple[bool, bytes | None]]:
+def settle(
+    link: MemcachedLink, name: bytes, judge: Judge, *, looks: bool, timeout: float = PATIENT_SECONDS
+) -> Plan[tuple[bool, bytes | None]]:
     """Put a record where another may stand, and whatever others do meanwhile: whether it was put, and what stood there.
 
     `judge` is given what stands, None for nothing, and says what to put there and until when, or None to let it be.
-    Without `looks` it is taken for granted at first that nothing does. Raises TierError.
+    Without `looks` it is taken for granted at first that nothing does. `timeout` is for each trip. Raises TierError.
     """
     standing, cas = None, None
     for turn in range(_ROUNDS):
         if looks or turn:
-            found = yield Exchange(link, [("gets", name)], PATIENT_SECONDS)
+            found = yield Exchange(link, [("gets", name)], timeout)
             standing, cas = found.values[0]
         wanted = judge(standing)
         if wanted is None:
             return False, standing
         data, until = wanted
         command = ("add", name, data, until) if standing is None else ("cas", name, data, cas, until)
-        stored = yield Exchange(link, [command], PATIENT_SECONDS)
+        stored = yield Exchange(link, [command], timeout)
         if stored.values[0]:
             return True, standing
     raise TierError("contended", f"{link.where}: {name.decode()} was changed by others {_ROUNDS} times in a row")
