@@ -10,15 +10,17 @@ from semcache.marks import Marks
 from semcache.model import Mode
 from semcache.stores.address import address_of
 from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
+from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.redis_keys import (
     Names,
     member,
     seconds_of,
 )
-from semcache.stores.redis_writer import RedisWriter
 from semcache.tier import Clock, SystemClock
 
 LONGEST_LOAD_SECONDS = 3600.0
+# Entries that are written in one trip.
+BATCH = 128
 
 
 class RedisBase:
@@ -33,7 +35,9 @@ class RedisBase:
         self.where = address.where
         self.names = Names(namespace)
         self.is_followed = False
-        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, self._lost)
+        self.writer: Outbox[list[Command]] = Outbox(
+            "semcache-redis", self._deliver, covers=marks.cover, on_fault=self._lost, batch=BATCH
+        )
         self._on_fault = on_fault
         self._steady = Link(address)  # marks and writes do not wait behind readers
         self._own = member("namespace", namespace)
@@ -80,6 +84,16 @@ class RedisBase:
     def _send(self, commands: list[Command]) -> list[Any]:
         values: list[Any] = self._steady.exchange(commands, PATIENT_SECONDS).values
         return values
+
+    def _deliver(self, batch: list[Write[list[Command]]]) -> Sent:
+        """Write entries in one trip; the first command of each is the one that keeps it."""
+        replies = self._send([command for write in batch for command in write.what] + self._upkeep())
+        sent: Sent = []
+        at = 0
+        for write in batch:
+            sent.append(replies[at] if isinstance(replies[at], Exception) else True)
+            at += len(write.what)
+        return sent
 
     def _lost(self, error: BaseException) -> None:
         """Tell of what could not be written, in the tier's own words."""

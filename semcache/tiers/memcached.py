@@ -30,7 +30,8 @@ from semcache.stores.fork import forking
 from semcache.tier import Clock
 
 if TYPE_CHECKING:
-    from semcache.stores.memcached import Write
+    from semcache.stores.memcached import Item
+    from semcache.stores.outbox import Write
 
 DEFAULT_PORT = 11211
 MAX_NAME_BYTES = 250
@@ -64,7 +65,8 @@ class MemcachedTier:
             import pymemcache  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:
             raise MissingExtraError("memcached=", "memcached") from None
-        from semcache.stores.memcached import MemcachedLink, MemcachedWriter
+        from semcache.stores.memcached import open_outbox
+        from semcache.stores.memcached_link import MemcachedLink
 
         names = _prefix(namespace, _LONGEST_LOG if keeps_marks else "")
         self._names = None if keeps_marks else names
@@ -80,7 +82,7 @@ class MemcachedTier:
         self._slid: dict[bytes, float] = {}
         self._is_closed = False
         self._link = MemcachedLink(address)
-        self._writer = MemcachedWriter(self._link, marks.cover, clock.time, on_fault)
+        self._writer = open_outbox(self._link, marks.cover, clock.time, on_fault)
         forking().add(self)
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
@@ -91,8 +93,8 @@ class MemcachedTier:
             return Miss("memcached: the log is not followed")
         name = _name(names, request.key)
         pending = self._writer.pending.get(request.key)
-        if pending is not None and pending.name == name:
-            return self._judge(request, pending.data, 0)
+        if pending is not None and pending.what.name == name:
+            return self._judge(request, pending.what.data, 0)
         replies = yield Exchange(self._link, [("gets", name)], self._timeout)
         data, cas = replies.values[0]
         if data is None:
@@ -129,7 +131,8 @@ class MemcachedTier:
 
     def _slide(self, name: bytes, hit: Hit, data: bytes, cas: bytes) -> None:
         """Have the server keep a sliding entry for its life anew."""
-        from semcache.stores.memcached import Write, expiry
+        from semcache.stores.memcached import Item, expiry
+        from semcache.stores.outbox import Write
 
         key, entry, now = hit.key, hit.entry, self._clock.monotonic()
         if now < self._slid.get(key, 0.0):
@@ -138,7 +141,8 @@ class MemcachedTier:
             self._slid = {}
         self._slid[key] = now + entry.slide * _SLIDE_SHARE
         with suppress(TierError):  # a full queue: it slides at another hit
-            self._writer.put(Write(key, name, data, expiry(min(entry.slide, entry.limit)), entry.born, cas=cas))
+            item = Item(name, data, expiry(min(entry.slide, entry.limit)), cas)
+            self._writer.put(Write(key, item, size=len(data)))
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
         """Hand an entry to the writer; beside a store it is passed over until that one's log is followed.
@@ -173,8 +177,9 @@ class MemcachedTier:
                 "add disk= or redis=, which can",
             )
 
-    def _write(self, name: bytes, key: bytes, entry: Entry, facets: Facets, life: float) -> Write:
-        from semcache.stores.memcached import Write, expiry
+    def _write(self, name: bytes, key: bytes, entry: Entry, facets: Facets, life: float) -> Write[Item]:
+        from semcache.stores.memcached import Item, expiry
+        from semcache.stores.outbox import Write
 
         if entry.slide:
             entry = replace(entry, slide=min(entry.slide, life))
@@ -182,7 +187,7 @@ class MemcachedTier:
         else:
             stays = min(life + entry.grace, entry.limit) + _MARGIN_SECONDS
         data = header.write(key, entry, facets, life, self._clock.time())
-        return Write(key, name, data, expiry(stays), entry.born, facets.pairs(key))
+        return Write(key, Item(name, data, expiry(stays)), data, entry.born, facets.pairs(key), len(data))
 
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
         """Drop what was born before a position: a key at the server too, what waits here in any case.
@@ -192,7 +197,7 @@ class MemcachedTier:
         """
         self._check_open()
         self._marks.mark(facet, value, position)
-        waiting = self._writer.drop((facet, value), position)
+        waiting = self._writer.drop([(facet, value)], position)
         if not isinstance(value, bytes):
             self._check_markable(facet)
             return 0
@@ -223,14 +228,8 @@ class MemcachedTier:
 
     def _bury(self, key: bytes, position: int) -> Plan[bool]:
         """Put a tombstone where nothing born later stands; whether it took an entry's place."""
-        from semcache.stores.memcached import (
-            LONGEST_LOAD_SECONDS,
-            PATIENT_SECONDS,
-            buried_at,
-            outranks,
-            settle,
-            tombstone,
-        )
+        from semcache.stores.memcached import LONGEST_LOAD_SECONDS, buried_at, outranks, settle, tombstone
+        from semcache.stores.memcached_link import PATIENT_SECONDS
 
         if self._names is None:
             return False

@@ -23,15 +23,9 @@ from semcache.marks import Marks
 from semcache.model import Entry, Facets, Hit, Lives, Miss, Request, Usage
 from semcache.plan import arun, run
 from semcache.stores import header
-from semcache.stores.memcached import (
-    MAX_CONNECTIONS,
-    MAX_ENTRIES,
-    MemcachedLink,
-    buried_at,
-    expiry,
-    outranks,
-    tombstone,
-)
+from semcache.stores.memcached import buried_at, expiry, outranks, tombstone
+from semcache.stores.memcached_link import MAX_CONNECTIONS, MemcachedLink
+from semcache.stores.outbox import MAX_ENTRIES
 from semcache.testing import ManualClock
 from semcache.testing.contract import TTL_SECONDS, TierContract, drive_async, drive_sync
 from semcache.testing.contract import request as contract_request
