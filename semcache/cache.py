@@ -127,9 +127,8 @@ class Cache(Commands):
         # Nobody tells others' memory what was invalidated in a memcached that stands alone.
         self._is_deaf = memcached is not None and not keeps_log
         self._others_ttl = 0.0 if memcached is None else self._ttl.of("memcached")
-        self.memory = (
-            self._make_memory(memory_bytes, is_store=not keeps_log and memcached is None) if memory_bytes else None
-        )
+        is_store = not keeps_log and memcached is None
+        self.memory = self._make_memory(memory_bytes, is_store=is_store) if memory_bytes else None
         self.memcached = self._make_memcached(memcached) if memcached is not None else None
         # The store is opened last of all, so that no wrong setting leaves it open.
         self.disk = self._make_disk(disk, disk_bytes) if disk is not None else None
@@ -199,8 +198,8 @@ class Cache(Commands):
         return RedisTier(
             redis, namespace=self.namespace, ttl=self._ttl.of("redis"), clock=self._clock, marks=self._marks,
             jitter=self._ttl.jitter, timeout=self._timeouts.of("redis"), random=self._random,
-            index_ttl=self._ttl.of("semantic"), others_ttl=self._others_ttl,
-            on_fault=lambda reason, error: recorder.fault("redis", reason, error),
+            others_ttl=self._others_ttl,
+            index_ttl=self._ttl.of("semantic"), on_fault=lambda reason, error: recorder.fault("redis", reason, error),
         )  # fmt: skip
 
     def _make_disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
@@ -209,7 +208,8 @@ class Cache(Commands):
         return DiskTier(
             path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
             timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, random=self._random,
-            index_ttl=self._ttl.of("semantic"), others_ttl=self._others_ttl,
+            others_ttl=self._others_ttl,
+            index_ttl=self._ttl.of("semantic"),
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip
 
