@@ -202,3 +202,29 @@ def test_unix_socket_is_spoken_to(open_tier, redis_server, redis_url):
     tier.join()
     put(tier)
     assert value(tier) == b"v"
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_write_that_crosses_an_invalidation_leaves_nothing_behind(open_cache, redis_server, redis_url, pinned):
+    """Law 8: what is written just after another process has invalidated it is taken back, before its mark is gone."""
+    cache, other = (open_cache(redis=redis_url) for _ in range(2))
+    request = cache.request("a")
+    for each in (cache, other):
+        each.get_or_load(each.request("warm"), lambda: "answer")
+        assert each.flush(GUARD)
+    store = cache.redis._store
+    cache.log.stop()
+    send = store._send
+
+    def send_late(commands):
+        if commands[0][0] == "SET":
+            other.invalidate(key=request.key)
+        return send(commands)
+
+    store._send = send_late
+    entry = Entry(cache.chain.codec.encode("old"), born=cache.log.position(), is_pinned=pinned)
+    run(cache.redis.put(request, entry, None))
+    assert cache.flush(GUARD)
+    name = (store.names.of_pinned if pinned else store.names.of)(request.key)
+    assert redis_server.cli("EXISTS", name) == 0
+    assert redis_server.cli("HLEN", store.names.pinned) == 0

@@ -26,6 +26,7 @@ from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.fork import forking
 from semcache.stores.link import Command
+from semcache.stores.outbox import Write
 from semcache.stores.redis_base import LONGEST_LOAD_SECONDS
 from semcache.stores.redis_follow import Following, facets_of
 from semcache.stores.redis_keys import (
@@ -34,7 +35,6 @@ from semcache.stores.redis_keys import (
     position_at,
 )
 from semcache.stores.redis_pins import WAITING, Pin, record_of
-from semcache.stores.redis_writer import Write
 
 MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0

@@ -62,7 +62,12 @@ class Following(Marking):
         self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
-        return Changes(position, marks, [], self._mode)
+        return Changes(position, marks, [], self._mode, log=self._log)
+
+    @property
+    def _log(self) -> str:
+        """Name the log: by when its namespace was begun, or invalidated as a whole, which no two have in common."""
+        return str(self._floor)
 
     def _unpin_covered(self, key: bytes) -> None:
         """Drop a pinned entry that a mark covers, which may be gone before it: unless it was pinned anew meanwhile."""
@@ -159,7 +164,7 @@ class Following(Marking):
             self._talk([("ZREMRANGEBYSCORE", self.names.marks, "-inf", f"({position}")])
 
     def _changes(self, since: int, records: list[Any]) -> Changes:
-        changes = Changes(since, mode=self._mode)
+        changes = Changes(since, mode=self._mode, log=self._log)
         now = self.now()
         vectors: list[bytes | None] = []
         for stream_id, fields in records:

@@ -41,7 +41,7 @@ class Marking(RedisBase):
             if not position:  # the server cannot be asked; in this process it is gone all the same
                 self._forget(pairs, max(position_at(self.now()), self._position) + 1)
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
-        self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
+        self.writer.drop(pairs, position)
         if facets:
             with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
                 dropped += yield from self._sweep(facets, position, drops=True)
