@@ -6,7 +6,8 @@ positions and marks are the store's, so they hold across processes and restarts;
 
 Laws:
 - one thread follows the store's log: it applies marks before all else, and nothing that listens can end it;
-- a process that has lost the log says so, and its memory tier believes its entries for `LOST_SECONDS` at most;
+- a process that has lost the log, or never found it, says so once, and its memory tier believes its entries for
+  `LOST_SECONDS` at most;
 - a position known here never goes back: an older one is safe, it only makes more entries misses.
 """
 
@@ -174,7 +175,8 @@ class Log:
         store, listener = self._store, self.listener
         assert store is not None  # noqa: S101 - `start` has seen to both
         assert listener is not None  # noqa: S101
-        since, pause, is_lost = -1, _FIRST_PAUSE, True
+        since, pause = -1, _FIRST_PAUSE
+        is_lost: bool | None = None  # not known yet: a store that is absent from the start is lost too
         while not stop.is_set():
             try:
                 changes = store.join() if since < 0 else store.follow(since)
@@ -189,7 +191,7 @@ class Log:
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
             since, pause = changes.position, _FIRST_PAUSE
-            if is_lost:
+            if is_lost is not False:
                 is_lost = False
                 _tell(listener.found)
             stop.wait(COALESCE_SECONDS)

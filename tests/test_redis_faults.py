@@ -5,6 +5,7 @@ error, unchanged and in time; nothing that was invalidated is served; what the s
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from instruments import GUARD, Origin
 
 import semcache
+from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.plan import run
 from semcache.stores.redis_keys import id_of
@@ -42,6 +44,14 @@ def works(cache, ask):
 
 def faults(cache):
     return {kind for kind in cache.stats().faults if kind.startswith("redis: ")}
+
+
+def until(condition):
+    """Wait for what another thread or process does."""
+    deadline = time.monotonic() + GUARD
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def recovers(cache, clock, ask):
@@ -329,8 +339,6 @@ def test_another_kind_of_key_at_ours_costs_hits_alone(open_cache, redis_server, 
 
 def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(open_cache, own_redis, clock):
     """A process that has lost the log serves what memory holds for LOST_SECONDS, and no longer; then it loads."""
-    from semcache.log import LOST_SECONDS
-
     server = own_redis()
     lost = threading.Event()
 
@@ -342,10 +350,7 @@ def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(op
     request = cache.request("a")
     cache.get_or_load(request, lambda: "old")
     assert cache.flush(GUARD)
-    deadline = time.monotonic() + GUARD
-    while not cache.redis._store.is_followed:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: cache.redis._store.is_followed)
     server.kill()
     assert lost.wait(GUARD)
     clock.advance(LOST_SECONDS - 1)
@@ -356,6 +361,54 @@ def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(op
     assert cache.get_or_load(request, lambda: "newer") == "new"
     clock.advance(2)
     assert cache.get_or_load(request, lambda: "newer") == "newer"
+
+
+def test_memory_is_trusted_for_seconds_where_the_server_was_never_there(open_cache, own_redis, clock):
+    """Law 8: absent from the start is lost too, and told once; found, memory has its whole life again."""
+    server, told = own_redis(), threading.Semaphore(0)
+    server.kill()
+
+    def hear(event):
+        if event.kind == "fault" and event.reason == "unfollowed":
+            told.release()
+
+    cache = open_cache(redis=server.url, timeouts=SHORT, observers=[hear])
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert told.acquire(timeout=GUARD)
+    clock.advance(LOST_SECONDS - 1)
+    assert cache.get_or_load(request, lambda: "new") == "old"
+    clock.advance(2)
+    assert cache.get_or_load(request, lambda: "new") == "new"
+    server.start()
+    until(lambda: cache.redis._store.is_followed)
+    recovers(cache, clock, lambda cache, asked, load: cache.get_or_load(asked, load))
+    cache.get_or_load(request, lambda: "newer")
+    clock.advance(LOST_SECONDS + 1)
+    assert cache.probe(request.key) is not None
+    assert not told.acquire(blocking=False)
+
+
+def test_forked_child_whose_server_is_gone_trusts_its_memory_for_seconds(open_cache, own_redis, clock):
+    """Law 8: what a child has in memory from its parent, it serves no longer than a parent that lost the log would."""
+    server = own_redis()
+    cache = open_cache(redis=server.url, timeouts=SHORT)
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    server.pause()  # the parent's follower, which waits for an answer, has not noticed yet
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            cache.get_or_load(cache.request("b"), lambda: "loaded")
+            until(lambda: "redis: unfollowed" in faults(cache))
+            clock.advance(LOST_SECONDS + 1)
+            status = int(cache.get_or_load(request, lambda: "new") != "new")
+        finally:
+            os._exit(status)
+    server.kill()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_open_and_close_leaves_nothing_behind(own_redis):
