@@ -95,6 +95,22 @@ def test_server_that_is_killed_and_started_anew(open_cache, own_redis, clock, as
     assert ask(cache, kept, lambda: "new") == ("old" if keep_data else "new")
 
 
+def test_kill_switch_outlives_a_server_that_comes_back_empty(open_cache, own_redis):
+    """What was switched off stays off, for who lived through it and for who starts then, until it is switched on."""
+    server = own_redis()
+    survivor = open_cache(redis=server.url, timeouts=PATIENT)
+    survivor.warm()
+    survivor.set_mode("off")
+    server.restart()
+    until(lambda: server.cli("ZRANGE", "semcache:tests:mode", 0, -1) == [b"off"])
+    late = open_cache(redis=server.url, timeouts=PATIENT)
+    late.warm()
+    until(lambda: late.mode == "off")
+    assert survivor.mode == "off"
+    late.set_mode("live")
+    until(lambda: survivor.mode == "live")
+
+
 def test_invalidation_while_the_server_is_down_raises(open_cache, own_redis):
     """Law 8: what cannot be kept is not promised; in this process it is gone all the same."""
     server = own_redis()

@@ -77,9 +77,10 @@ class RedisStore(Following):
         """Read the entry with its marks and the server's time: nobody has told us of either."""
         replies = yield Exchange(self.link, [*asked, ("TIME",), *self._ask_marks(pairs)], self._timeout)
         data, clock, scores, gone = (self._checked(reply) for reply in replies.values)
-        self._heard(max(position_at(self._set_clock(clock)), *self._take_marks(pairs, scores, gone)))
+        server = self._set_clock(clock)
+        self._heard(max(position_at(server), *self._take_marks(pairs, scores, gone)))
         if scores[1] is None:  # the namespace has no mark: nobody has used it yet, or its marks are gone
-            yield from self._begin_marks(self._timeout)
+            yield from self._begin_marks(server, self._timeout)
             return None, replies.waited_ns
         if data is None:
             return None, replies.waited_ns

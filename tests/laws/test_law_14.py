@@ -59,7 +59,7 @@ def test_invalidating_a_whole_namespace_leaves_the_others_alone(cache, redis_ser
 
 
 def test_every_key_has_an_expiry(cache, redis_server):
-    """Law 14: every key has an expiry; but for the mode of all replicas, one word, which is bounded by being one."""
+    """Law 14: every key has an expiry; but for the mode of all replicas, which is bounded by the few there are."""
     live(cache)
     cache.close()
     names = set(redis_server.cli("KEYS", "semcache:shop:*")) - {b"semcache:shop:mode"}
