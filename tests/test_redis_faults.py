@@ -4,6 +4,7 @@ error, unchanged and in time; nothing that was invalidated is served; what the s
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import re
@@ -12,12 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from instruments import GUARD, Origin
+from instruments import GUARD, Crew, Origin, SlowWire
 
 import semcache
+from semcache.errors import TierError
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.plan import run
+from semcache.stores.address import address_of
+from semcache.stores.link import Link
 from semcache.stores.redis_keys import id_of
 from semcache.tier import SystemClock
 from semcache.tiers.redis import RedisTier
@@ -326,6 +330,82 @@ def test_large_value_is_kept_whole(open_cache, own_redis, ask):
     assert ask(wide, wide.request("b"), lambda: large) == large
     assert wide.flush(GUARD)
     assert ask(wide, wide.request("b"), lambda: "new") == large
+
+
+@pytest.fixture
+def open_slowly(own_redis, open_cache):
+    """Make caches of one server with a password, which stores "a" as told, over a wire of some pace."""
+    server, wires = own_redis(password="secret"), []
+
+    def open_one(pace, answer, **settings):
+        settings = {"memory": 0, "max_value": "20MB"} | settings
+        with open_cache(redis=server.url, memory=0, max_value="20MB") as near:
+            near.get_or_load(near.request("a"), lambda: answer)
+            assert near.flush(GUARD)
+        wires.append(SlowWire(server.port, pace))
+        return open_cache(redis=f"redis://:secret@127.0.0.1:{wires[-1].port}/0", **settings)
+
+    yield open_one
+    for wire in wires:
+        wire.__exit__()
+
+
+def test_answer_that_comes_in_many_pieces_has_one_budget(open_slowly, ask):
+    """Every piece comes in time, all of them do not: a miss, not one budget for each."""
+    cache = open_slowly(0.04, "x" * 2_000_000, timeouts=semcache.Timeouts(redis="500ms"))
+    assert ask(cache, cache.request("a"), lambda: "loaded") == "loaded"
+    assert "redis: late" in faults(cache)
+
+
+def test_large_answer_over_a_slow_wire_is_found_within_its_budget(open_slowly, ask):
+    """10 MB that come slowly, and go on coming, are found by who has the time."""
+    large = "x" * 10_000_000
+    cache = open_slowly(0.005, large, timeouts=semcache.Timeouts(redis="30s"))
+    assert ask(cache, cache.request("a"), lambda: "loaded") == large
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_first_call_has_one_budget_for_connecting_and_asking_and_leaves_a_connection(open_slowly, clock, colour):
+    """Connecting and asking each take less than the budget, both take more: a miss, and the next finds a connection."""
+    cache = open_slowly(0.2, "stored", timeouts=semcache.Timeouts(redis="350ms"))
+    request = cache.request("a")
+
+    async def main():
+        found = []
+        deadline = time.monotonic() + GUARD
+        while "stored" not in found:
+            assert time.monotonic() < deadline, cache.stats().faults
+            clock.advance(10)  # past any breaker's pause
+            if colour == "sync":
+                found.append(cache.get_or_load(request, lambda: "loaded", when=lambda answer: False))
+            else:
+                found.append(await cache.aget_or_load(request, lambda: "loaded", when=lambda answer: False))
+        return found
+
+    assert asyncio.run(main())[0] == "loaded"
+    assert "redis: late" in faults(cache)
+
+
+def test_caller_that_waited_for_a_connection_has_what_is_left_for_the_answer(own_redis):
+    """The time spent waiting for a connection is not given again for the answer."""
+    server = own_redis()
+    with SlowWire(server.port, 0.3) as wire:
+        link = Link(address_of(f"redis://127.0.0.1:{wire.port}/0?max_connections=1"))
+        assert link.exchange([("PING",)], GUARD).values == [b"PONG"]
+        told, deadline = None, time.monotonic() + GUARD
+        with Crew(1) as crew:
+            while told is None:  # where this thread comes late to the queue, it has not waited enough
+                assert time.monotonic() < deadline
+                first = crew.submit(link.exchange, [("PING",)], GUARD)
+                while link._free._value and not first.done():
+                    pass
+                try:
+                    link.exchange([("PING",)], 0.4)
+                except TierError as error:
+                    told = error.reason
+                first.result(GUARD)
+        assert told == "late"
+        link.close()
 
 
 def test_bytes_that_are_not_ours_are_a_miss_and_overwritten(open_cache, redis_server, redis_url, ask):

@@ -213,15 +213,17 @@ class Following(Marking):
             start = b"(" + records[-1][0]
 
     def _talk(self, asked: list[Command], timeout: float = PATIENT_SECONDS) -> list[Any]:
-        """Exchange on the follower's own connection, which `rest` can cut."""
+        """Exchange on the follower's own connection, which `rest` can cut; lost is who is silent, not who is slow."""
         if self._is_closed:
             raise TierError("closed", "the store was closed")
         connection = self._following
         try:
             if connection is None:
-                connection = self._following = self.link.address.connect(PATIENT_SECONDS)
+                connection = self._following = self.link.address.connect()
+                connection.silence = PATIENT_SECONDS
                 connection.connect()
-            return converse(connection, asked, timeout)
+            connection.silence = timeout
+            return converse(connection, asked)
         except Exception as error:
             self._following = None
             connection.disconnect()
