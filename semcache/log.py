@@ -7,7 +7,8 @@ are readings of the clock where processes share a tier that keeps none.
 
 Laws:
 - one thread follows the store's log: it applies marks before all else, and nothing that listens can end it;
-- a process that has lost the log says so, and its memory tier believes its entries for `LOST_SECONDS` at most;
+- a process that has lost the log, or never found it, says so once, and its memory tier believes its entries for
+  `LOST_SECONDS` at most;
 - a position known here never goes back: an older one is safe, it only makes more entries misses. So where a clock goes
   back births go with it, and marks do not; and a mark lies `SKEW_SECONDS` ahead, by which clocks may differ.
 """
@@ -196,7 +197,8 @@ class Log:
         store, listener = self._store, self.listener
         assert store is not None  # noqa: S101 - `start` has seen to both
         assert listener is not None  # noqa: S101
-        since, pause, is_lost, log = -1, _FIRST_PAUSE, True, ""
+        since, pause, log = -1, _FIRST_PAUSE, ""
+        is_lost: bool | None = None  # not known yet: a store that is absent from the start is lost too
         while not stop.is_set():
             try:
                 changes = store.join() if since < 0 else store.follow(since)
@@ -211,7 +213,7 @@ class Log:
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
             since, pause = changes.position, _FIRST_PAUSE
-            if is_lost or changes.log != log:
+            if is_lost is not False or changes.log != log:
                 is_lost, log = False, changes.log
                 _tell(listener.found, log)
             stop.wait(COALESCE_SECONDS)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from semcache.marks import Marks
-from semcache.model import Mode
 from semcache.stores.address import address_of
 from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
 from semcache.stores.outbox import Outbox, Sent, Write
@@ -59,7 +58,8 @@ class RedisBase:
         self._last_seen = 0
         self._read_so_far = 0
         self._upkeep_at = 0.0
-        self._mode: Mode | None = None
+        # The latest mode of all replicas that was heard of, and its position: as a pair, the later is the greater.
+        self._mode: tuple[int, str] = (0, "")
         self._is_closed = False
 
     # Time and place
