@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
         "mode",
         help="show or set the mode of all processes of a namespace: the kill switch",
         description="Set the mode of all processes of a namespace, within a second: off bypasses the cache, exact "
-        "looks for no near matches, shadow serves none, live gives each process its own mode back. It only tightens what "
-        "each was made with. Without a mode it is shown. Exit status 1: the store could not be asked, or keep it.",
+        "looks for no near matches, shadow serves none, live gives each process its own mode back. It only tightens "
+        "what each was made with. Without a mode it is shown. Exit status 1: the store could not be asked, or keep it.",
     )
     parser.add_argument("mode", nargs="?", choices=_MODES, metavar="live|shadow|exact|off", help="the mode to set")
     add_store(parser)

@@ -64,7 +64,7 @@ def place_of(options: Namespace, *, is_needed: bool = True) -> Place:
         raise ConfigurationError("which store, the Redis or the file? give one: --redis URL or --disk FILE")
     namespace = options.namespace if options.namespace is not None else os.environ.get("SEMCACHE_NAMESPACE", "")
     place = Place(namespace, redis, None if disk is None else _path(disk))
-    if not place.where:
+    if redis is None and disk is None:
         if is_needed:
             raise ConfigurationError("which store? give --redis URL or --disk FILE, or set SEMCACHE_REDIS, _DISK")
     elif not namespace:

@@ -29,10 +29,12 @@ _MAX_SEQUENCE = (1 << _SEQUENCE_BITS) - 1
 
 
 class Names:
-    """The keys of one namespace."""
+    """The keys of one namespace; those of a `part` lie within it, for a trial with no more rights than it has."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, part: str = "") -> None:
         base = f"{PREFIX}:{quote(namespace, safe='')}:".encode()
+        if part:
+            base += f"{quote(part, safe='')}:".encode()
         self.value = base + b"v:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
         self.mode = base + b"mode"
@@ -40,6 +42,10 @@ class Names:
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
         return self.value + key.hex().encode()
+
+    def beside(self) -> list[bytes]:
+        """Return every key there is beside the entries."""
+        return [name for attribute, name in vars(self).items() if attribute != "value"]
 
 
 def position_of(stream_id: bytes) -> int:
