@@ -228,7 +228,7 @@ class Cache(Commands):
         *parts: object,
         text: str | None = None,
         tenant: Tenant | None = None,
-        ttl: Duration | None = None,
+        ttl: Duration | Callable[[Any], Duration | None] | None = None,
         sliding: bool = False,
         max_age: Duration | None = None,
         stale_while_revalidate: Duration = 0,
@@ -275,7 +275,7 @@ class Cache(Commands):
             if options.mode is not None:
                 mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
             if options.ttl is not None:
-                lives = replace(lives or FOREVER, ttl=options.ttl)
+                lives = replace(lives or FOREVER, ttl=options.ttl, ttl_of=None)
             if options.tags or options.documents:
                 facets.tags = tuple(dict.fromkeys((*facets.tags, *options.tags)))
                 facets.documents = tuple(dict.fromkeys((*facets.documents, *options.documents)))
@@ -321,7 +321,8 @@ class Cache(Commands):
 
         With `pinned` it lives until it is invalidated or pinned anew: no ttl and no pressure ends it, and no load takes
         its place. The store writes it behind the caller: `flush` tells when it is there. Raises EncodeError for a value
-        that cannot be stored, TierError where a tier does not take it, as when too much is pinned.
+        that cannot be stored, TierError where a tier does not take it, as when too much is pinned, and
+        InvalidationError where the store cannot be told.
         """
         run(self._put(request, value, pinned=pinned))
 
@@ -330,7 +331,8 @@ class Cache(Commands):
         await arun(self._put(request, value, pinned=pinned))
 
     def _put(self, request: Request, value: Any, *, pinned: bool) -> Plan[None]:
-        born = yield from self.log.now()
+        # What stands goes everywhere, also from the memories of other processes, and what is being loaded is older.
+        born, _ = yield from self._mark([("key", request.key)])
         yield from seed(self.chain, request, value, born, is_pinned=pinned)
 
     def event(self, request: Request) -> Event:

@@ -14,6 +14,7 @@ from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Recorder
 from semcache.log import Log
 from semcache.lookup import Chain
+from semcache.marks import Pair
 from semcache.model import SHARED, Mode, Tenant
 from semcache.plan import Plan, arun, run
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 # Of two modes the later here holds.
 STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
+
+
+# How near a text is, unless it is said: what a careful threshold would serve.
+NEAR = 0.9
+_PAGE = 500
 
 
 class Commands:
@@ -56,14 +62,21 @@ class Commands:
         version: str | None = None,
         document: str | None = None,
         namespace: str | None = None,
+        text: str | None = None,
+        similarity: float = NEAR,
         dry_run: bool = False,
     ) -> int:
         """Drop what has one of these: a key (bytes, or hex), a function (its name, or itself), a tag, a tenant ...
 
-        Everywhere and durably: other processes hear of it within some hundredths of a second, and answers whose load
-        has begun before are not kept. Returns how many entries were dropped from the exact store, or from memory where
-        there is no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
+        `text` means all entries whose texts are at least so similar, whatever their scope, those of one tenant where
+        that is given too; it finds what is in the index of this cache's embedder, not what is being loaded. Everywhere
+        and durably: other processes hear of it within some hundredths of a second, and answers whose load has begun
+        before are not kept. Returns how many entries were dropped from the exact store, or from memory where there is
+        no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
         """
+        if text is not None:
+            given = (key, function, tag, model, version, document, namespace)
+            return run(self._invalidate_near(_near_told(text, similarity, tenant, given), dry_run=dry_run))
         told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
         return run(self._count(told) if dry_run else self._invalidate(told))
 
@@ -78,46 +91,80 @@ class Commands:
         version: str | None = None,
         document: str | None = None,
         namespace: str | None = None,
+        text: str | None = None,
+        similarity: float = NEAR,
         dry_run: bool = False,
     ) -> int:
         """Invalidate as `invalidate` does, without blocking the loop."""
+        if text is not None:
+            given = (key, function, tag, model, version, document, namespace)
+            return await arun(self._invalidate_near(_near_told(text, similarity, tenant, given), dry_run=dry_run))
         told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
         return await arun(self._count(told) if dry_run else self._invalidate(told))
 
     def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
         facet, value = self._own_namespace(told)
+        _, dropped = yield from self._mark([(facet, value)])
+        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
+        return dropped
+
+    def _invalidate_near(self, told: tuple[str, float, Tenant | None], *, dry_run: bool) -> Plan[int]:
+        text, similarity, tenant = told
+        if self.semantic is None:
+            raise ConfigurationError("invalidate(text=) looks into the index: give the cache an embedder=")
+        holder = self.store or self.memory
+        assert holder is not None  # noqa: S101 - the cache has seen to it that there is one beside an index
+        keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
+        if tenant is not None:
+            keys = yield from holder.having(keys, ("tenant", str(tenant)))
+        dropped = 0
+        for at in range(0, len(keys), _PAGE):
+            pairs: list[Pair] = [("key", key) for key in keys[at : at + _PAGE]]
+            if dry_run:
+                dropped += yield from self._count_all(pairs)
+            else:
+                dropped += (yield from self._mark(pairs))[1]
+        if not dry_run:
+            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {text!r}"))
+        return dropped
+
+    def _mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+        """Drop what has one of some facet values, everywhere; the marks' position, and how many entries went."""
+        facet, value = pairs[0]
         try:
-            position, stored = yield from self.log.mark([(facet, value)])
+            position, stored = yield from self.log.mark(pairs)
         except BaseException as error:
-            yield from self._forget(facet, value, self.log.beyond())
+            yield from self._forget(pairs, self.log.beyond())
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
                 f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
                 "it may be served again, and by others; try again when the store is there"
             ) from error
-        dropped = yield from self._forget(facet, value, position)
-        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
-        return stored if self.store is not None else dropped
+        dropped = yield from self._forget(pairs, position)
+        return position, stored if self.store is not None else dropped
 
     def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
-        pair = self._own_namespace(told)
+        return (yield from self._count_all([self._own_namespace(told)]))
+
+    def _count_all(self, pairs: list[Pair]) -> Plan[int]:
         if self.store is not None:
-            return (yield from self.store.count([pair]))
-        return self.memory.count([pair]) if self.memory is not None else 0
+            return (yield from self.store.count(pairs))
+        return self.memory.count(pairs) if self.memory is not None else 0
 
     def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
         if told[0] == "namespace" and told[1] != self.namespace:
             raise ConfigurationError(f"this cache is of namespace {self.namespace!r}; open one of {told[1]!r} for that")
         return told
 
-    def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
+    def _forget(self, pairs: list[Pair], position: int) -> Plan[int]:
         dropped = 0
-        self.log.take([(facet, value, position)])
-        for tier in (self.memory, self.semantic):
-            if tier is not None:
-                dropped += yield from tier.remove(facet, value, position)
-        self.chain.flights.close(facet, value)
+        self.log.take([(facet, value, position) for facet, value in pairs])
+        for facet, value in pairs:
+            for tier in (self.memory, self.semantic):
+                if tier is not None:
+                    dropped += yield from tier.remove(facet, value, position)
+            self.chain.flights.close(facet, value)
         return dropped
 
     # All replicas
@@ -166,6 +213,18 @@ def _facet_told(
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{facet}= is text; got {value!r}")
     return facet, value
+
+
+def _near_told(
+    text: object, similarity: object, tenant: Tenant | None, others: tuple[object, ...]
+) -> tuple[str, float, Tenant | None]:
+    if not isinstance(text, str) or not text or any(one is not None for one in others):
+        raise ConfigurationError("invalidate(text=) takes a text, similarity= and tenant=, and nothing beside")
+    if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not -1 <= similarity <= 1:
+        raise ConfigurationError(f"similarity is a cosine, -1 to 1; got {similarity!r}")
+    if tenant is SHARED:
+        raise ConfigurationError("what is shared has no tenant: leave out tenant=")
+    return text, similarity, as_tenant(tenant)
 
 
 def _key_bytes(key: bytes | str | None) -> bytes:

@@ -36,10 +36,6 @@ class Store(Protocol):
         """Return the log's position, or an older one that is known without asking."""
         ...
 
-    def now(self) -> Plan[int]:
-        """Return the log's position, asked anew: no invalidation that has returned is later."""
-        ...
-
     def beyond(self) -> int:
         """Return a position after all births in this process so far, for an invalidation that could not be kept."""
         ...
@@ -72,8 +68,8 @@ class Store(Protocol):
 class Listener(Protocol):
     """Who is told what came, in the follower's thread."""
 
-    def marked(self, marks: list[Mark]) -> None:
-        """Drop what was invalidated."""
+    def marked(self, marks: list[Mark], *, is_old: bool) -> None:
+        """Drop what was invalidated; `is_old` says that it was before the log was followed, and so before all rows."""
         ...
 
     def added(self, rows: list[Row]) -> None:
@@ -124,13 +120,6 @@ class Log:
             return self._position
         return self._advance(position)
 
-    def now(self) -> Plan[int]:
-        """Return the position now, asked anew: no invalidation that has returned is later. Raises TierError."""
-        if self._store is None:
-            return self._position
-        self.start()
-        return self._advance((yield from self._store.now()))
-
     def beyond(self) -> int:
         """Return a position after all births in this process so far."""
         known = self.position()
@@ -152,8 +141,8 @@ class Log:
 
     def take(self, marks: Iterable[Mark]) -> None:
         """Remember marks."""
-        for facet, value, position in marks:
-            self.marks.mark(facet, value, position)
+        for mark in marks:
+            self.marks.mark(*mark)
 
     def _advance(self, position: int) -> int:
         with self._lock:
@@ -189,7 +178,7 @@ class Log:
         while not stop.is_set():
             try:
                 changes = store.join() if since < 0 else store.follow(since)
-                self._apply(changes, listener)
+                self._apply(changes, listener, is_old=since < 0 or not changes.is_whole)
             except Exception as error:  # noqa: BLE001 - whatever it is, the log may be back in a moment
                 if stop.is_set():
                     return
@@ -205,11 +194,11 @@ class Log:
                 _tell(listener.found)
             stop.wait(COALESCE_SECONDS)
 
-    def _apply(self, changes: Changes, listener: Listener) -> None:
+    def _apply(self, changes: Changes, listener: Listener, *, is_old: bool) -> None:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
         self.take(changes.marks)
         self._advance(changes.position)
-        _tell(listener.marked, changes.marks)
+        _tell(lambda: listener.marked(changes.marks, is_old=is_old))
         if not changes.is_whole:
             _tell(lambda: listener.rebuild(is_reset=changes.is_reset))
         if changes.rows:

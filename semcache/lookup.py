@@ -38,9 +38,10 @@ from semcache.codec import Codec
 from semcache.errors import DecodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
-from semcache.model import Entry, Evidence, Hit, Miss, Request
+from semcache.model import Entry, Evidence, Hit, Lives, Miss, Request
 from semcache.plan import Crew, Load, Outcome, Plan, Spawn, Wait, run
 from semcache.tier import Breaker, Tier
+from semcache.ttl import seconds
 
 LONGEST_LOAD_SECONDS = 3600.0
 
@@ -233,7 +234,7 @@ def settle(
     """Keep what was loaded, if it is worth it, and give it to the followers, once it can be found."""
     began = perf_counter_ns()
     entry = None if outcome.error is not None else encode(chain, request, outcome.value, born, event)
-    kept = entry is not None and is_kept(chain, origin.keeps, entry, outcome.value, event)
+    kept = entry is not None and is_kept(chain, request, origin.keeps, entry, outcome.value, event)
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=True)  # type: ignore[arg-type]
     if flight is not None:
@@ -398,7 +399,9 @@ def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
     return entry
 
 
-def is_kept(chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event) -> bool:
+def is_kept(
+    chain: Chain, request: Request, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event
+) -> bool:
     """Say whether an answer is to be stored; if not, the event says why."""
     if len(entry.value) > chain.max_value_bytes:
         event.reason = "not kept: over max_value"
@@ -413,7 +416,24 @@ def is_kept(chain: Chain, keeps: Callable[[Any], bool] | None, entry: Entry, val
         return False
     if not wanted:
         event.reason = "not kept: when"
-    return bool(wanted)
+    return bool(wanted) and (request.lives.ttl_of is None or has_life(request.lives, entry, value, event))
+
+
+def has_life(lives: Lives, entry: Entry, value: object, event: Event) -> bool:
+    """Give an entry the ttl that its answer asks for; False where that is none at all, or nobody can tell."""
+    try:
+        told = lives.ttl_of(value)  # type: ignore[misc]
+        life = None if told is None or told == 0 else seconds(told, "ttl")
+    except Exception as error:  # noqa: BLE001 - the user's own callable
+        event.fault("ttl", error)
+        return False
+    if life is not None:
+        entry.life, entry.own_ttl = life, True
+        entry.slide = life if lives.sliding else 0.0
+    elif told is not None:
+        event.reason = "not kept: ttl"
+        return False
+    return True
 
 
 def keep(

@@ -6,6 +6,7 @@ only a tier turns a life into an expiry, in its own clock (law 5).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
@@ -69,9 +70,10 @@ class Facets:
 class Lives:
     """How long an answer may be served, in seconds; made once, when a cache or a function is.
 
-    `ttl` is the entry's own life (None: each tier's ttl decides). With `sliding` a hit gives it that life anew. At
-    `max_age` it is gone, whatever its hits. Past its life it may be served for `stale_while_revalidate` more, while it
-    is loaded anew, and for `stale_if_error` more where that load fails (RFC 5861).
+    `ttl` is the entry's own life (None: each tier's ttl decides); `ttl_of` tells it of an answer (None: as before, 0:
+    do not keep it). With `sliding` a hit gives it that life anew. At `max_age` it is gone, whatever its hits. Past its
+    life it may be served for `stale_while_revalidate` more, while it is loaded anew, and for `stale_if_error` more
+    where that load fails (RFC 5861).
     """
 
     ttl: float | None = None
@@ -79,6 +81,7 @@ class Lives:
     max_age: float = inf
     stale_while_revalidate: float = 0.0
     stale_if_error: float = 0.0
+    ttl_of: Callable[[Any], Any] | None = None
 
     @property
     def grace(self) -> float:

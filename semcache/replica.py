@@ -37,12 +37,12 @@ class Replica:
         self._on_fault = on_fault
         self._mode: Mode | None = None
 
-    def marked(self, marks: list[Mark]) -> None:
+    def marked(self, marks: list[Mark], *, is_old: bool) -> None:
         """Drop what was invalidated, and let nobody board its flights."""
         for facet, value, position in marks:
             if self._memory is not None:
                 run(self._memory.remove(facet, value, position))
-            if self._semantic is not None:
+            if self._semantic is not None and not is_old:
                 run(self._semantic.remove(facet, value, position))
             self._flights.close(facet, value)
 

@@ -1,7 +1,7 @@
 """Seeding: an answer that nobody loaded, put where a loaded one would stand.
 
-Laws: it is born at the store's position, asked anew, so that an invalidation that has returned is older; unlike a
-lookup it raises where the answer is not kept, for whoever curates answers wants to know.
+Laws: it is born at a mark of its own key, so that it takes the place of what stands everywhere, and no invalidation
+that has returned is younger; unlike a lookup it raises where it is not kept: whoever curates answers wants to know.
 """
 
 from __future__ import annotations

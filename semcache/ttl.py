@@ -7,9 +7,10 @@ A duration is a number of seconds or "250ms", "5m", "1h", "1d"; a size is a numb
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from semcache.errors import ConfigurationError
 from semcache.model import FOREVER, Lives
@@ -63,8 +64,8 @@ def _amount(text: str, units: Mapping[str, float], plain: str) -> float | None:
 
 
 def lives_of(
-    ttl: Duration | None, max_age: Duration | None = None, stale_while_revalidate: Duration = 0,
-    stale_if_error: Duration = 0, *, sliding: bool = False,
+    ttl: Duration | Callable[[Any], Duration | None] | None, max_age: Duration | None = None,
+    stale_while_revalidate: Duration = 0, stale_if_error: Duration = 0, *, sliding: bool = False,
 ) -> Lives | None:  # fmt: skip
     """Check how long an answer may be served; None where nothing was said. Raises ConfigurationError."""
     if sliding and ttl is None:
@@ -72,11 +73,12 @@ def lives_of(
     if sliding and (stale_while_revalidate or stale_if_error):
         raise ConfigurationError("an answer slides or is served stale, not both: leave out sliding= or stale_...=")
     lives = Lives(
-        None if ttl is None else seconds(ttl, "ttl"),
+        None if ttl is None or callable(ttl) else seconds(ttl, "ttl"),
         sliding,
         inf if max_age is None else seconds(max_age, "max_age"),
         seconds(stale_while_revalidate, "stale_while_revalidate") if stale_while_revalidate != 0 else 0.0,
         seconds(stale_if_error, "stale_if_error") if stale_if_error != 0 else 0.0,
+        ttl if callable(ttl) else None,
     )
     return None if lives == FOREVER else lives
 

@@ -155,6 +155,77 @@ def test_hit_of_a_sliding_answer_moves_its_end_in_redis(open_cache, redis_server
     assert redis_server.cli("PTTL", name) > 400_000
 
 
+def test_ttl_may_be_told_by_the_answer(cache, clock):
+    """`ttl=callable`: each answer says how long it lives, in any form a ttl has; None leaves it to the tier."""
+    lives = {"short": "10s", "long": 500, "plain": None}
+    for answer in lives:
+        cache.get_or_load(cache.request(answer, ttl=lives.get), lambda answer=answer: answer)
+    assert cache.flush(GUARD)
+
+    def alive():
+        keep_nothing = {"when": lambda _: False}
+        return {a for a in lives if cache.get_or_load(cache.request(a), lambda: "new", **keep_nothing) == a}
+
+    clock.advance(9)
+    assert alive() == {"short", "long", "plain"}
+    clock.advance(2)
+    assert alive() == {"long", "plain"}
+    clock.advance(490)
+    assert "long" not in alive()
+
+
+@pytest.mark.parametrize(
+    ("ttl", "told"),
+    [(lambda _: 0, "not kept: ttl"), (lambda _: 1 / 0, "ttl: ZeroDivisionError"), (lambda _: "soon", "ttl:")],
+    ids=["nothing", "raises", "nonsense"],
+)
+def test_answer_whose_ttl_is_nothing_or_cannot_be_told_is_not_kept(cache, ttl, told):
+    """The caller has his answer; 0 says not to keep it, and a callable that fails is a fault, for nobody can tell."""
+    request = cache.request("a", ttl=ttl)
+    with semcache.trace() as seen:
+        assert cache.get_or_load(request, lambda: "old") == "old"
+    assert cache.flush(GUARD)
+    faults = [f"{tier}: {reason}" for tier, reason, _ in seen.lookups[0].faults]
+    assert any(one.startswith(told) for one in [*faults, seen.lookups[0].reason or ""])
+    assert cache.get_or_load(request, lambda: "new") == "new"
+
+
+def test_ttl_told_by_the_answer_slides(open_cache, tmp_path, clock):
+    """A sliding answer slides by the ttl that it told."""
+    cache = open_cache(disk=tmp_path / "cache.db", ttl=TTL, memory=0, timeouts=PATIENT)
+    lives = {"ttl": lambda _: 50, "sliding": True}
+    assert get(cache, lambda: "old", **lives) == "old"
+    for _ in range(3):
+        clock.advance(40)
+        assert get(cache, lambda: "new", **lives) == "old"
+    clock.advance(51)
+    assert get(cache, lambda: "new", **lives) == "new"
+
+
+def test_ttl_of_the_context_wins_over_what_the_answer_tells(cache, clock):
+    """Who sets a ttl around a call means it."""
+    with semcache.context(ttl=10):
+        assert get(cache, lambda: "old", ttl=lambda _: 500) == "old"
+    clock.advance(11)
+    assert get(cache, lambda: "new") == "new"
+
+
+def test_ttl_of_a_stream_is_told_by_its_items(open_cache, clock):
+    """A generator's ttl callable is given the list of its items, as `when` is."""
+    cache = open_cache(ttl=TTL)
+    seen = []
+
+    @semcache.cached(cache, ttl=lambda items: seen.append(items) or 10)
+    def numbers():
+        yield from [1, 2]
+
+    assert list(numbers()) == [1, 2]
+    assert seen == [[1, 2]]
+    clock.advance(11)
+    assert list(numbers()) == [1, 2]
+    assert len(seen) == 2
+
+
 def test_lives_that_contradict_each_other_are_refused(cache):
     """What can never be meant is an error where it is said."""
     with pytest.raises(semcache.ConfigurationError, match="sliding=True wants a ttl"):

@@ -25,7 +25,7 @@ PATIENT = semcache.Timeouts(redis="10s")
 LEAST_RIGHTS = (
     "+get", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore", "+zrange",
     "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim",
-    "+xinfo|stream", "+time", "+multi", "+exec",
+    "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+watch", "+time", "+multi", "+exec",
 )  # fmt: skip
 OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
 
@@ -245,6 +245,9 @@ def test_least_rights_suffice_and_each_is_used(open_near, own_redis):
         cache.redis._store.is_followed = False  # as after a cut: a read then asks for the marks too
         cache.memory.clear()
         cache.get_or_load(cache.request("again"), lambda: "answer")
+        cache.put(cache.request("pinned", tags="curated"), value="answer", pinned=True)
+        assert cache.flush(GUARD)
+        cache.invalidate(tag="curated")
     cache.close()
     other.close()
     assert rights_used(server) == set(LEAST_RIGHTS)

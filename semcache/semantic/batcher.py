@@ -19,12 +19,13 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
-from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Take
+from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Take, Within
 from semcache.semantic.worker import State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from semcache.model import Neighbour
     from semcache.semantic.embedder import TextEmbedder
     from semcache.semantic.index import VectorIndex
     from semcache.semantic.work import Vector
@@ -90,6 +91,12 @@ class Batcher:
         """
         future: Future[Found] = _running_future()
         self._worker().ask(Search(scope, text, k, future))
+        return future
+
+    def within(self, text: str, similarity: float) -> Future[list[Neighbour]]:
+        """Return every row, of whatever scope, that is at least so similar, nearest first; errors as `search`."""
+        future: Future[list[Neighbour]] = _running_future()
+        self._worker().ask(Within(text, similarity, future))
         return future
 
     def embed(self, text: str) -> Future[Vector]:

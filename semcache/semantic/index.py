@@ -34,6 +34,8 @@ _SHARDS = 256
 _COUNT_BITS = SHIFT + 1
 _COUNT = (1 << _COUNT_BITS) - 1
 _WINDOW = 256
+# A text is within 1.0 of itself, whatever its product with itself in float32.
+_ROUNDING = 1e-6
 _PATIENCE = 32
 _ROWS_MOVED_AT_ONCE = 32
 _EVICTED_AT_ONCE = 16
@@ -64,6 +66,10 @@ class VectorIndex(Protocol):
 
     def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
         """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
+        ...
+
+    def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
+        """Return the live rows of all scopes at least so similar to a unit vector, float32[d], nearest first."""
         ...
 
     def sweep(self, now: float) -> int:
@@ -174,6 +180,19 @@ class FlatIndex:
                 for place, neighbours in zip(places, self._nearest(scope, queries[places], k), strict=True):
                     found[place] = neighbours
         return found
+
+    def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
+        """Look at every row; see `VectorIndex.within`."""
+        found: list[Neighbour] = []
+        for slab in self._arena.slabs:
+            if slab is not None:
+                near = slab.vectors @ vector
+                alive = (slab.state != FREE) & (slab.expires > now)
+                found += [
+                    Neighbour(slab.keys[at], min(float(near[at]), 1.0), slab.texts[at])
+                    for at in (alive & (near >= similarity - _ROUNDING)).nonzero()[0].tolist()
+                ]
+        return sorted(found, key=lambda one: -one.similarity)
 
     def sweep(self, now: float) -> int:
         """Drop at most 64 expired rows of the next slab, in turn."""

@@ -57,6 +57,15 @@ class Search:
 
 
 @dataclass(slots=True)
+class Within:
+    """Wanted: all rows that are at least so similar, whatever their scope."""
+
+    text: str
+    similarity: float
+    future: Future[list[Neighbour]]
+
+
+@dataclass(slots=True)
 class Embed:
     """Wanted: a vector."""
 
@@ -107,4 +116,4 @@ class Sync:
     future: Future[None]
 
 
-Item: TypeAlias = Search | Embed | Add | Remove | Take | Restore | Clear | Sync
+Item: TypeAlias = Search | Within | Embed | Add | Remove | Take | Restore | Clear | Sync

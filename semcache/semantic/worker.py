@@ -16,7 +16,7 @@ from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from semcache.errors import TierError
-from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take
+from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take, Within
 
 if TYPE_CHECKING:
     import weakref
@@ -77,7 +77,7 @@ class Worker:
         # In this order: a row is in the index before it is no longer on its way there.
         return scope in self._arriving or index.has_scope(scope)
 
-    def ask(self, item: Search | Embed) -> None:
+    def ask(self, item: Search | Within | Embed) -> None:
         if self._queue.qsize() >= self._max_pending:
             raise TierError("full", f"{self._max_pending} requests wait for the embedder")
         self.submit(item)
@@ -183,6 +183,14 @@ class Worker:
         if restore is not None:
             self._restore_all(restore)
 
+    def _restore_anew(self) -> None:
+        self._loaded.clear()
+        batcher = self._owner()
+        restore = None if batcher is None else batcher.settings.restore
+        del batcher
+        if restore is not None:
+            self._restore_all(restore)
+
     def _restore_all(self, restore: Callable[[], Iterable[Row]]) -> None:
         try:
             self._restore(iter(restore()))
@@ -220,7 +228,7 @@ class Worker:
         texts = [
             item.text
             for item in batch
-            if isinstance(item, Search | Embed) or (isinstance(item, Add) and item.vector is None)
+            if isinstance(item, Search | Within | Embed) or (isinstance(item, Add) and item.vector is None)
         ]
         began = perf_counter_ns()
         known = self._vectors(texts)
@@ -322,9 +330,11 @@ class Worker:
             _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
     def _apply(
-        self, item: Embed | Add | Remove | Take | Restore | Clear | Sync, known: dict[str, Vector | Exception]
+        self, item: Within | Embed | Add | Remove | Take | Restore | Clear | Sync, known: dict[str, Vector | Exception]
     ) -> None:
         match item:
+            case Within():
+                self._within(item, known[item.text])
             case Embed():
                 _end(item.future, known[item.text])
             case Sync():
@@ -337,14 +347,21 @@ class Worker:
             case Take():
                 self._restore(iter(item.rows))
             case Restore():
-                self._loaded.clear()
-                batcher = self._owner()
-                restore = None if batcher is None else batcher.settings.restore
-                del batcher
-                if restore is not None:
-                    self._restore_all(restore)
+                self._restore_anew()
             case Clear():
                 self._loaded.clear()
+
+    def _within(self, item: Within, vector: Vector | Exception) -> None:
+        if isinstance(vector, Exception):
+            _end(item.future, vector)
+            return
+        try:
+            found = self._loaded.within(vector, item.similarity, self._clock())
+        except BaseException as error:  # noqa: BLE001 - the thread lives on
+            self._report("search", error)
+            _end(item.future, _as_exception(error))
+        else:
+            _end(item.future, found)
 
     def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
         """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""

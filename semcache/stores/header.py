@@ -81,6 +81,11 @@ def read(key: bytes, data: bytes, now: float, grace: float = 0.0) -> Entry | Non
     return entry
 
 
+def born_of(data: bytes) -> int | None:
+    """Return when an entry was born, of its first bytes; None where they are not ours."""
+    return _HEADER.unpack_from(data)[7] if len(data) >= HEADER_BYTES and data[0] == VERSION else None
+
+
 def peek(data: bytes) -> tuple[int, float, Facets] | None:
     """Return when an entry was born and expires, and its facets, of its first bytes; None where they are not ours."""
     if len(data) < HEADER_BYTES or data[0] != VERSION:

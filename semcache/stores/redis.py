@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import os
 import time
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple
 
+from semcache.errors import TierError
 from semcache.marks import Pair
 from semcache.model import Entry, Facets
 from semcache.plan import Exchange, Plan
@@ -32,6 +33,7 @@ from semcache.stores.redis_keys import (
     pack,
     position_at,
 )
+from semcache.stores.redis_pins import WAITING, Pin, record_of
 from semcache.stores.redis_writer import Write
 
 MAX_RECORDS = 1_000_000
@@ -61,22 +63,25 @@ class RedisStore(Following):
 
     def get(self, key: bytes, pairs: list[Pair], grace: float) -> Plan[tuple[Entry | None, int]]:
         """Return an entry that no mark covers, and the nanoseconds spent waiting for a connection."""
-        pending = self.writer.pending.get(key)
+        is_pinned = key in self.pins
+        pending = self.writer.pending.get(WAITING + key if is_pinned else key)
         if pending is not None and pending.data is not None and self.is_followed:
             return self._read(key, pending.data, pairs, grace), 0
-        asked: list[Command] = [("GET", self.names.of(key))]
         if self.is_followed:
+            asked: list[Command] = [("GET", self.names.of_pinned(key) if is_pinned else self.names.of(key))]
             replies = yield Exchange(self.link, asked, self._timeout)
             data = self._checked(replies.values[0])
+            if data is None and is_pinned and WAITING + key not in self.writer.pending:
+                self.pins.forget([key])  # evicted, or never written: from now on it is loaded as others are
             return (None if data is None else self._read(key, data, pairs, grace)), replies.waited_ns
-        return (yield from self._get_unfollowed(key, pairs, grace, asked))
+        return (yield from self._get_unfollowed(key, pairs, grace))
 
-    def _get_unfollowed(
-        self, key: bytes, pairs: list[Pair], grace: float, asked: list[Command]
-    ) -> Plan[tuple[Entry | None, int]]:
-        """Read the entry with its marks and the server's time: nobody has told us of either."""
-        replies = yield Exchange(self.link, [*asked, ("TIME",), *self._ask_marks(pairs)], self._timeout)
-        data, clock, scores, gone = (self._checked(reply) for reply in replies.values)
+    def _get_unfollowed(self, key: bytes, pairs: list[Pair], grace: float) -> Plan[tuple[Entry | None, int]]:
+        """Read the entry with its marks and the server's time: nobody has told us of either, or of what is pinned."""
+        asked: list[Command] = [("GET", self.names.of_pinned(key)), ("GET", self.names.of(key)), ("TIME",)]
+        replies = yield Exchange(self.link, asked + self._ask_marks(pairs), self._timeout)
+        pinned, plain, clock, scores, gone = (self._checked(reply) for reply in replies.values)
+        data = plain if pinned is None else pinned
         self._heard(max(position_at(self._set_clock(clock)), *self._take_marks(pairs, scores, gone)))
         if scores[1] is None:  # the namespace has no mark: nobody has used it yet, or its marks are gone
             yield from self._begin_marks(self._timeout)
@@ -120,6 +125,11 @@ class RedisStore(Following):
 
     def put(self, asked: Asked, entry: Entry, life: float, vector: Any) -> None:
         """Queue an entry. Raises TierError("full") where too much waits, EncodeError for too many facets."""
+        if entry.is_pinned:
+            self._pin(asked, entry, vector)
+            return
+        if asked.key in self.pins:
+            return
         key, now = asked.key, self.now()
         data = header.write(key, entry, asked.facets, life, now)
         stays = min(life + entry.grace, entry.limit) + _MARGIN_SECONDS
@@ -138,16 +148,37 @@ class RedisStore(Following):
                 self._await(key, record)
         self.writer.put(Write(key, commands, data, entry.born, asked.facets.pairs(key), len(data) + 256))
 
+    def _pin(self, asked: Asked, entry: Entry, vector: Any) -> None:
+        """Queue a pinned entry, at its own place. Raises TierError("full"), also where too much is pinned."""
+        key = asked.key
+        data = header.write(key, entry, asked.facets, inf, self.now())
+        pin = Pin(entry.born, asked.facets, len(data))
+        is_new = key not in self.pins
+        self.pins.add(key, pin)
+        row = (asked.scope, asked.embedder, asked.text) if asked.text is not None else (None, "", None)
+        record = record_of(key, pin, row, None if vector is None else _to_float16(vector), self._token)
+        commands: list[Command] = [("SET", self.names.of_pinned(key), data), *self._pinned(key, record)]
+        commands += [("UNLINK", self.names.of(key)), ("ZREM", self.names.keys, key)]
+        try:
+            self.writer.put(Write(WAITING + key, commands, data, entry.born, asked.facets.pairs(key), len(data) + 256))
+        except TierError:
+            if is_new:
+                self.pins.forget([key])
+            raise
+        if vector is None and row[0] is not None:
+            self._await(key, record)
+
+    def _pinned(self, key: bytes, record: list[Any]) -> list[Command]:
+        packed = pack(record)
+        return [("HSET", self.names.pinned, key, packed), ("XADD", self.names.log, "*", "r", packed)]
+
     def _record(self, asked: Asked, born: int, expires: float) -> list[Any]:
         facets = asked.facets
         about = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
         return ["a", asked.key, asked.scope, asked.embedder, asked.text, None, expires, about, self._token, born]
 
     def _added(self, record: list[Any], vector: Any) -> Command:
-        import numpy as np
-
-        record = record.copy()
-        record[5] = None if vector is None else np.asarray(vector, dtype="<f2").tobytes()
+        record = [*record[:5], None if vector is None else _to_float16(vector), *record[6:]]
         trim = max(int((self.now() - self._index_ttl - _MARGIN_SECONDS) * 1000), 1)
         return ("XADD", self.names.log, "MINID", "~", trim, "*", "r", pack(record))
 
@@ -163,7 +194,10 @@ class RedisStore(Following):
         record = self._awaiting.pop(key, None)
         if record is not None and record[3] == embedder:
             pairs = facets_of(record[7], self._namespace).pairs(key)
-            self.writer.put(Write(key, [self._added(record, vector)], None, record[9], pairs, 2048))
+            commands = [self._added(record, vector)]
+            if record[0] == "p":
+                commands = self._pinned(key, [*record[:5], _to_float16(vector), *record[6:]])
+            self.writer.put(Write(key, commands, None, record[9], pairs, 2048))
 
     def slide(self, key: bytes, seconds: float) -> None:
         """Give an entry that was read its life anew."""
@@ -188,7 +222,7 @@ class RedisStore(Following):
 
     def entries(self) -> int:
         """Return how many entries the namespace has, about."""
-        return int(self._checked(self._send([("ZCARD", self.names.keys)])[0]))
+        return sum(map(int, map(self._checked, self._send([("ZCARD", self.names.keys), ("HLEN", self.names.pinned)]))))
 
     # Life
 
@@ -218,3 +252,9 @@ class RedisStore(Following):
         self._following = None
         self.is_followed = False
         self._token = os.urandom(8)
+
+
+def _to_float16(vector: Any) -> bytes:
+    import numpy as np
+
+    return np.asarray(vector, dtype="<f2").tobytes()

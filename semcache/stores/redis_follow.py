@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Mark, Row
 from semcache.model import MODES, Facets, Mode
 from semcache.plan import run
+from semcache.stores import header
 from semcache.stores.link import PATIENT_SECONDS, Command, converse, trouble
 from semcache.stores.redis_keys import (
     id_of,
@@ -21,6 +23,7 @@ from semcache.stores.redis_keys import (
     unpack,
 )
 from semcache.stores.redis_marking import Marking
+from semcache.stores.redis_pins import pin_of, records
 
 MAX_MARKS = 100_000
 _BLOCK_MS = 400
@@ -39,9 +42,9 @@ class Following(Marking):
         names = self.names
         replies = self._talk([
             ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
-            ("GET", names.mode),
+            ("GET", names.mode), ("HVALS", names.pinned),
         ])  # fmt: skip
-        clock, info, own, mode = replies
+        clock, info, own, mode, pinned = replies
         self._last_seen, self._read_so_far, _ = _stream_told(info)
         own, mode = self._checked(own), self._checked(mode)
         position = max(position_at(self._set_clock(clock)), self._last_seen)
@@ -53,10 +56,24 @@ class Following(Marking):
         self._republish(marks)
         for mark in marks:  # before a reader is told that they are known
             self._marks.mark(*mark)
+        self.pins.begin(self._checked(pinned))
+        for key in self.pins.covered(self._marks):
+            self._unpin_covered(key)
         self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
         return Changes(position, marks, [], self._mode)
+
+    def _unpin_covered(self, key: bytes) -> None:
+        """Drop a pinned entry that a mark covers, which may be gone before it: unless it was pinned anew meanwhile."""
+        self.pins.forget([key])
+        place = self.names.of_pinned(key)
+        _, head = self._talk([("WATCH", place), ("GETRANGE", place, 0, header.HEADER_BYTES + 0xFFFF)])
+        told = header.peek(self._checked(head))
+        if told is None or not self._marks.cover(_owned(told[2], self._namespace).pairs(key), told[0]):
+            self._talk([("MULTI",), ("EXEC",)])
+        else:
+            self._talk([("MULTI",), ("UNLINK", place), ("HDEL", self.names.pinned, key), ("EXEC",)])
 
     def _republish(self, stored: list[Mark]) -> None:
         """Write anew what this process knows and the store does not: it has come back from an older snapshot."""
@@ -152,21 +169,31 @@ class Following(Marking):
             try:
                 record = unpack(fields[1])
                 kind = record[0]
-                if kind == "a":
-                    row = self._row(record, now)
+                if kind in ("a", "p"):
+                    row = self._row(record, now) if kind == "a" else self._pinned_row(record)
                     if row is not None:
                         changes.rows.append(row)
                         vectors.append(record[5])
                 elif kind == "m":
                     _, facet, value, position = record
-                    changes.marks.append((facet, value, position))
                     self._marks.mark(facet, value, position)
+                    changes.marks.append((facet, value, position))
                 elif kind == "o":
                     changes.mode = self._mode = _mode(record[1])
             except (DecodeError, ValueError, IndexError, TypeError):
                 continue  # a record of a later version, or of another hand
         changes.rows = _with_vectors(changes.rows, vectors)
+        for key in self.pins.covered(self._marks) if records else ():
+            self._unpin_covered(key)
         return changes
+
+    def _pinned_row(self, record: list[Any]) -> Row | None:
+        """Hear of a pinned entry; its row, which has no end, where it is another process's and its vector is there."""
+        self.pins.hear(record)
+        _, key, scope, embedder, text, vector, _, _, writer, _ = record
+        if writer == self._token or scope is None or text is None or vector is None:
+            return None
+        return Row(key, scope, embedder, text, None, inf)
 
     def _row(self, record: list[Any], now: float) -> Row | None:
         """Read a record of another process's row; None for our own, and for what is over."""
@@ -178,13 +205,19 @@ class Following(Marking):
         return Row(key, scope, embedder, text, None, expires - now)
 
     def rows(self, embedder: str) -> Iterator[Row]:
-        """Return the live rows of an embedder in the log, oldest first, a page at a time. Raises TierError."""
+        """Return the live rows of an embedder, pinned ones, then the log's, oldest first. Raises TierError."""
+        for record in records(self._checked(self._send([("HVALS", self.names.pinned)])[0])):
+            _, _, scope, kind, text, vector, *_ = record
+            key, pin = pin_of(record, self._namespace)
+            is_covered = self._marks.cover(pin.facets.pairs(key), pin.born)
+            if kind == embedder and scope is not None and text is not None and not is_covered:
+                yield from _with_vectors([Row(key, scope, kind, text, None, inf)], [vector])
         start: bytes = b"-"
         while True:
             asked: list[Command] = [("XRANGE", self.names.log, start, "+", "COUNT", _PAGE)]
-            records = self._checked(self._send(asked)[0])
+            page = self._checked(self._send(asked)[0])
             now = self.now()
-            for _, fields in records:
+            for _, fields in page:
                 try:
                     record = unpack(fields[1])
                     if record[0] != "a" or record[3] != embedder:
@@ -195,9 +228,9 @@ class Following(Marking):
                     continue
                 if row is not None:
                     yield from _with_vectors([row], [record[5]])
-            if len(records) < _PAGE:
+            if len(page) < _PAGE:
                 return
-            start = b"(" + records[-1][0]
+            start = b"(" + page[-1][0]
 
     def _talk(self, asked: list[Command], timeout: float = PATIENT_SECONDS) -> list[Any]:
         """Exchange on the follower's own connection, which `rest` can cut."""
@@ -219,6 +252,11 @@ class Following(Marking):
         connection = self._following
         if connection is not None:
             connection.disconnect()
+
+
+def _owned(facets: Facets, namespace: str) -> Facets:
+    facets.namespace = namespace
+    return facets
 
 
 def facets_of(about: list[Any], namespace: str) -> Facets:

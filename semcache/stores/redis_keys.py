@@ -3,10 +3,12 @@
 Under `semcache:NAMESPACE:` stand
 
     v:HEX       an entry (see `header`)                     until its life, and its grace, are over
+    p:HEX       a pinned entry                              until it is invalidated; bounded in number and bytes
+    pinned      a hash: key to record (see `redis_pins`)    the pinned entries, and their rows for the index
     keys        a sorted set: key by the time it ends       the entries there are, so that none need be searched for
     marks       a sorted set: facet value by position       what was invalidated when; a set, so that no mark goes back
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
-    log         a stream of records                         added, marked, mode; trimmed by age and number
+    log         a stream of records                         added, pinned, marked, mode; trimmed by age and number
     mode        a string                                    the switch of all replicas
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
@@ -35,17 +37,21 @@ class Names:
         base = f"{PREFIX}:{quote(namespace, safe='')}:".encode()
         if part:
             base += f"{quote(part, safe='')}:".encode()
-        self.value = base + b"v:"
+        self.value, self._pin = base + b"v:", base + b"p:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
-        self.mode = base + b"mode"
+        self.mode, self.pinned = base + b"mode", base + b"pinned"
 
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
         return self.value + key.hex().encode()
 
+    def of_pinned(self, key: bytes) -> bytes:
+        """Return where a pinned entry stands."""
+        return self._pin + key.hex().encode()
+
     def beside(self) -> list[bytes]:
         """Return every key there is beside the entries."""
-        return [name for attribute, name in vars(self).items() if attribute != "value"]
+        return [name for name in vars(self).values() if not name.endswith(b":")]
 
 
 def position_of(stream_id: bytes) -> int:

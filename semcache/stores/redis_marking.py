@@ -34,16 +34,18 @@ class Marking(RedisBase):
         try:
             position = yield from self._next_position()
             self._forget(pairs, position)  # before it is sent: nothing older is written behind it
+            facets = [pair for pair in pairs if pair[0] != "key"]
+            pinned = self.pins.meant(facets, position)
             dropped = yield from self._mark(pairs, position)
         except TierError as error:
             if not position:  # the server cannot be asked; in this process it is gone all the same
                 self._forget(pairs, max(position_at(self.now()), self._position) + 1)
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
-        facets = [pair for pair in pairs if pair[0] != "key"]
         self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
         if facets:
             with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
                 dropped += yield from self._sweep(facets, position, drops=True)
+                dropped += yield from self._unpin(pinned)
         return position, dropped
 
     def _forget(self, pairs: list[Pair], position: int) -> None:
@@ -60,12 +62,6 @@ class Marking(RedisBase):
         heard = position_of(last[0][0]) if last else 0
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
 
-    def ask_position(self) -> Plan[int]:
-        """Return where what begins now is born: no mark made so far is later, every mark made from now on is."""
-        position = (yield from self._next_position()) - 1
-        self._heard(position)
-        return position
-
     def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
         names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
         commands: list[Command] = [("MULTI",)]
@@ -78,6 +74,8 @@ class Marking(RedisBase):
             commands.append(("UNLINK", *(names.of(key) for key in keys)))  # type: ignore[arg-type]
             commands.append(("ZADD", names.gone, "GT", *(part for key in keys for part in (position, key))))
             commands.append(("ZREM", names.keys, *keys))
+            commands.append(("UNLINK", *(names.of_pinned(key) for key in keys)))  # type: ignore[arg-type]
+            commands.append(("HDEL", names.pinned, *keys))
         # A namespace that nobody has begun yet: see `_begin_marks`.
         commands.append(("ZADD", names.marks, "NX", position, self._own))
         for name in (names.marks, names.gone, names.log):
@@ -93,7 +91,8 @@ class Marking(RedisBase):
         self._heard(position)
         if not keys:
             return 0
-        return int(done[next(at for at, command in enumerate(commands[1:-1]) if command[0] == "UNLINK")])
+        self.pins.forget(keys)  # type: ignore[arg-type]
+        return sum(int(one) for command, one in zip(commands[1:-1], done, strict=True) if command[0] == "UNLINK")
 
     def count(self, pairs: list[Pair]) -> Plan[int]:
         """Return how many entries an invalidation of these would drop. Raises TierError."""
@@ -101,11 +100,27 @@ class Marking(RedisBase):
         facets = [pair for pair in pairs if pair[0] != "key"]
         found = 0
         if keys:
-            asked: list[Command] = [("EXISTS", *(self.names.of(key) for key in keys))]  # type: ignore[arg-type]
+            places = [place(key) for key in keys for place in (self.names.of, self.names.of_pinned)]  # type: ignore[arg-type]
+            asked: list[Command] = [("EXISTS", *places)]
             replies = yield Exchange(self._steady, asked, PATIENT_SECONDS)
             found = int(self._checked(replies.values[0]))
         if facets:
             found += yield from self._sweep(facets, _EVERYTHING, drops=False)
+            found += len(self.pins.meant(facets))
+        return found
+
+    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose live entries have a facet value. Raises TierError."""
+        pinned, now = set(self.pins.meant([pair])), self.now()
+        found: list[bytes] = []
+        for at in range(0, len(keys), _SWEEP_PAGE):
+            page = keys[at : at + _SWEEP_PAGE]
+            asked: list[Command] = [("GETRANGE", self.names.of(key), 0, _PEEK_BYTES) for key in page]
+            heads = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+            found += [
+                key for key, head in zip(page, map(self._checked, heads.values), strict=True)
+                if key in pinned or self._is_meant(key, head, [pair], _EVERYTHING, now)
+            ]  # fmt: skip
         return found
 
     def _sweep(self, pairs: list[Pair], position: int, *, drops: bool) -> Plan[int]:
@@ -131,6 +146,18 @@ class Marking(RedisBase):
                     yield Exchange(self._steady, [*gone, ("ZREM", self.names.keys, *meant)], PATIENT_SECONDS)
             if cursor in (b"0", 0):
                 return len(seen)
+
+    def _unpin(self, keys: list[bytes]) -> Plan[int]:
+        """Drop pinned entries; how many, though others who heard of the mark may have dropped them already."""
+        self.pins.forget(keys)
+        if not keys:
+            return 0
+        asked: list[Command] = [
+            ("UNLINK", *(self.names.of_pinned(key) for key in keys)), ("HDEL", self.names.pinned, *keys),
+        ]  # fmt: skip
+        replies = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+        self._checked(replies.values[0])
+        return len(keys)
 
     def _is_meant(self, key: bytes, head: bytes, pairs: list[Pair], position: int, now: float) -> bool:
         told = header.peek(head)

@@ -176,6 +176,12 @@ class DiskTier:
         return self._store.count(_known(pairs))
         yield
 
+    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose live entries have a facet value."""
+        meant = set(self.keys_of([pair]))
+        return [key for key in keys if key in meant]
+        yield
+
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:
         """Return the keys of the live entries that an invalidation of these would drop."""
         return self._store.keys_of(_known(pairs))
@@ -208,11 +214,6 @@ class DiskTier:
     def position(self) -> int:
         """Return the log's position now: where loads that begin now are born."""
         return self._store.position()
-
-    def now(self) -> Plan[int]:
-        """Return the log's position, which a file tells at once."""
-        return self.position()
-        yield
 
     def beyond(self) -> int:
         """Return a position after all births so far."""

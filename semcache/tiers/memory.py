@@ -219,7 +219,7 @@ class MemoryTier:
         entries = self._entries
         with self._lock, entries.timer:
             self._marks.mark(facet, value, position)
-            keys = [key for key, kept in self._meant(facet, value) if kept.born < position]
+            keys = {key for key, kept in self._meant(facet, value) if kept.born < position}
             for key in keys:
                 entries.pop(key, None)
                 self._pinned.pop(key, None)
@@ -229,8 +229,11 @@ class MemoryTier:
     def _meant(self, facet: str, value: str | bytes) -> list[tuple[bytes, Kept]]:
         if facet != "key":
             return [(key, kept) for key, kept in self._all() if kept.facets.has(facet, value)]
-        kept = self._standing(value)  # type: ignore[arg-type]
-        return [] if kept is None else [(value, kept)]  # type: ignore[list-item]
+        key = value if isinstance(value, bytes) else b""
+        found = [_read(self._entries, key)] if key in self._entries else []
+        if key in self._pinned:
+            found.append(self._pinned[key])
+        return [(key, kept) for kept in found]
 
     def _all(self) -> list[tuple[bytes, Kept]]:
         """Return what is here, read past the LRU, whose order this is no reason to change; the lock is held."""
@@ -266,6 +269,13 @@ class MemoryTier:
             and any(key == value if facet == "key" else one.facets.has(facet, value) for facet, value in pairs)
             for key, one in kept
         )
+
+    def having(self, keys: list[bytes], pair: tuple[str, str | bytes]) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries have a facet value."""
+        with self._lock:
+            meant = {key for key, _ in self._meant(*pair)}
+        return [key for key in keys if key in meant]
+        yield
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""

@@ -86,7 +86,9 @@ class RedisTier:
         """Hand an entry to the writer; raises TierError("full") where too much waits for it."""
         if self._is_closed:
             raise TierError("closed", "the Redis tier was closed")
-        life = entry.life_in(self._ttl, is_store=True) * (1 - self._jitter * self._random())
+        life = entry.life_in(self._ttl, is_store=True)
+        if not entry.is_pinned:
+            life *= 1 - self._jitter * self._random()
         if life <= 0:
             return
         facets = self._owned(entry.facets or request.facets)
@@ -110,6 +112,10 @@ class RedisTier:
         """Return how many live entries an invalidation of these would drop. Raises TierError."""
         return (yield from self._store.count(pairs))
 
+    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries have a facet value. Raises TierError."""
+        return (yield from self._store.having(keys, pair))
+
     def switch(self, mode: Mode) -> Plan[None]:
         """Set the mode of all who use the namespace. Raises TierError."""
         yield from self._store.switch(mode)
@@ -117,10 +123,6 @@ class RedisTier:
     def position(self) -> int:
         """Return the latest position that was heard of."""
         return self._store.position()
-
-    def now(self) -> Plan[int]:
-        """Return the log's position, asked anew. Raises TierError."""
-        return (yield from self._store.ask_position())
 
     def beyond(self) -> int:
         """Return a position after all births so far but those that follow the latest invalidation, kept or not."""

@@ -26,6 +26,7 @@ from semcache.tier import Clock
 
 NEIGHBOURS = 4
 _ROUNDS = 3
+_MOST_BIRTHS = 4096
 
 # Called with (reason, message) when a policy would have served but the request names no tenant.
 Warn = Callable[[str, str], None]
@@ -61,6 +62,8 @@ class SemanticTier:
         self._random = random
         self._warn = warn
         self._attach = attach
+        # Of the rows put last: our own invalidations come back to us from the log, perhaps when there is a new row.
+        self._births: dict[bytes, int] = {}
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Search the request's scope and serve the nearest neighbour that the policy lets through."""
@@ -144,6 +147,11 @@ class SemanticTier:
                 return found
         return None
 
+    def within(self, text: str, similarity: float) -> Plan[list[Neighbour]]:
+        """Return every row, of whatever scope, at least so similar to a text. Raises TierError."""
+        found: list[Neighbour] = yield Wait(self.batcher.within(text, similarity))
+        return found
+
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
         """Index a loaded answer's text, with the vector that its miss computed, if it did."""
         if request.scope is None or request.text is None:
@@ -151,20 +159,19 @@ class SemanticTier:
         self.batcher.start()
         life = inf if entry.is_pinned else min(self._ttl, entry.life) * (1 - self._jitter * self._random())
         vector = evidence.vector if evidence is not None else None
-        self.batcher.add(
-            request.key,
-            request.scope,
-            request.text,
-            vector,
-            self._now() + life,
-            self._attach if vector is None else None,
-        )
+        self._births.pop(request.key, None)
+        self._births[request.key] = entry.born
+        if len(self._births) > _MOST_BIRTHS:
+            self._births.pop(next(iter(self._births)), None)
+        done = self._attach if vector is None else None
+        self.batcher.add(request.key, request.scope, request.text, vector, self._now() + life, done)
         return
         yield
 
-    def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:  # noqa: ARG002 - the protocol's
-        """Drop a key's row; rows of other facets go as their answers are missed."""
-        if facet == "key" and self.batcher.state not in ("idle", "closed"):
+    def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
+        """Drop a key's row, unless it was put after that; rows of other facets go as their answers are missed."""
+        is_older = facet == "key" and self._births.get(value, -1) < position  # type: ignore[arg-type]
+        if is_older and self.batcher.state not in ("idle", "closed"):
             self.batcher.remove([value])  # type: ignore[list-item]
         return 0
         yield

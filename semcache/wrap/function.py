@@ -109,7 +109,7 @@ def cached(
     text: str | Callable[..., Any] | None = None,
     key: Callable[..., Any] | None = None,
     tenant: Tenant | Callable[..., Any] | None = None,
-    ttl: Duration | None = None,
+    ttl: Duration | Callable[[Any], Duration | None] | None = None,
     sliding: bool = False,
     max_age: Duration | None = None,
     stale_while_revalidate: Duration = 0,
@@ -126,7 +126,7 @@ def cached(
     text: str | Callable[..., Any] | None = None,
     key: Callable[..., Any] | None = None,
     tenant: Tenant | Callable[..., Any] | None = None,
-    ttl: Duration | None = None,
+    ttl: Duration | Callable[[Any], Duration | None] | None = None,
     sliding: bool = False,
     max_age: Duration | None = None,
     stale_while_revalidate: Duration = 0,
@@ -140,11 +140,12 @@ def cached(
 
     `text` names the argument that may match nearly, or is a callable of the arguments that returns it (or returns
     `(text, rest)`). `key` is a callable that returns what alone makes the key. `tenant` names the argument whose value
-    is the tenant, or is a callable of the arguments, or SHARED. `ttl` is the life of an answer: with `sliding` each hit
-    gives it that life anew, but never past `max_age`; for `stale_while_revalidate` more it is served while it is loaded
-    anew, for `stale_if_error` more where that load fails. `tags` are names to invalidate by. `version` replaces the
-    digest of source and closure. `ignore` names arguments or closed-over variables that cannot change the answer.
-    `when` says of a result (of a generator: the list of its items) whether to keep it. Raises ConfigurationError.
+    is the tenant, or is a callable of the arguments, or SHARED. `ttl` is the life of an answer, or a callable that
+    tells it of the answer (None: the tiers' own; 0: not kept): with `sliding` each hit gives it that life anew, but
+    never past `max_age`; for `stale_while_revalidate` more it is served while it is loaded anew, for `stale_if_error`
+    more where that load fails. `tags` are names to invalidate by. `version` replaces the digest of source and closure.
+    `ignore` names arguments or closed-over variables that cannot change the answer. `when` says of a result (of a
+    generator: the list of its items) whether to keep it. Raises ConfigurationError.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     checked = options(

@@ -237,13 +237,14 @@ class Reading:
         began = perf_counter_ns()
         try:
             data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
-            items = self._chain.codec.decode(data)[:-1] if self._call.when is not None else None
+            is_asked = self._call.when is not None or self._request.lives.ttl_of is not None
+            items = self._chain.codec.decode(data)[:-1] if is_asked else None
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             event.fault("codec", error)
             return
         entry = to_entry(self._request, data, stream.born, event)
         entry.load_seconds = stream.pull_ns / 1e9
-        if is_kept(self._chain, self._call.when, entry, items, event):
+        if is_kept(self._chain, self._request, self._call.when, entry, items, event):
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=True)
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=False)
         event.took("put", perf_counter_ns() - began)

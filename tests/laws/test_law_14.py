@@ -6,6 +6,7 @@ import pytest
 from instruments import GUARD
 
 import semcache
+from semcache.errors import TierError
 
 THEIRS = {b"theirs": b"precious", b"semcache:shop2:v:00": b"another service's"}
 
@@ -35,6 +36,8 @@ def live(cache):
     assert cache.invalidate(tag="t") == 19
     cache.get_or_load(request, lambda: "answer")
     assert cache.flush(GUARD)
+    cache.put(cache.request("pinned", tags="t"), value="curated", pinned=True)
+    assert cache.flush(GUARD)
     cache.set_mode("exact")
     cache.stats()
 
@@ -59,12 +62,29 @@ def test_invalidating_a_whole_namespace_leaves_the_others_alone(cache, redis_ser
 
 
 def test_every_key_has_an_expiry(cache, redis_server):
-    """Law 14: every key has an expiry; but for the mode of all replicas, one word, which is bounded by being one."""
+    """Law 14: every key has an expiry; but for the mode of all replicas, one word, and what is pinned, which is few."""
     live(cache)
     cache.close()
-    names = set(redis_server.cli("KEYS", "semcache:shop:*")) - {b"semcache:shop:mode"}
+    names = set(redis_server.cli("KEYS", "semcache:shop:*"))
     forever = {name for name in names if redis_server.cli("PTTL", name) < 0}
-    assert forever == set()
+    pinned = {name for name in forever if name.startswith(b"semcache:shop:p:")}
+    assert len(pinned) == 1
+    assert forever - pinned == {b"semcache:shop:mode", b"semcache:shop:pinned"}
+
+
+def test_what_is_pinned_is_bounded(cache, monkeypatch):
+    """Law 14: what has no expiry has a bound, in number and in bytes; an invalidation makes room."""
+    monkeypatch.setattr("semcache.stores.redis_pins.MAX_PINNED", 2)
+    for number in range(2):
+        cache.put(cache.request(number, tags="t"), value="curated", pinned=True)
+    with pytest.raises(TierError, match=r"2 entries of [0-9]+ bytes are pinned"):
+        cache.put(cache.request(2), value="curated", pinned=True)
+    cache.put(cache.request(1, tags="t"), value="anew", pinned=True)
+    cache.invalidate(tag="t")
+    monkeypatch.setattr("semcache.stores.redis_pins.MAX_PINNED_BYTES", 1000)
+    cache.put(cache.request(3), value="x" * 500, pinned=True)
+    with pytest.raises(TierError, match="bytes are pinned"):
+        cache.put(cache.request(4), value="x" * 500, pinned=True)
 
 
 def test_commands_that_are_not_ours_to_give_are_never_sent(cache, redis_server):

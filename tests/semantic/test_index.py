@@ -106,6 +106,17 @@ class Rows(RuleBasedStateMachine):
                 assert neighbour.similarity == pytest.approx(alive[neighbour.key], abs=1e-5)
                 assert neighbour.text == self.rows[neighbour.key][2]
 
+    @rule(cut=st.sampled_from([-1.0, 0.0, 0.3, 1.0]), seed=st.integers(0, 1000))
+    def within(self, cut, seed):
+        keys = sorted(self.rows)
+        query = self.rows[keys[seed % len(keys)]][1] if keys and seed % 2 else unit([seed, 9])
+        found = {n.key: n for n in self.index.within(query, cut, self.now)}
+        alive = {
+            key: float(row[1] @ query) for key, row in self.rows.items() if row[3] > self.now and key in self.index
+        }
+        assert {key for key, near in alive.items() if near > cut + 1e-5} <= found.keys() <= alive.keys()
+        assert all(alive[key] >= cut - 1e-5 and found[key].text == self.rows[key][2] for key in found)
+
     @invariant()
     def rows_and_scopes_are_those_that_are_there(self):
         if not hasattr(self, "index"):
