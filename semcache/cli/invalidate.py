@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
         ((facet, getattr(options, facet)) for facet in _FACETS if getattr(options, facet) is not None),
         ("namespace", place.namespace),
     )
-    meant: dict[str, str] = {facet: value}
+    meant: dict[str, Any] = {facet: value}
     with opened(place) as cache:
         try:
             entries = cache.invalidate(**meant, dry_run=options.dry_run)

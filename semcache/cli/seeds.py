@@ -18,6 +18,8 @@ from semcache.model import Request
 
 ANSWER, QUESTION = "answer", "question"
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+# The module's own bound is 128 kB, less than an answer may have.
+_LONGEST_CELL = 2**30
 _TYPES = "int, float, bool and str"
 
 
@@ -66,6 +68,7 @@ class Reader:
         return seeds, wrong
 
     def _rows(self, path: Path, wrong: list[str]) -> Iterator[Row]:
+        csv.field_size_limit(_LONGEST_CELL)
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             try:

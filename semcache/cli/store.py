@@ -76,7 +76,7 @@ def place_of(options: Namespace, *, is_needed: bool = True) -> Place:
 def opened(place: Place, **settings: Any) -> Iterator[Cache]:
     """Open a cache on a store that is there, with time enough, and nothing in memory.
 
-    Raises ConfigurationError, or TierError for a file that is not there or is none of ours.
+    Raises ConfigurationError, and TierError for a file that is not there or none of ours, or a server out of reach.
     """
     if place.disk is not None:
         check_file(place.disk)
@@ -84,6 +84,8 @@ def opened(place: Place, **settings: Any) -> Iterator[Cache]:
     timeouts = Timeouts(redis="5s", disk="5s", semantic="30s")
     settings = {"redis": place.redis, "disk": place.disk, "memory": 0, "timeouts": timeouts} | settings
     with quiet(), Cache(place.namespace, **settings) as cache:
+        assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
+        cache.store.join()  # a store that cannot be asked is told of now; and what is pinned there is known
         yield cache
 
 

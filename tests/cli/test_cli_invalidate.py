@@ -88,6 +88,19 @@ def test_what_could_not_be_kept_is_status_1(semcache_command, own_redis, how):
     getattr(server, "kill" if how == "killed" else "pause")()
     status, out, err = semcache_command("invalidate", "--tag", "a", "--namespace", "tests", "--redis", server.url)
     assert (status, out) == (1, "")
-    assert err.startswith("semcache: not invalidated durably, try again: redis://127.0.0.1:")
+    assert err.startswith("semcache: redis://127.0.0.1:")
     assert err.count("\n") == 1
     assert "secret" not in err
+
+
+def test_invalidation_that_is_refused_is_status_1(semcache_command, own_redis):
+    """A server that can be asked and keeps nothing: it says that nothing was invalidated."""
+    server = own_redis(args=["--maxmemory", "100mb"])
+    server.cli("SET", "theirs", "x")
+    assert semcache_command("mode", "--namespace", "tests", "--redis", server.url)[0] == 0
+    server.cli("CONFIG", "SET", "maxmemory", "1")
+    status, out, err = semcache_command("invalidate", "--tag", "a", "--namespace", "tests", "--redis", server.url)
+    assert (status, out) == (1, "")
+    assert err.startswith("semcache: not invalidated durably, try again: redis://127.0.0.1:")
+    assert "its memory is full" in err
+    assert err.count("\n") == 1

@@ -37,7 +37,7 @@ def ask(connection: Any, command: Command) -> Any:
 
 def trials(names: Names) -> dict[str, Command]:
     """Return the rights that a service needs, each with a command that needs it; in an order in which they can be."""
-    string, ranks, stream = names.of(b"trial"), names.keys, names.log
+    string, ranks, stream, pins = names.of(b"trial"), names.keys, names.log, names.pinned
     return {
         "time": ("TIME",),
         "set": ("SET", string, b"trial", "PX", _TRIAL_MS),
@@ -60,7 +60,12 @@ def trials(names: Names) -> dict[str, Command]:
         "xrange": ("XRANGE", stream, "-", "+", "COUNT", 1),
         "xrevrange": ("XREVRANGE", stream, "+", "-", "COUNT", 1),
         "xtrim": ("XTRIM", stream, "MAXLEN", "~", 1),
-        "unlink": ("UNLINK", string, ranks, stream),
+        "hset": ("HSET", pins, b"trial", b"trial"),
+        "hvals": ("HVALS", pins),
+        "hlen": ("HLEN", pins),
+        "hdel": ("HDEL", pins, b"none"),
+        "unlink": ("UNLINK", string, ranks, stream, pins),
+        "watch": ("WATCH", string),
         "multi": ("MULTI",),
         "exec": ("EXEC",),
     }
@@ -95,7 +100,7 @@ def examine_rights(connection: Any, names: Names) -> Finding:
 
 def _refused(connection: Any, command: Command) -> ResponseError | None:
     """Try a command; what is made by it is given an end."""
-    makes = command[0] in ("ZADD", "XADD")
+    makes = command[0] in ("ZADD", "XADD", "HSET")
     asked = [command, ("PEXPIRE", command[1], _TRIAL_MS)] if makes else [command]
     reply = converse(connection, asked, PATIENT_SECONDS)[0]
     return reply if isinstance(reply, ResponseError) else None
