@@ -22,7 +22,16 @@ _BAR_COLUMNS = 24
 # Near matches that are wrong more often than this, for all the interval allows, are advised against.
 _BAD_SHARE = 0.05
 # The styles of rich that ours mean.
-_STYLES = {"title": "bold", "head": "bold", "note": "dim", "good": "green", "bad": "red", "bar": "cyan", "": ""}
+_STYLES = {
+    "title": "bold",
+    "head": "bold",
+    "note": "dim",
+    "good": "green",
+    "bad": "red",
+    "warn": "yellow",
+    "bar": "cyan",
+    "": "",
+}
 # For terminals that have no other characters.
 _ASCII = str.maketrans({"█": "#", "▌": "#", "─": "-"})
 

@@ -108,6 +108,11 @@ class SentenceTransformerEmbedder:
             self.dimension = as_unit(self._embed(model, ["dimension"]), 1, self.identity).shape[1]
             self._model = model
 
+    @property
+    def device(self) -> str | None:
+        """The device that the model is on, once it is loaded."""
+        return None if self._model is None else str(self._model.device)
+
     def __call__(self, texts: list[str], /) -> NDArray[float32]:
         """Return unit vectors, float32[n, d], loading the model first if need be."""
         import numpy as np

@@ -32,10 +32,12 @@ _MAX_SEQUENCE = (1 << _SEQUENCE_BITS) - 1
 
 
 class Names:
-    """The keys of one namespace."""
+    """The keys of one namespace; those of a `part` lie within it, for a trial with no more rights than it has."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, part: str = "") -> None:
         base = f"{PREFIX}:{quote(namespace, safe='')}:".encode()
+        if part:
+            base += f"{quote(part, safe='')}:".encode()
         self.value, self._pin = base + b"v:", base + b"p:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
         self.mode, self.pinned = base + b"mode", base + b"pinned"
@@ -47,6 +49,10 @@ class Names:
     def of_pinned(self, key: bytes) -> bytes:
         """Return where a pinned entry stands."""
         return self._pin + key.hex().encode()
+
+    def beside(self) -> list[bytes]:
+        """Return every key there is beside the entries."""
+        return [name for name in vars(self).values() if not name.endswith(b":")]
 
 
 def position_of(stream_id: bytes) -> int:

@@ -69,7 +69,7 @@ class DiskTier:
         self._now = clock.time
         self._touch_seconds = min(_TOUCH_SECONDS, ttl / 10)
         self._store = SqliteStore(
-            _file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
+            file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
         )
 
     def peek(self, key: bytes, grace: float = 0.0) -> Hit | Miss:
@@ -260,7 +260,8 @@ def _known(pairs: list[Pair]) -> list[Pair]:
     return pairs
 
 
-def _file_path(path: str | os.PathLike[str]) -> Path:
+def file_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path that disk= means. Raises ConfigurationError."""
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text or text == ":memory:":
         raise ConfigurationError(f"disk= is the path of a file; got {text!r} (for memory alone leave it out)")

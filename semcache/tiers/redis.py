@@ -16,6 +16,7 @@ from semcache.marks import Changes, Marks, Pair, Row
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan
 from semcache.stores.redis import Asked, RedisStore
+from semcache.stores.redis_keys import Names
 from semcache.tier import Clock
 
 _CLOSE_SECONDS = 5.0
@@ -46,6 +47,10 @@ class RedisTier:
             redis, namespace=namespace, timeout=timeout, clock=clock, marks=marks, index_ttl=index_ttl,
             ttl=max(ttl, others_ttl), on_fault=on_fault,
         )  # fmt: skip
+
+    def move(self, names: Names) -> None:
+        """Keep all under other names; only before the first use. For a trial within the rights of a namespace."""
+        self._store.names = names
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Look an entry up in one round trip; what waits to be written is found too."""

@@ -327,6 +327,12 @@ def _without_key(kind: type) -> str | None:
     )
 
 
+def cache_of(function: Any) -> Cache | None:
+    """Return the cache of a decorated function; None for what is none."""
+    wrapping = getattr(getattr(function, "request", None), "__self__", None)
+    return wrapping.call.cache if isinstance(wrapping, Wrapping) else None
+
+
 def check(cls: type) -> None:
     """Refuse a class with cached methods whose objects cannot be keyed: call it where the class is made.
 

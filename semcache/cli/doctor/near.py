@@ -1,0 +1,120 @@
+"""Near matches: what they need is installed, the device and the model are there, and a rewording is found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from semcache.cli.doctor.finding import Finding, milliseconds
+from semcache.cli.doctor.trial import Patient, patients, trial_of
+from semcache.cli.store import Place
+from semcache.errors import MissingExtraError, SemcacheError
+from semcache.events import last
+from semcache.model import SHARED
+from semcache.policy import Threshold
+
+_PACKAGES = ("torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
+_PATIENT_SECONDS = 60.0
+_STORED = ("How do I reset my password?", "Which invoices are due in March?")
+_ASKED = "How can I reset my password?"
+
+
+def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: bool) -> Iterator[Finding]:
+    """Load the embedder and match nearly; through the store where that is usable. Raises ConfigurationError."""
+    if embedder is None:
+        told = "no embedder was asked for: --embedder all-MiniLM-L6-v2 tries near matches"
+        yield Finding("skipped", "near matches", told)
+        return
+    from semcache.semantic.embedder import as_embedder
+
+    try:
+        made: Any = as_embedder(embedder, device)
+    except MissingExtraError as error:
+        yield Finding(
+            "failed", "extra", f"{embedder!r} needs packages that are not installed", str(error).rpartition(": ")[2]
+        )
+        return
+    yield _extra()
+    began = time.perf_counter()
+    try:
+        made.load()
+    except SemcacheError as error:
+        told, _, mend = str(error).partition(". ")
+        yield Finding("failed", "model", told, mend or "look at the name, the folder and --device")
+        return
+    took = time.perf_counter() - began
+    told = f"{embedder}, loaded in {milliseconds(took)}, {made.dimension} dimensions"
+    told += f", a window of {made.window} tokens" if made.window else ""
+    yield Finding("ok", "model", told, figures={"load_seconds": took, "identity": made.identity})
+    yield _device(made.device, device)
+    if not is_usable:
+        yield Finding("skipped", "near matches", "not tried: the store cannot be used")
+        return
+    if place.disk is not None and not place.disk.exists():
+        place = Place(place.namespace)
+    settings = {"embedder": made, "policy": Threshold(-1.0), "tenant": SHARED}
+    try:
+        with patients(trial_of(place), **settings) as patient:
+            finding = _match(patient)
+    except (SemcacheError, OSError) as error:
+        finding = Finding("failed", "near matches", str(error), "look at the findings above")
+    yield finding
+
+
+def _extra() -> Finding:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if "faiss-cpu" in versions and "faiss-gpu" in versions:
+        mend = "pip uninstall faiss-cpu faiss-gpu, and install the one of the extra that you want, semantic or gpu"
+        return Finding("warning", "extra", f"{told}: both kinds of FAISS, which write the same files", mend)
+    return Finding("ok", "extra", told)
+
+
+def _device(used: str | None, asked: str) -> Finding:
+    import torch
+
+    if used is not None and used.startswith("cuda"):
+        return Finding("ok", "device", f"{used}, {torch.cuda.get_device_name(used)}", figures={"device": used})
+    told = f"{used}" + (", no CUDA device was found" if asked == "auto" and not torch.cuda.is_available() else "")
+    return Finding("ok", "device", told, figures={"device": used or ""})
+
+
+def _match(patient: Patient) -> Finding:
+    first, second = patient.first, patient.second
+    first.warm()
+    for text in _STORED:
+        request = first.request(text=text, function="doctor")
+        patient.keys.append(request.key)
+        first.get_or_load(request, partial("answer to {}".format, text))
+    if not first.flush(_PATIENT_SECONDS):
+        return _failed(patient, "answers that were put are not kept, or their texts not embedded")
+    second.warm()
+    request = second.request(text=_ASKED, function="doctor")
+    patient.keys.append(request.key)
+    began = time.perf_counter()
+    found = second.get_or_load(request, lambda: "nothing near")
+    took = time.perf_counter() - began
+    second.flush(_PATIENT_SECONDS)
+    event = last()
+    if found == "nothing near" or event is None or event.similarity is None:
+        why = event.reason if event is not None and event.reason else "nothing near was found"
+        return _failed(patient, f"{_ASKED!r} does not find {_STORED[0]!r}: {why}")
+    if found != f"answer to {_STORED[0]}":
+        told = f"{_ASKED!r} finds {_STORED[1]!r}, similarity {event.similarity:.2f}, rather than {_STORED[0]!r}"
+        return Finding("failed", "near matches", told, "this model does not know English: try another")
+    told = f"{_ASKED!r} finds {_STORED[0]!r}, similarity {event.similarity:.2f}, in {milliseconds(took)}"
+    return Finding(
+        "ok", "near matches", told, figures={"similarity": round(event.similarity, 4), "found_seconds": took}
+    )  # fmt: skip
+
+
+def _failed(patient: Patient, told: str) -> Finding:
+    return Finding("failed", "near matches", patient.trouble(told), "look at the findings above")

@@ -1,0 +1,157 @@
+"""`semcache load`: curated answers from a CSV file, put where a service looks for its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semcache.cache import Cache
+from semcache.cli.seeds import Reader, Seed, calls, function_of, questions
+from semcache.cli.store import add_store, opened, place_of, quiet
+from semcache.context import context
+from semcache.errors import CodecError, ConfigurationError, SemcacheError, TierError, TrafficError
+from semcache.events import Event
+from semcache.replay.words import count, plain
+from semcache.ttl import TTL
+from semcache.wrap.function import cache_of
+
+_SHOWN = 10
+_PAGE = 500
+_FLUSH_SECONDS = 300.0
+# Whoever adds a row to the log trims it by his own ttl: this one is to be no shorter than the service's.
+_INDEX_TTL = "30d"
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "load",
+        help="put curated answers from a CSV file, pinned",
+        description="Put curated answers from a CSV file (UTF-8, the first line names the columns). They are pinned: "
+        "no ttl and no pressure ends them, and no load takes their place, until they are invalidated. Nothing is "
+        "loaded if a row is wrong. Exit status 1: a row was wrong, or the store did not keep all.",
+    )
+    parser.add_argument("file", metavar="FAQ.csv", help="the answers, one row each")
+    which = parser.add_argument_group("what the answers are to").add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--call", metavar="MODULE:FUNCTION",
+        help="calls of a function that semcache.cached decorates, put into its own cache: columns are its arguments "
+        "(an empty cell: the default) and answer; int, float, bool and str are converted as it is annotated",
+    )  # fmt: skip
+    which.add_argument(
+        "--function",
+        metavar="NAME",
+        help="requests as cache.request(text=question, function=NAME, ...) makes them: columns question and answer",
+    )
+    asked = parser.add_argument_group("with --function")
+    for name in ("version", "tenant", "model"):
+        asked.add_argument(f"--{name}", metavar=name.upper(), help=f"as {name}= of the request")
+    asked.add_argument(
+        "--embedder", metavar="MODEL",
+        help="the service's, so that other words find the answers too (default: SEMCACHE_EMBEDDER)",
+    )  # fmt: skip
+    add_store(parser)
+    how = parser.add_argument_group("how")
+    how.add_argument("--tag", action="append", default=[], metavar="TAG", help="to invalidate them by; may be repeated")
+    how.add_argument("--not-pinned", action="store_true", help="let them end with their ttl, as loaded answers do")
+    how.add_argument("--ttl", metavar="TIME", help='with --not-pinned: how long they live, as in "7d"')
+    how.add_argument("--dry-run", action="store_true", help="read the file, and put nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+class _Target(NamedTuple):
+    cache: Cache
+    reader: Reader
+    where: str
+    note: str
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.ttl is not None and not options.not_pinned:
+        raise ConfigurationError("--ttl is for --not-pinned: what is pinned has no end")
+    path = Path(options.file)
+    with _target(options) as target, context(ttl=options.ttl, tags=options.tag):
+        try:
+            seeds, wrong = target.reader.seeds(path)
+        except (ConfigurationError, TrafficError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        if wrong:
+            _tell(path, wrong)
+            return 1
+        if not options.dry_run:
+            _put(target.cache, seeds, path, is_pinned=not options.not_pinned)
+    if options.json:
+        told = {"answers": len(seeds), "is_pinned": not options.not_pinned, "is_dry_run": options.dry_run}
+        print(json.dumps(told))
+        return 0
+    did = "would put" if options.dry_run else "put"
+    pinned = "" if options.not_pinned else ", pinned"
+    print(f"{did} {count(len(seeds), 'answer')}{pinned}: {target.where}{target.note}")
+    return 0
+
+
+@contextmanager
+def _target(options: argparse.Namespace) -> Iterator[_Target]:
+    """Open the cache that the answers are for. Raises ConfigurationError."""
+    asked = {name: getattr(options, name) for name in ("version", "tenant", "model")}
+    if options.call is not None:
+        told = [
+            name for name in (*asked, "embedder", "namespace", "redis", "disk") if getattr(options, name) is not None
+        ]
+        if told:
+            raise ConfigurationError(f"--call brings its own cache and version: leave out --{', --'.join(told)}")
+        function = function_of(options.call)
+        cache = cache_of(function)
+        assert cache is not None  # noqa: S101 - `function_of` has seen to it
+        if cache.store is None:
+            raise ConfigurationError(
+                f"the cache of {options.call} keeps nothing beyond a process: give it disk= or redis=, or set "
+                "SEMCACHE_NAMESPACE and SEMCACHE_DISK or SEMCACHE_REDIS"
+            )
+        with quiet():
+            yield _Target(cache, calls(options.call, function), f"calls of {options.call}", "")
+        return
+    place = place_of(options)
+    embedder = options.embedder or os.environ.get("SEMCACHE_EMBEDDER") or None
+    made = {name: value for name, value in asked.items() if value is not None}
+    with opened(place, embedder=embedder, ttl=TTL(semantic=_INDEX_TTL)) as cache:
+        reader = questions(lambda text: cache.request(text=text, function=options.function, **made))
+        note = "" if embedder else "; in these words alone, as no --embedder was given"
+        yield _Target(cache, reader, f"namespace {place.namespace!r} in {place.where}", note)
+
+
+def _tell(path: Path, wrong: list[str]) -> None:
+    for one in wrong[:_SHOWN]:
+        print(f"semcache: {path}, {plain(one)}", file=sys.stderr)
+    more = len(wrong) - _SHOWN
+    rest = f" ({count(more, 'more is', 'more are')} wrong)" if more > 0 else ""
+    print(f"semcache: nothing was loaded{rest}", file=sys.stderr)
+
+
+def _put(cache: Cache, seeds: list[Seed], path: Path, *, is_pinned: bool) -> None:
+    """Put all, and wait until they are kept. Raises TierError, with how far it came."""
+    faults: list[str] = []
+
+    def hear(event: Event) -> None:
+        faults.extend(message for _, _, message in event.faults)
+
+    cache.recorder.add_observer(hear)
+    if cache.semantic is not None:
+        cache.warm()
+    for done, seed in enumerate(seeds, 1):
+        try:
+            cache.put(seed.request, value=seed.answer, pinned=is_pinned)
+        except (TierError, CodecError) as error:
+            cache.flush(_FLUSH_SECONDS)
+            told = f"{path}, line {seed.line}: {error} ({done - 1} of {len(seeds)} answers were put before it)"
+            raise SemcacheError(told) from error
+        if (done % _PAGE == 0 or done == len(seeds)) and not cache.flush(_FLUSH_SECONDS):
+            why = faults[-1] if faults else "the store takes too long"
+            raise TierError("lost", f"not all of the first {done} of {len(seeds)} answers were kept: {why}; load again")

@@ -1,0 +1,106 @@
+"""`semcache invalidate`: what goes, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from instruments import GUARD
+
+FACETS = {
+    "tag": "faq", "tenant": "acme", "function": "answers.ask", "model": "large", "version": "v7", "document": "terms",
+}  # fmt: skip
+
+
+@pytest.fixture
+def service(open_service, store):
+    """A service whose store has an answer with every facet, and one with none."""
+    import semcache
+
+    cache = open_service(**store)
+    with semcache.context(documents=["terms"]):
+        marked = cache.request(
+            "marked", tags="faq", tenant="acme", function="answers.ask", model="large", version="v7"
+        )  # fmt: skip
+    plain = cache.request("plain")
+    cache.get_or_load(marked, lambda: "answer")
+    cache.get_or_load(plain, lambda: "answer")
+    assert cache.flush(GUARD)
+    return cache, marked, plain
+
+
+def stands(cache, request):
+    cache.memory.clear()
+    return cache.get_or_load(request, lambda: "new") == "answer"
+
+
+@pytest.mark.parametrize("facet", [*FACETS, "key"])
+def test_what_has_the_facet_goes_and_is_counted(service, told, typed, facet):
+    """One answer goes, the other stays, and a dry run changes nothing."""
+    cache, marked, plain = service
+    value = marked.key.hex() if facet == "key" else FACETS[facet]
+    would = told("invalidate", f"--{facet}", value, *typed, "--dry-run")
+    assert would == {
+        "namespace": "tests", "facet": facet, "value": value, "entries": 1, "is_dry_run": True
+    }  # fmt: skip
+    assert stands(cache, marked)
+    assert told("invalidate", f"--{facet}", value, *typed)["entries"] == 1
+    assert not stands(cache, marked)
+    assert stands(cache, plain)
+
+
+def test_everything_is_the_namespace(service, semcache_command, typed, open_service, store):
+    """--everything drops the namespace and no other; it says so in one line."""
+    cache, marked, plain = service
+    other = open_service("other", **store)
+    request = other.request("theirs")
+    other.get_or_load(request, lambda: "answer")
+    assert other.flush(GUARD)
+    status, out, err = semcache_command("invalidate", "--everything", *typed)
+    assert (status, err) == (0, "")
+    assert out.startswith("dropped 2 entries: namespace 'tests' in ")
+    assert out.count("\n") == 1
+    assert not stands(cache, marked)
+    assert not stands(cache, plain)
+    assert stands(other, request)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([], "one of the arguments --tag --tenant"),
+        (["--tag", "a", "--model", "b"], "not allowed with argument"),
+        (["--tag", "a", "--everything"], "not allowed with argument"),
+        (["--key", "xyz"], "a key is bytes or their hex digits"),
+        (["--tag", ""], "tag= is text"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(semcache_command, service, typed, options, why):
+    """Exactly one facet, and a value that can be one."""
+    status, out, err = semcache_command("invalidate", *options, *typed)
+    assert (status, out) == (2, "")
+    assert why in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_what_could_not_be_kept_is_status_1(semcache_command, own_redis, how):
+    """A store that is gone, or silent, is told with status 1, in one line without the password."""
+    server = own_redis(password="secret")
+    getattr(server, "kill" if how == "killed" else "pause")()
+    status, out, err = semcache_command("invalidate", "--tag", "a", "--namespace", "tests", "--redis", server.url)
+    assert (status, out) == (1, "")
+    assert err.startswith("semcache: redis://127.0.0.1:")
+    assert err.count("\n") == 1
+    assert "secret" not in err
+
+
+def test_invalidation_that_is_refused_is_status_1(semcache_command, own_redis):
+    """A server that can be asked and keeps nothing: it says that nothing was invalidated."""
+    server = own_redis(args=["--maxmemory", "100mb"])
+    server.cli("SET", "theirs", "x")
+    assert semcache_command("mode", "--namespace", "tests", "--redis", server.url)[0] == 0
+    server.cli("CONFIG", "SET", "maxmemory", "1")
+    status, out, err = semcache_command("invalidate", "--tag", "a", "--namespace", "tests", "--redis", server.url)
+    assert (status, out) == (1, "")
+    assert err.startswith("semcache: not invalidated durably, try again: redis://127.0.0.1:")
+    assert "its memory is full" in err
+    assert err.count("\n") == 1
