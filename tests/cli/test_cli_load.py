@@ -139,7 +139,7 @@ def test_file_of_a_spreadsheet_is_read(open_service, store, typed, told, faq):
     [
         (FAQ + "Why?,\n", ["line 4: the answer is empty"]),
         (FAQ + ",Because.\n", ["line 4: the question is empty"]),
-        (FAQ + "Why\n", ["line 4: 1 cells, where the header has 2 columns"]),
+        (FAQ + "Why\n", ["line 4: 1 cell, where the header has 2 columns"]),
         (FAQ + "Why?,Because,of,that\n", ["line 4: 4 cells, where"]),
         (FAQ + "May I return it?,No.\n", ["line 4: the same call as in line 3"]),
         ('question,answer\n"a\nb",yes\n\n,x\ny,\n', ["line 5: the question is empty", "line 6: the answer is empty"]),
