@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -23,7 +24,7 @@ from semcache.errors import ConfigurationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.keys import FORMAT, canonical, digest
-from semcache.log import Log
+from semcache.log import LOST_SECONDS, Log
 from semcache.lookup import Chain, Origin, lookup
 from semcache.marks import Marks
 from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant
@@ -40,6 +41,7 @@ from semcache.ttl import TTL, Duration, Size, Timeouts, lives_of, size_bytes
 if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
+    from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
 
@@ -52,9 +54,10 @@ _LONGEST_LIFE_SECONDS = 86400.0
 class Cache(Commands):
     """Tiers in order, nearest first, and one lookup through them.
 
-    `namespace` keeps services apart; it is required with `disk` and `redis`. `memory`, `disk_size` and `semantic` bound
-    the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file for the
-    processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `embedder` is a sentence-transformers
+    `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
+    `semantic` bound the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file
+    for the processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `memcached`, a URL, is a tier
+    beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a sentence-transformers
     name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
@@ -69,6 +72,7 @@ class Cache(Commands):
         disk: str | os.PathLike[str] | None = None,
         disk_size: Size = "1GB",
         redis: Any = None,
+        memcached: str | None = None,
         embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
@@ -87,7 +91,7 @@ class Cache(Commands):
             raise ConfigurationError(f"namespace is text; got {namespace!r}")
         if not isinstance(disk, str | os.PathLike | None):
             raise ConfigurationError(f"disk is the path of a file; got {disk!r}")
-        if (disk is not None or redis is not None) and not namespace:
+        if not namespace and any(store is not None for store in (disk, redis, memcached)):
             raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
         if disk is not None and redis is not None:
             raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
@@ -117,19 +121,27 @@ class Cache(Commands):
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
-        has_store = disk is not None or redis is not None
-        if made is not None and not memory_bytes and not has_store:
+        keeps_log = disk is not None or redis is not None
+        if made is not None and not memory_bytes and not keeps_log and memcached is None:
             raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
-        self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, self._ttl.of("redis"), self._ttl.of("disk")))
-        self.memory = self._make_memory(memory_bytes, is_store=not has_store) if memory_bytes else None
+        self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, *map(self._ttl.of, ("redis", "disk", "memcached"))))
+        # Nobody tells others' memory what was invalidated in a memcached that stands alone.
+        self._is_deaf = memcached is not None and not keeps_log
+        self._others_ttl = 0.0 if memcached is None else self._ttl.of("memcached")
+        is_store = not keeps_log and memcached is None
+        self.memory = self._make_memory(memory_bytes, is_store=is_store) if memory_bytes else None
+        self.memcached = self._make_memcached(memcached) if memcached is not None else None
         # The store is opened last of all, so that no wrong setting leaves it open.
         self.disk = self._make_disk(disk, disk_bytes) if disk is not None else None
         self.redis = self._make_redis(redis) if redis is not None else None
         self.store: DiskTier | RedisTier | None = self.disk or self.redis
-        self.log = Log(self.store, self._marks)
+        self.log = Log(self.store, self._marks, self._clock.time if self._is_deaf else None)
         self.embedder_identity = "" if made is None else made.identity
         self.semantic = None if made is None else self._make_semantic(made, semantic_bytes)
-        tiers = [tier for tier in (self.memory, self.disk, self.redis, self.semantic) if tier is not None]
+        # A file is nearer than a memcached; of two servers the one that may forget comes first, be it on this host.
+        tiers = [
+            tier for tier in (self.memory, self.disk, self.memcached, self.redis, self.semantic) if tier is not None
+        ]
         self.chain = Chain(
             tiers=[(tier, Breaker(self.now)) for tier in tiers],
             codec=codec,
@@ -154,7 +166,7 @@ class Cache(Commands):
                 recorder.tell(Event("mode", namespace=cache.namespace, reason=f"mode of all replicas: {mode}"))
 
         self.log.listener = Replica(
-            self.memory, self.semantic, self.chain.flights, switch,
+            self.memory, self.memcached, self.semantic, self.chain.flights, switch,
             lambda reason, error: recorder.fault(name, reason, error),
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
@@ -164,6 +176,17 @@ class Cache(Commands):
         return MemoryTier(
             max_bytes, self._ttl.of("memory", is_store=is_store), clock=self._clock, jitter=self._ttl.jitter,
             is_store=is_store, random=self._random, marks=self._marks,
+            longest=LOST_SECONDS if self._is_deaf else inf,
+        )  # fmt: skip
+
+    def _make_memcached(self, url: str) -> MemcachedTier:
+        from semcache.tiers.memcached import MemcachedTier
+
+        recorder = self.recorder
+        return MemcachedTier(
+            url, namespace=self.namespace, ttl=self._ttl.of("memcached"), clock=self._clock, marks=self._marks,
+            keeps_marks=not self._is_deaf, jitter=self._ttl.jitter, timeout=self._timeouts.of("memcached"),
+            random=self._random, on_fault=lambda reason, error: recorder.fault("memcached", reason, error),
         )  # fmt: skip
 
     def _make_redis(self, redis: Any) -> RedisTier:
@@ -176,6 +199,7 @@ class Cache(Commands):
         return RedisTier(
             redis, namespace=self.namespace, ttl=self._ttl.of("redis"), clock=self._clock, marks=self._marks,
             jitter=self._ttl.jitter, timeout=self._timeouts.of("redis"), random=self._random,
+            others_ttl=self._others_ttl,
             index_ttl=self._ttl.of("semantic"), on_fault=lambda reason, error: recorder.fault("redis", reason, error),
         )  # fmt: skip
 
@@ -185,6 +209,7 @@ class Cache(Commands):
         return DiskTier(
             path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
             timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, random=self._random,
+            others_ttl=self._others_ttl,
             index_ttl=self._ttl.of("semantic"),
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip
@@ -194,7 +219,8 @@ class Cache(Commands):
         from semcache.semantic.index import FlatIndex
         from semcache.tiers.semantic import SemanticTier, row_life
 
-        values = [tier for tier in (self.memory, self.disk, self.redis) if tier is not None]
+        alone = self.memcached if self._is_deaf else None  # else the store has what it has
+        values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
         store, now, ttl, identity = self.store, self.now, self._ttl.of("semantic"), embedder.identity
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:

@@ -20,6 +20,7 @@ from semcache.plan import Plan, arun, run
 
 if TYPE_CHECKING:
     from semcache.tiers.disk import DiskTier
+    from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.memory import MemoryTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
@@ -41,6 +42,7 @@ class Commands:
     chain: Chain
     recorder: Recorder
     memory: MemoryTier | None
+    memcached: MemcachedTier | None
     semantic: SemanticTier | None
     store: DiskTier | RedisTier | None
     _own_mode: Mode
@@ -72,7 +74,8 @@ class Commands:
         that is given too; it finds what is in the index of this cache's embedder, not what is being loaded. Everywhere
         and durably: other processes hear of it within some hundredths of a second, and answers whose load has begun
         before are not kept. Returns how many entries were dropped from the exact store, or from memory where there is
-        no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it.
+        no store; with `dry_run` how many would be. Raises InvalidationError if the store cannot keep it; a memcached
+        that stands alone can keep a key's alone.
         """
         if text is not None:
             given = (key, function, tag, model, version, document, namespace)
@@ -112,10 +115,16 @@ class Commands:
         text, similarity, tenant = told
         if self.semantic is None:
             raise ConfigurationError("invalidate(text=) looks into the index: give the cache an embedder=")
-        holder = self.store or self.memory
-        assert holder is not None  # noqa: S101 - the cache has seen to it that there is one beside an index
-        keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
-        if tenant is not None:
+        holder = self.store or (self.memory if self.memcached is None else None)
+        if tenant is not None and holder is None:
+            raise ConfigurationError("a memcached that stands alone cannot tell whose an entry is: leave out tenant=")
+        try:
+            keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
+        except Exception as error:
+            raise InvalidationError(
+                f"nothing was invalidated: the index could not be asked what is near to {text!r} ({error})"
+            ) from error
+        if tenant is not None and holder is not None:
             keys = yield from holder.having(keys, ("tenant", str(tenant)))
         dropped = 0
         for at in range(0, len(keys), _PAGE):
@@ -142,6 +151,11 @@ class Commands:
                 "it may be served again, and by others; try again when the store is there"
             ) from error
         dropped = yield from self._forget(pairs, position)
+        if self.memcached is not None:
+            taken = 0
+            for pair in pairs:
+                taken += yield from self.memcached.remove(*pair, position)
+            dropped = taken if self.store is None else dropped
         return position, stored if self.store is not None else dropped
 
     def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
@@ -150,6 +164,8 @@ class Commands:
     def _count_all(self, pairs: list[Pair]) -> Plan[int]:
         if self.store is not None:
             return (yield from self.store.count(pairs))
+        if self.memcached is not None:
+            return (yield from self.memcached.count(pairs))
         return self.memory.count(pairs) if self.memory is not None else 0
 
     def _own_namespace(self, told: tuple[str, str | bytes]) -> tuple[str, str | bytes]:

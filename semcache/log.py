@@ -2,12 +2,15 @@
 
 An entry is born at the log's position when its load begins. An invalidation takes the next position and leaves a mark
 on a facet value; an entry born before one of its marks is a miss, from every tier. With a store that keeps a log,
-positions and marks are the store's, so they hold across processes and restarts; without one they are counted here.
+positions and marks are the store's, so they hold across processes and restarts; without one they are counted here, or
+are readings of the clock where processes share a tier that keeps none.
 
 Laws:
 - one thread follows the store's log: it applies marks before all else, and nothing that listens can end it;
-- a process that has lost the log says so, and its memory tier believes its entries for `LOST_SECONDS` at most;
-- a position known here never goes back: an older one is safe, it only makes more entries misses.
+- a process that has lost the log, or never found it, says so once, and its memory tier believes its entries for
+  `LOST_SECONDS` at most;
+- a position known here never goes back: an older one is safe, it only makes more entries misses. So where a clock goes
+  back births go with it, and marks do not; and a mark lies `SKEW_SECONDS` ahead, by which clocks may differ.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from semcache.plan import Plan
 
 # How long the memory tier serves what it has, and what it gets, while nobody can tell it of invalidations.
 LOST_SECONDS = 5.0
+# Clocks of processes that share a tier without a log agree to this.
+SKEW_SECONDS = 1.0
 # What comes within this time is applied together.
 COALESCE_SECONDS = 0.02
 _FIRST_PAUSE = 0.05
@@ -84,8 +89,8 @@ class Listener(Protocol):
         """Trust nothing for long: invalidations cannot be heard of."""
         ...
 
-    def found(self) -> None:
-        """Go on: the log is followed, and what was missed has been told."""
+    def found(self, log: str) -> None:
+        """Go on: the log of this name is followed, and what was missed of it has been told."""
         ...
 
     def rebuild(self, *, is_reset: bool) -> None:
@@ -94,13 +99,18 @@ class Listener(Protocol):
 
 
 class Log:
-    """Positions and marks of one cache; `store` is the tier that keeps them, if there is one."""
+    """Positions and marks of one cache; `store` is the tier that keeps them, if there is one.
 
-    def __init__(self, store: Store | None, marks: Marks) -> None:
+    Without one, `clock` gives the seconds since 1970 that positions are readings of, in microseconds.
+    """
+
+    def __init__(self, store: Store | None, marks: Marks, clock: Callable[[], float] | None = None) -> None:
         self.marks = marks
         self.listener: Listener | None = None
         self._store = store
+        self._clock = clock
         self._position = 1
+        self._marked = 0
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = Event()
@@ -112,7 +122,7 @@ class Log:
     def position(self) -> int:
         """Return the position now; where the store cannot say, the latest one known, which is older and so safe."""
         if self._store is None:
-            return self._position
+            return self._position if self._clock is None else self._read(self._clock)
         self.start()
         try:
             position = self._store.position()
@@ -124,7 +134,7 @@ class Log:
         """Return a position after all births in this process so far."""
         known = self.position()
         try:
-            return known + 1 if self._store is None else self._store.beyond()
+            return self._beyond(known) if self._store is None else self._store.beyond()
         except Exception:  # noqa: BLE001 - it cannot be asked; all births so far are at what was known, at the latest
             return known + 1
 
@@ -132,12 +142,25 @@ class Log:
         """Invalidate; the position of the latest mark, and the number of entries that the store dropped."""
         if self._store is not None:
             position, dropped = yield from self._store.mark(pairs)
+            self._advance(position)
         else:
-            with self._lock:
-                self._position += 1
-                position, dropped = self._position, 0
+            position, dropped = self._beyond(self.position()), 0
         self.take([(facet, value, position) for facet, value in pairs])
-        return self._advance(position), dropped
+        return position, dropped
+
+    def _read(self, clock: Callable[[], float]) -> int:
+        position = int(clock() * 1e6)
+        self._advance(position)
+        return position
+
+    def _beyond(self, known: int) -> int:
+        """Return a position after all births so far, for a mark."""
+        with self._lock:
+            if self._clock is None:
+                self._position = max(self._position, known) + 1
+                return self._position
+            self._marked = max(self._marked, self._position + int(SKEW_SECONDS * 1e6))
+            return self._marked
 
     def take(self, marks: Iterable[Mark]) -> None:
         """Remember marks."""
@@ -174,7 +197,8 @@ class Log:
         store, listener = self._store, self.listener
         assert store is not None  # noqa: S101 - `start` has seen to both
         assert listener is not None  # noqa: S101
-        since, pause, is_lost = -1, _FIRST_PAUSE, True
+        since, pause, log = -1, _FIRST_PAUSE, ""
+        is_lost: bool | None = None  # not known yet: a store that is absent from the start is lost too
         while not stop.is_set():
             try:
                 changes = store.join() if since < 0 else store.follow(since)
@@ -189,9 +213,9 @@ class Log:
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
             since, pause = changes.position, _FIRST_PAUSE
-            if is_lost:
-                is_lost = False
-                _tell(listener.found)
+            if is_lost is not False or changes.log != log:
+                is_lost, log = False, changes.log
+                _tell(listener.found, log)
             stop.wait(COALESCE_SECONDS)
 
     def _apply(self, changes: Changes, listener: Listener, *, is_old: bool) -> None:

@@ -44,6 +44,8 @@ from semcache.tier import Breaker, Tier
 from semcache.ttl import seconds
 
 LONGEST_LOAD_SECONDS = 3600.0
+# Why a tier that is well does not take an entry: it has nothing to do with the next one.
+_NOT_TAKEN = ("unmarked", "unpinned")
 
 
 @dataclass(slots=True)
@@ -350,6 +352,11 @@ def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -
     event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 
 
+def is_not_taken(error: Exception) -> bool:
+    """Say whether a tier that is well has refused an entry for what the entry is."""
+    return isinstance(error, TierError) and error.reason in _NOT_TAKEN
+
+
 def note_hit(event: Event, tier: str, hit: Hit) -> None:
     """Take over what is known of an answer that was found."""
     event.kind, event.tier, event.reason = "hit", tier, None
@@ -453,7 +460,8 @@ def keep(
         try:
             yield from tier.put(request, entry, evidence)
         except Exception as error:  # noqa: BLE001 - the caller has the answer; keeping it is our affair (law 10)
-            breaker.failed()
+            if not is_not_taken(error):
+                breaker.failed()
             event.fault(tier.name, error)
         else:
             if request.mode == "refresh":

@@ -86,7 +86,8 @@ class Changes:
 
     `mode` is the switch of all replicas, None where it was never set. Where `is_whole` is False some records were lost
     before they could be read: `marks` are then all there are, and the rows must be read anew. With `is_reset` the log
-    is another one than before, so that what was learned from the old one is worth nothing.
+    is another one than before, so that what was learned from the old one is worth nothing. `log` names the log: what
+    was kept beside one of another name is not to be believed; empty where that is not known.
     """
 
     position: int
@@ -95,3 +96,4 @@ class Changes:
     mode: Mode | None = None
     is_whole: bool = True
     is_reset: bool = False
+    log: str = field(default="", compare=False)

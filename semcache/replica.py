@@ -17,6 +17,7 @@ from semcache.plan import run
 if TYPE_CHECKING:
     from semcache.flight import Flights
     from semcache.lookup import Landing
+    from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.memory import MemoryTier
     from semcache.tiers.semantic import SemanticTier
 
@@ -27,10 +28,11 @@ class Replica:
     """The tiers and flights of one cache, as the log's listener; `switch` is given the mode of all replicas."""
 
     def __init__(
-        self, memory: MemoryTier | None, semantic: SemanticTier | None, flights: Flights[Landing],
-        switch: Callable[[Mode | None], None], on_fault: OnFault,
+        self, memory: MemoryTier | None, memcached: MemcachedTier | None, semantic: SemanticTier | None,
+        flights: Flights[Landing], switch: Callable[[Mode | None], None], on_fault: OnFault,
     ) -> None:  # fmt: skip
         self._memory = memory
+        self._memcached = memcached
         self._semantic = semantic
         self._flights = flights
         self._switch = switch
@@ -38,7 +40,10 @@ class Replica:
         self._mode: Mode | None = None
 
     def marked(self, marks: list[Mark], *, is_old: bool) -> None:
-        """Drop what was invalidated, and let nobody board its flights."""
+        """Drop what was invalidated, and let nobody board its flights.
+
+        From a memcached it is dropped by who invalidated it; here the marks that it asks at each hit are known already.
+        """
         for facet, value, position in marks:
             if self._memory is not None:
                 run(self._memory.remove(facet, value, position))
@@ -58,18 +63,27 @@ class Replica:
             self._switch(mode)
 
     def lost(self, error: Exception) -> None:
-        """Trust memory for no longer than `LOST_SECONDS`."""
-        if self._memory is not None:
-            self._memory.lose(LOST_SECONDS)
+        """Trust memory, and a memcached, for no longer than `LOST_SECONDS`."""
+        for tier in (self._memory, self._memcached):
+            if tier is not None:
+                tier.lose(LOST_SECONDS)
         self._on_fault("unfollowed", error)
 
-    def found(self) -> None:
-        """Trust memory again: all marks are known."""
+    def found(self, log: str) -> None:
+        """Trust memory again, and what a memcached keeps beside this log: all its marks are known."""
         if self._memory is not None:
             self._memory.find()
+        if self._memcached is not None:
+            if log:
+                self._memcached.find(log)
+            else:  # a file that nobody has begun yet: it has no name that others could know
+                self._memcached.lose(0.0)
 
     def rebuild(self, *, is_reset: bool) -> None:
-        """Read the index anew; where the log is another one, memory is worth nothing either."""
+        """Read the index anew; where the log is another one, memory is worth nothing either.
+
+        Nor is a memcached: what it keeps stands under the other log's name, and `found` is told the new one.
+        """
         if is_reset and self._memory is not None:
             self._memory.clear()
         if self._semantic is not None:

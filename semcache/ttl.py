@@ -96,9 +96,10 @@ class TTL:
     semantic: Duration = "1h"
     jitter: float = 0.1
     redis: Duration = "1d"
+    memcached: Duration = "1d"
 
     def __post_init__(self) -> None:
-        for tier in ("memory", "disk", "redis", "semantic"):
+        for tier in ("memory", "disk", "redis", "memcached", "semantic"):
             if tier != "memory" or self.memory is not None:
                 object.__setattr__(self, tier, seconds(getattr(self, tier), f"ttl of {tier}"))
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter < 1:
@@ -119,9 +120,10 @@ class Timeouts:
     semantic: Duration = "250ms"
     flight: Duration = "30s"
     redis: Duration = "25ms"
+    memcached: Duration = "25ms"
 
     def __post_init__(self) -> None:
-        for name in ("disk", "redis", "semantic", "flight"):
+        for name in ("disk", "redis", "memcached", "semantic", "flight"):
             object.__setattr__(self, name, seconds(getattr(self, name), f"timeout of {name}"))
 
     def of(self, name: str) -> float:

@@ -6,8 +6,10 @@ Nothing here stands in for a part that can be run: the embedders are named calla
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from semcache.flight import Flights
 
@@ -95,3 +97,42 @@ class Origin:
 def Crew(threads=16):  # noqa: N802 - reads as what it makes
     """Threads for a test, ended with it."""
     return ThreadPoolExecutor(threads)
+
+
+class SlowWire:
+    """A way to a server on this machine on which every piece of an answer, of 64 kB at most, takes `pace` seconds."""
+
+    def __init__(self, port, pace):
+        self._to, self._pace, self._ended = port, pace, threading.Event()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._open = [self._listening]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [client, server]
+                for source, target, pace in ((client, server, 0.0), (server, client, self._pace)):
+                    threading.Thread(target=self._carry, args=(source, target, pace), daemon=True).start()
+
+    def _carry(self, source, target, pace):
+        with suppress(OSError):
+            while piece := source.recv(65_536):
+                if pace:
+                    self._ended.wait(pace)
+                target.sendall(piece)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)

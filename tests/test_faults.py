@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ import pytest
 from instruments import GUARD, Compass, Crew, Origin
 
 import semcache
+from semcache.log import LOST_SECONDS
+from semcache.marks import Changes
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and users as Linux has them")
 
@@ -115,6 +118,41 @@ def test_file_that_cannot_be_used_opens_the_breaker_and_recovers(open_cache, tmp
     assert cache.flush()
     assert cache.get_or_load(cache.request("mended", number), Origin("not again")) == "answer"
     assert semcache.last().tier == "disk"
+
+
+def test_file_that_is_not_begun_yet_is_no_loss(open_cache, tmp_path):
+    """An empty file that could not be begun at once has no log to lose: nothing is told, and it is followed at once."""
+    path = tmp_path / "cache.db"
+    path.touch()
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        cache = open_cache(disk=path)
+        holder.execute("ROLLBACK")
+    assert cache.stats().faults == {"disk: busy": 1}
+    cache.warm()
+    assert cache.disk.join() == Changes(0)
+    open_cache(disk=path).set_mode("exact")
+    deadline = time.monotonic() + GUARD
+    while cache.mode != "exact":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert cache.stats().faults == {"disk: busy": 1}
+
+
+def test_memory_is_trusted_for_seconds_where_the_file_was_never_there(open_cache, tmp_path, clock):
+    """Law 8: a store that cannot be followed from the start is told once, and memory serves for seconds."""
+    (tmp_path / "folder").write_text("in the way")
+    lost = threading.Event()
+    cache = open_cache(
+        disk=tmp_path / "folder" / "cache.db", observers=[lambda event: event.reason == "unfollowed" and lost.set()]
+    )
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert lost.wait(GUARD)
+    assert cache.get_or_load(request, lambda: "new") == "old"
+    clock.advance(LOST_SECONDS + 1)
+    assert cache.get_or_load(request, lambda: "new") == "new"
+    assert cache.stats().faults["disk: unfollowed"] == 1
 
 
 def test_damaged_cell_is_loaded_anew_and_its_neighbours_stand(open_cache, tmp_path, ask):

@@ -4,18 +4,24 @@ error, unchanged and in time; nothing that was invalidated is served; what the s
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import re
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from instruments import GUARD, Origin
+from instruments import GUARD, Crew, Origin, SlowWire
 
 import semcache
+from semcache.errors import TierError
+from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.plan import run
+from semcache.stores.address import address_of
+from semcache.stores.link import Link
 from semcache.stores.redis_keys import id_of
 from semcache.tier import SystemClock
 from semcache.tiers.redis import RedisTier
@@ -42,6 +48,14 @@ def works(cache, ask):
 
 def faults(cache):
     return {kind for kind in cache.stats().faults if kind.startswith("redis: ")}
+
+
+def until(condition):
+    """Wait for what another thread or process does."""
+    deadline = time.monotonic() + GUARD
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def recovers(cache, clock, ask):
@@ -83,6 +97,22 @@ def test_server_that_is_killed_and_started_anew(open_cache, own_redis, clock, as
     server.restart(keep_data=keep_data)
     recovers(cache, clock, ask)
     assert ask(cache, kept, lambda: "new") == ("old" if keep_data else "new")
+
+
+def test_kill_switch_outlives_a_server_that_comes_back_empty(open_cache, own_redis):
+    """What was switched off stays off, for who lived through it and for who starts then, until it is switched on."""
+    server = own_redis()
+    survivor = open_cache(redis=server.url, timeouts=PATIENT)
+    survivor.warm()
+    survivor.set_mode("off")
+    server.restart()
+    until(lambda: server.cli("ZRANGE", "semcache:tests:mode", 0, -1) == [b"off"])
+    late = open_cache(redis=server.url, timeouts=PATIENT)
+    late.warm()
+    until(lambda: late.mode == "off")
+    assert survivor.mode == "off"
+    late.set_mode("live")
+    until(lambda: survivor.mode == "live")
 
 
 def test_invalidation_while_the_server_is_down_raises(open_cache, own_redis):
@@ -305,6 +335,82 @@ def test_large_value_is_kept_whole(open_cache, own_redis, ask):
     assert ask(wide, wide.request("b"), lambda: "new") == large
 
 
+@pytest.fixture
+def open_slowly(own_redis, open_cache):
+    """Make caches of one server with a password, which stores "a" as told, over a wire of some pace."""
+    server, wires = own_redis(password="secret"), []
+
+    def open_one(pace, answer, **settings):
+        settings = {"memory": 0, "max_value": "20MB"} | settings
+        with open_cache(redis=server.url, memory=0, max_value="20MB") as near:
+            near.get_or_load(near.request("a"), lambda: answer)
+            assert near.flush(GUARD)
+        wires.append(SlowWire(server.port, pace))
+        return open_cache(redis=f"redis://:secret@127.0.0.1:{wires[-1].port}/0", **settings)
+
+    yield open_one
+    for wire in wires:
+        wire.__exit__()
+
+
+def test_answer_that_comes_in_many_pieces_has_one_budget(open_slowly, ask):
+    """Every piece comes in time, all of them do not: a miss, not one budget for each."""
+    cache = open_slowly(0.04, "x" * 2_000_000, timeouts=semcache.Timeouts(redis="500ms"))
+    assert ask(cache, cache.request("a"), lambda: "loaded") == "loaded"
+    assert "redis: late" in faults(cache)
+
+
+def test_large_answer_over_a_slow_wire_is_found_within_its_budget(open_slowly, ask):
+    """10 MB that come slowly, and go on coming, are found by who has the time."""
+    large = "x" * 10_000_000
+    cache = open_slowly(0.005, large, timeouts=semcache.Timeouts(redis="30s"))
+    assert ask(cache, cache.request("a"), lambda: "loaded") == large
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_first_call_has_one_budget_for_connecting_and_asking_and_leaves_a_connection(open_slowly, clock, colour):
+    """Connecting and asking each take less than the budget, both take more: a miss, and the next finds a connection."""
+    cache = open_slowly(0.2, "stored", timeouts=semcache.Timeouts(redis="350ms"))
+    request = cache.request("a")
+
+    async def main():
+        found = []
+        deadline = time.monotonic() + GUARD
+        while "stored" not in found:
+            assert time.monotonic() < deadline, cache.stats().faults
+            clock.advance(10)  # past any breaker's pause
+            if colour == "sync":
+                found.append(cache.get_or_load(request, lambda: "loaded", when=lambda answer: False))
+            else:
+                found.append(await cache.aget_or_load(request, lambda: "loaded", when=lambda answer: False))
+        return found
+
+    assert asyncio.run(main())[0] == "loaded"
+    assert "redis: late" in faults(cache)
+
+
+def test_caller_that_waited_for_a_connection_has_what_is_left_for_the_answer(own_redis):
+    """The time spent waiting for a connection is not given again for the answer."""
+    server = own_redis()
+    with SlowWire(server.port, 0.3) as wire:
+        link = Link(address_of(f"redis://127.0.0.1:{wire.port}/0?max_connections=1"))
+        assert link.exchange([("PING",)], GUARD).values == [b"PONG"]
+        told, deadline = None, time.monotonic() + GUARD
+        with Crew(1) as crew:
+            while told is None:  # where this thread comes late to the queue, it has not waited enough
+                assert time.monotonic() < deadline
+                first = crew.submit(link.exchange, [("PING",)], GUARD)
+                while link._free._value and not first.done():
+                    pass
+                try:
+                    link.exchange([("PING",)], 0.4)
+                except TierError as error:
+                    told = error.reason
+                first.result(GUARD)
+        assert told == "late"
+        link.close()
+
+
 def test_bytes_that_are_not_ours_are_a_miss_and_overwritten(open_cache, redis_server, redis_url, ask):
     """Law 9: whatever stands at our key, it is loaded anew."""
     cache = open_cache(redis=redis_url, memory=0)
@@ -332,8 +438,6 @@ def test_another_kind_of_key_at_ours_costs_hits_alone(open_cache, redis_server, 
 
 def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(open_cache, own_redis, clock):
     """A process that has lost the log serves what memory holds for LOST_SECONDS, and no longer; then it loads."""
-    from semcache.log import LOST_SECONDS
-
     server = own_redis()
     lost = threading.Event()
 
@@ -345,10 +449,7 @@ def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(op
     request = cache.request("a")
     cache.get_or_load(request, lambda: "old")
     assert cache.flush(GUARD)
-    deadline = time.monotonic() + GUARD
-    while not cache.redis._store.is_followed:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: cache.redis._store.is_followed)
     server.kill()
     assert lost.wait(GUARD)
     clock.advance(LOST_SECONDS - 1)
@@ -359,6 +460,54 @@ def test_memory_is_trusted_for_seconds_while_nobody_can_tell_of_invalidations(op
     assert cache.get_or_load(request, lambda: "newer") == "new"
     clock.advance(2)
     assert cache.get_or_load(request, lambda: "newer") == "newer"
+
+
+def test_memory_is_trusted_for_seconds_where_the_server_was_never_there(open_cache, own_redis, clock):
+    """Law 8: absent from the start is lost too, and told once; found, memory has its whole life again."""
+    server, told = own_redis(), threading.Semaphore(0)
+    server.kill()
+
+    def hear(event):
+        if event.kind == "fault" and event.reason == "unfollowed":
+            told.release()
+
+    cache = open_cache(redis=server.url, timeouts=SHORT, observers=[hear])
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert told.acquire(timeout=GUARD)
+    clock.advance(LOST_SECONDS - 1)
+    assert cache.get_or_load(request, lambda: "new") == "old"
+    clock.advance(2)
+    assert cache.get_or_load(request, lambda: "new") == "new"
+    server.start()
+    until(lambda: cache.redis._store.is_followed)
+    recovers(cache, clock, lambda cache, asked, load: cache.get_or_load(asked, load))
+    cache.get_or_load(request, lambda: "newer")
+    clock.advance(LOST_SECONDS + 1)
+    assert cache.probe(request.key) is not None
+    assert not told.acquire(blocking=False)
+
+
+def test_forked_child_whose_server_is_gone_trusts_its_memory_for_seconds(open_cache, own_redis, clock):
+    """Law 8: what a child has in memory from its parent, it serves no longer than a parent that lost the log would."""
+    server = own_redis()
+    cache = open_cache(redis=server.url, timeouts=SHORT)
+    request = cache.request("a")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    server.pause()  # the parent's follower, which waits for an answer, has not noticed yet
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            cache.get_or_load(cache.request("b"), lambda: "loaded")
+            until(lambda: "redis: unfollowed" in faults(cache))
+            clock.advance(LOST_SECONDS + 1)
+            status = int(cache.get_or_load(request, lambda: "new") != "new")
+        finally:
+            os._exit(status)
+    server.kill()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_open_and_close_leaves_nothing_behind(own_redis):

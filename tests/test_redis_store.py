@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from instruments import GUARD
 
-from semcache.errors import ConfigurationError
+from semcache.errors import ConfigurationError, TierError
 from semcache.marks import Marks
 from semcache.model import Entry, Facets, Request
 from semcache.plan import run
@@ -202,3 +202,138 @@ def test_unix_socket_is_spoken_to(open_tier, redis_server, redis_url):
     tier.join()
     put(tier)
     assert value(tier) == b"v"
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_write_that_crosses_an_invalidation_leaves_nothing_behind(open_cache, redis_server, redis_url, pinned):
+    """Law 8: what is written just after another process has invalidated it is taken back, before its mark is gone."""
+    cache, other = (open_cache(redis=redis_url) for _ in range(2))
+    request = cache.request("a")
+    for each in (cache, other):
+        each.get_or_load(each.request("warm"), lambda: "answer")
+        assert each.flush(GUARD)
+    store = cache.redis._store
+    cache.log.stop()
+    send = store._send
+
+    def send_late(commands):
+        if commands[0][0] == "SET":
+            other.invalidate(key=request.key)
+        return send(commands)
+
+    store._send = send_late
+    entry = Entry(cache.chain.codec.encode("old"), born=cache.log.position(), is_pinned=pinned)
+    run(cache.redis.put(request, entry, None))
+    assert cache.flush(GUARD)
+    name = (store.names.of_pinned if pinned else store.names.of)(request.key)
+    assert redis_server.cli("EXISTS", name) == 0
+    assert redis_server.cli("HLEN", store.names.pinned) == 0
+
+
+# The mode of all replicas
+
+
+def mode_told(tier):
+    """What a process that starts is told."""
+    return tier.join().mode
+
+
+@pytest.mark.parametrize("lost", ["everything", "the mode alone"])
+def test_survivor_writes_the_mode_anew(open_tier, redis_server, lost):
+    """A server that has forgotten the kill switch is told by those who heard of it, and tells who starts then."""
+    said, heard = open_tier(), open_tier()
+    since = heard.join().position
+    run(said.switch("off"))
+    assert heard.follow(since).mode == "off"
+    said.close()
+    redis_server.cli(*(["FLUSHALL"] if lost == "everything" else ["DEL", "semcache:ns:mode"]))
+    heard._store._verify_at = 0.0
+    assert heard.follow(since).mode == "off"
+    assert mode_told(open_tier()) == "off"
+
+
+def test_survivor_that_set_the_mode_itself_writes_it_anew(open_tier, redis_server):
+    """Whoever was told that the switch is kept keeps it, also where its own record was never read."""
+    tier = open_tier()
+    tier.join()
+    run(tier.switch("off"))
+    redis_server.cli("FLUSHALL")
+    assert mode_told(tier) == "off"
+    assert mode_told(open_tier()) == "off"
+
+
+@pytest.mark.parametrize("newer", ["live", "off"])
+def test_survivor_does_not_set_a_newer_mode_back(open_tier, redis_server, newer):
+    """Who was cut off while the switch was thrown takes the newer word, and does not write his own over it."""
+    older = "off" if newer == "live" else "shadow"
+    sleeper = open_tier()
+    run(sleeper.switch(older))
+    assert mode_told(sleeper) == older
+    run(open_tier().switch(newer))
+    assert mode_told(sleeper) == newer
+    assert mode_told(open_tier()) == newer
+
+
+def test_older_snapshots_mode_gives_way_to_the_survivors(open_tier, redis_server):
+    """A server that comes back with an older switch than the latest is told the latest."""
+    tier = open_tier()
+    run(tier.switch("live"))
+    run(tier.switch("off"))
+    redis_server.cli("ZREM", "semcache:ns:mode", "off")
+    assert mode_told(tier) == "off"
+    assert mode_told(open_tier()) == "off"
+
+
+def test_mode_is_the_latest_where_the_servers_clock_went_back(open_tier, redis_server):
+    """A switch that was thrown in the future is no later than the one thrown now."""
+    redis_server.cli("ZADD", "semcache:ns:mode", position_of(b"3700000000000-0"), "off")
+    run(open_tier().switch("live"))
+    assert mode_told(open_tier()) == "live"
+
+
+def test_mode_that_the_server_refuses_raises(open_tier, redis_server):
+    """A switch is kept when the call returns, or it raises."""
+    redis_server.cli("SET", "semcache:ns:mode", "theirs")
+    with pytest.raises(TierError, match="WRONGTYPE"):
+        run(open_tier().switch("off"))
+
+
+# How many trips
+
+
+def trips(plan):
+    """Carry out a plan; how many times it asks the server."""
+    asked = 0
+    try:
+        step = next(plan)
+        while True:
+            asked += 1
+            step = plan.send(step.run())
+    except StopIteration:
+        return asked
+
+
+def test_first_read_of_an_unused_namespace_takes_two_trips(open_tier):
+    """Who does not follow yet begins the namespace's marks in one trip more, and the next finds them there."""
+    tier = open_tier()
+    assert trips(tier.get(request())) == 2
+    assert trips(tier.get(request())) == 1
+    put(tier)
+    assert value(tier) == b"v"
+    assert trips(open_tier().get(request())) == 1
+
+
+def test_first_read_of_who_follows_an_unused_namespace_takes_one_trip(open_tier):
+    """What is to be begun the follower has begun, in nobody's way."""
+    tier = open_tier()
+    tier.join()
+    assert trips(tier.get(request())) == 1
+
+
+def test_marks_that_are_begun_lie_after_the_log_where_the_servers_clock_went_back(open_tier, redis_server):
+    """Law 8: with the marks gone nothing that stands is trusted, were it born later than the server's time now."""
+    redis_server.cli("XADD", "semcache:ns:log", "9700000000000-5", "r", b"\x91\xa1x")
+    tier = open_tier()
+    assert value(tier) is None
+    assert tier.position() > position_of(b"9700000000000-5")
+    assert tier.marks.cover([("namespace", "ns")], position_of(b"9700000000000-5"))

@@ -42,14 +42,14 @@ class Address:
         host, port = self._settings.get("host", "localhost"), self._settings.get("port", 6379)
         return f"{scheme}://{host}:{port}/{self._settings.get('db', 0)}"
 
-    def connect(self, timeout: float) -> Any:
-        """Return a connection for threads, not connected yet; connecting waits so long, and reading by default."""
-        from redis import connection
+    def connect(self) -> Any:
+        """Return a connection for threads, not connected yet; whoever uses it sets its `deadline`, or its `silence`."""
+        from semcache.stores import deadline
 
         kinds = {
-            "tcp": connection.Connection, "tls": connection.SSLConnection, "unix": connection.UnixDomainSocketConnection
+            "tcp": deadline.TimelyConnection, "tls": deadline.TimelySSLConnection, "unix": deadline.TimelyUnixConnection
         }  # fmt: skip
-        return kinds[self.kind](**self._made(), socket_timeout=timeout, socket_connect_timeout=timeout)
+        return kinds[self.kind](**self._made())
 
     def aconnect(self) -> Any:
         """Return a connection for the tasks of a loop, not connected yet; whoever uses it sees to the time."""

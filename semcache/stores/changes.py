@@ -66,6 +66,8 @@ class Record:
     text: str | None = None
     vector: Any = None
     index_ttl: float = inf
+    # For how long, without its grace, other shared tiers keep it, which heed its marks and cannot keep them.
+    others_ttl: float = 0.0
     # Whether the file had no such pinned entry when this one was put.
     is_new_pin: bool = False
 
@@ -89,7 +91,8 @@ class Record:
         about = self.about
         if about.is_pinned:
             return 0.0  # other tiers give it lives of their own
-        return (about.goes if about.slide and about.goes != inf else self.ends) - self.row.written
+        ends = about.goes if about.slide and about.goes != inf else self.ends
+        return max(ends - self.row.written, self.others_ttl and self.others_ttl + about.grace)
 
     @property
     def is_indexed(self) -> bool:

@@ -58,7 +58,7 @@ class Follower:
             try:
                 (counter,) = connection.execute("PRAGMA data_version").fetchone()
                 if (counter, since) == self._seen:
-                    return Changes(since, mode=self._mode)
+                    return Changes(since, mode=self._mode, log=self._log)
                 connection.execute("BEGIN")
                 changes, is_all = self._read(connection, since)
                 connection.execute("COMMIT")
@@ -72,7 +72,7 @@ class Follower:
     def _read(self, connection: sqlite3.Connection, since: int) -> tuple[Changes, bool]:
         identity, position, mode = connection.execute(schema.STATE, (schema.MODE + self._namespace,)).fetchone()
         before, self._identity = self._identity, identity
-        changes = Changes(position, mode=mode if mode in MODES else None)
+        changes = Changes(position, mode=mode if mode in MODES else None, log=self._log)
         if since >= 0 and (since > position or before not in (None, identity)):
             changes.is_whole, changes.is_reset = False, True
             since = -1
@@ -88,6 +88,10 @@ class Follower:
             return changes, False
         changes.position = position
         return changes, True
+
+    @property
+    def _log(self) -> str:
+        return self._identity.hex() if self._identity is not None else ""
 
     def _connect(self) -> sqlite3.Connection:
         if self._is_closed:

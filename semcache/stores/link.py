@@ -5,8 +5,9 @@ replies: retries, response callbacks and instrumentation of its client would cos
 
 Laws:
 - an exchange is many commands and their replies in one round trip; an error reply is a value in its place;
-- nobody waits longer than his timeout: for a connection, for connecting, or for a reply; a connection that was given up
-  in the middle of a reply is closed, never reused;
+- nobody waits longer than his timeout, all told: for a connection, for connecting, for sending and for every piece of
+  the replies; a connection that was given up in the middle of a reply is closed, never reused;
+- where the time was too short for connecting and asking, a connection is made behind the caller, for the next one;
 - an idle connection that the server has closed meanwhile is replaced once, at once;
 - no connection crosses a fork or a loop.
 """
@@ -106,49 +107,54 @@ class Link:
 
     def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
         """Send commands and return their replies. Raises TierError, with one word for what went wrong."""
-        began = time.perf_counter_ns()
-        waited_ns = 0
+        deadline, waited_ns = time.monotonic() + timeout, 0
         if not self._free.acquire(blocking=False):
+            began = time.perf_counter_ns()
             if not self._free.acquire(timeout=timeout):
                 raise TierError("pool", f"{self.where}: all {self.address.max_connections} connections are in use")
             waited_ns = time.perf_counter_ns() - began
-        connection = None
         try:
-            try:
-                connection, is_used = self._idle.pop(), True
-            except IndexError:
-                connection, is_used = self._open(timeout), False
-            try:
-                values = converse(connection, asked, timeout)
-            except RedisConnectionError:
-                if not is_used:
-                    raise
-                self._drop_idle()  # the server was restarted, or has closed what was idle for long
-                connection = self._open(timeout)
-                values = converse(connection, asked, timeout)
+            return Replies(self._converse(asked, deadline), waited_ns)
         except (RedisError, OSError) as error:
             raise trouble(error, self.where) from error
-        else:
-            self._idle.append(connection)
-            if self._is_closed:
-                self._drop_idle()
-            return Replies(values, waited_ns)
         finally:
             self._free.release()
 
-    def _open(self, timeout: float) -> Any:
+    def _converse(self, asked: Sequence[Command], deadline: float) -> list[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return self._converse_anew(asked, deadline)
+        connection.deadline = deadline
+        try:
+            values = converse(connection, asked)
+        except RedisConnectionError:
+            self._drop_idle()  # the server was restarted, or has closed what was idle for long
+            return self._converse_anew(asked, deadline)
+        self._keep(connection)
+        return values
+
+    def _converse_anew(self, asked: Sequence[Command], deadline: float) -> list[Any]:
+        """Connect first; where the time is up before all is done, the next caller is to find a connection."""
         if self._is_closed:
             raise TierError("closed", f"{self.where}: it was closed")
-        connection = self.address.connect(timeout)
+        connection = self.address.connect()
+        connection.deadline = deadline
         try:
             connection.connect()
-        except RedisTimeoutError:
-            self._open_behind()
-            raise
-        except BaseException:
+            values = converse(connection, asked)
+        except BaseException as error:
             connection.disconnect()
+            if isinstance(error, (RedisTimeoutError, TimeoutError)):
+                self._open_behind()
             raise
-        return connection
+        self._keep(connection)
+        return values
+
+    def _keep(self, connection: Any) -> None:
+        self._idle.append(connection)
+        if self._is_closed:
+            self._drop_idle()
 
     def _open_behind(self) -> None:
         """Make a connection for the next caller: a handshake may well take longer than anybody's deadline."""
@@ -156,7 +162,8 @@ class Link:
             return
 
         def work(opening: Lock = self._opening, idle: deque[Any] = self._idle) -> None:
-            connection = self.address.connect(PATIENT_SECONDS)
+            connection = self.address.connect()
+            connection.deadline = time.monotonic() + PATIENT_SECONDS
             try:
                 connection.connect()
                 idle.append(connection)
@@ -208,14 +215,14 @@ class Link:
         self._begin()
 
 
-def converse(connection: Any, asked: Sequence[Command], timeout: float) -> list[Any]:
+def converse(connection: Any, asked: Sequence[Command]) -> list[Any]:
     """Send commands and return their replies, error replies in their places; a broken connection is closed."""
     packed = connection.pack_command(*asked[0]) if len(asked) == 1 else connection.pack_commands(asked)
     connection.send_packed_command(packed, check_health=False)
     values = []
     for _ in asked:
         try:
-            values.append(connection.read_response(disable_decoding=True, timeout=timeout))
+            values.append(connection.read_response(disable_decoding=True))
         except ResponseError as error:
             values.append(error)
         except BaseException:
@@ -246,10 +253,10 @@ class _LoopPool:
                 _hang_up(self._idle.pop())
 
     async def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
-        waited_ns = 0
+        deadline, waited_ns = asyncio.get_running_loop().time() + timeout, 0
         if self._free.locked():
             began = time.perf_counter_ns()
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await self._free.acquire()
             waited_ns = time.perf_counter_ns() - began
         else:
@@ -257,20 +264,24 @@ class _LoopPool:
         try:
             if self._idle:
                 try:
-                    return Replies(await self._converse(self._idle.pop(), asked, timeout), waited_ns)
+                    return Replies(await self._converse(self._idle.pop(), asked, deadline), waited_ns)
                 except RedisConnectionError:
                     while self._idle:
                         _hang_up(self._idle.pop())
-            connection = await self._open(timeout)
-            return Replies(await self._converse(connection, asked, timeout), waited_ns)
+            connection = await self._open(deadline)
+            try:
+                return Replies(await self._converse(connection, asked, deadline), waited_ns)
+            except TimeoutError:
+                self._open_behind()
+                raise
         finally:
             self._free.release()
 
-    async def _converse(self, connection: Any, asked: Sequence[Command], timeout: float) -> list[Any]:
+    async def _converse(self, connection: Any, asked: Sequence[Command], deadline: float) -> list[Any]:
         is_whole = False
         values: list[Any] = []
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 packed = connection.pack_command(*asked[0]) if len(asked) == 1 else connection.pack_commands(asked)
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in asked:
@@ -286,18 +297,28 @@ class _LoopPool:
                 _hang_up(connection)
         return values
 
-    async def _open(self, timeout: float) -> Any:
+    async def _open(self, deadline: float) -> Any:
         """Connect within the deadline, or let the next caller find what comes of it."""
-        connection = self._address.aconnect()
-        making = asyncio.get_running_loop().create_task(self._make(connection))
-        self._making.add(making)
-        making.add_done_callback(self._made)
-        done, _ = await asyncio.wait([making], timeout=timeout)
+        making, connection = self._begin_to_make()
+        done, _ = await asyncio.wait([making], timeout=max(deadline - asyncio.get_running_loop().time(), 0.0))
         if not done:
             making.add_done_callback(lambda task: self._take(task, connection))
             raise RedisTimeoutError("connecting took too long")
         making.result()
         return connection
+
+    def _open_behind(self) -> None:
+        """Make a connection for the next caller, unless one is being made: this one had too little time for both."""
+        if not self._making:
+            making, connection = self._begin_to_make()
+            making.add_done_callback(lambda task: self._take(task, connection))
+
+    def _begin_to_make(self) -> tuple[asyncio.Task[Any], Any]:
+        connection = self._address.aconnect()
+        making = asyncio.get_running_loop().create_task(self._make(connection))
+        self._making.add(making)
+        making.add_done_callback(self._made)
+        return making, connection
 
     @staticmethod
     async def _make(connection: Any) -> None:

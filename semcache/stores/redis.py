@@ -26,6 +26,7 @@ from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.fork import forking
 from semcache.stores.link import Command
+from semcache.stores.outbox import Write
 from semcache.stores.redis_base import LONGEST_LOAD_SECONDS
 from semcache.stores.redis_follow import Following, facets_of
 from semcache.stores.redis_keys import (
@@ -34,7 +35,6 @@ from semcache.stores.redis_keys import (
     position_at,
 )
 from semcache.stores.redis_pins import WAITING, Pin, record_of
-from semcache.stores.redis_writer import Write
 
 MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0
@@ -82,9 +82,10 @@ class RedisStore(Following):
         replies = yield Exchange(self.link, asked + self._ask_marks(pairs), self._timeout)
         pinned, plain, clock, scores, gone = (self._checked(reply) for reply in replies.values)
         data = plain if pinned is None else pinned
-        self._heard(max(position_at(self._set_clock(clock)), *self._take_marks(pairs, scores, gone)))
+        server = self._set_clock(clock)
+        self._heard(max(position_at(server), *self._take_marks(pairs, scores, gone)))
         if scores[1] is None:  # the namespace has no mark: nobody has used it yet, or its marks are gone
-            yield from self._begin_marks(self._timeout)
+            yield from self._begin_marks(server, self._timeout)
             return None, replies.waited_ns
         if data is None:
             return None, replies.waited_ns

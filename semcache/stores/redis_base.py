@@ -7,19 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from semcache.marks import Marks
-from semcache.model import Mode
 from semcache.stores.address import address_of
 from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
+from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.redis_keys import (
     Names,
     member,
     seconds_of,
 )
-from semcache.stores.redis_pins import Pins
-from semcache.stores.redis_writer import RedisWriter
+from semcache.stores.redis_pins import WAITING, Pins
 from semcache.tier import Clock, SystemClock
 
 LONGEST_LOAD_SECONDS = 3600.0
+# Entries that are written in one trip.
+BATCH = 128
 
 
 class RedisBase:
@@ -35,7 +36,9 @@ class RedisBase:
         self.names = Names(namespace)
         self.is_followed = False
         self.pins = Pins(namespace)
-        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, self._lost)
+        self.writer: Outbox[list[Command]] = Outbox(
+            "semcache-redis", self._deliver, covers=marks.cover, on_fault=self._lost, batch=BATCH
+        )
         self._on_fault = on_fault
         self._steady = Link(address)  # marks and writes do not wait behind readers
         self._own = member("namespace", namespace)
@@ -55,7 +58,8 @@ class RedisBase:
         self._last_seen = 0
         self._read_so_far = 0
         self._upkeep_at = 0.0
-        self._mode: Mode | None = None
+        # The latest mode of all replicas that was heard of, and its position: as a pair, the later is the greater.
+        self._mode: tuple[int, str] = (0, "")
         self._is_closed = False
 
     # Time and place
@@ -82,6 +86,41 @@ class RedisBase:
     def _send(self, commands: list[Command]) -> list[Any]:
         values: list[Any] = self._steady.exchange(commands, PATIENT_SECONDS).values
         return values
+
+    def _deliver(self, batch: list[Write[list[Command]]]) -> Sent:
+        """Write entries in one trip; the first command of each is the one that keeps it."""
+        commands = [command for write in batch for command in write.what]
+        newest: list[Command] = [
+            ("ZREVRANGE", name, 0, 0, "WITHSCORES") for name in (self.names.marks, self.names.gone)
+        ]
+        replies = self._send(commands + newest + self._upkeep())
+        self._take_back(batch, replies[len(commands) : len(commands) + len(newest)])
+        sent: Sent = []
+        at = 0
+        for write in batch:
+            sent.append(replies[at] if isinstance(replies[at], Exception) else True)
+            at += len(write.what)
+        return sent
+
+    def _take_back(self, batch: list[Write[list[Command]]], newest: list[Any]) -> None:
+        """Drop what another process invalidated just before it was written: the entry may outlive the mark."""
+        newest_mark = max((int(float(one[1])) for one in map(self._checked, newest) if one), default=0)
+        if newest_mark > self._marks.newest:
+            pairs = list({pair: None for write in batch for pair in write.pairs or ()})
+            keys = [value for facet, value in pairs if facet == "key"]
+            if pairs:
+                asked: list[Command] = [("ZMSCORE", self.names.marks, *(member(*pair) for pair in pairs))]
+                asked += [("ZMSCORE", self.names.gone, *keys)] if keys else []
+                scores = [score for reply in map(self._checked, self._send(asked)) for score in reply]
+                for pair, score in zip(pairs + [("key", key) for key in keys], scores, strict=True):
+                    if score is not None:
+                        self._marks.mark(*pair, int(float(score)))
+        for write in batch:
+            if write.pairs and self._marks.cover(write.pairs, write.born):
+                key = write.key.removeprefix(WAITING)
+                is_pinned = key != write.key
+                name = self.names.of_pinned(key) if is_pinned else self.names.of(key)
+                self._send([("UNLINK", name), *([("HDEL", self.names.pinned, key)] if is_pinned else [])])
 
     def _lost(self, error: BaseException) -> None:
         """Tell of what could not be written, in the tier's own words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Mark, Row
@@ -20,6 +20,7 @@ from semcache.stores.redis_keys import (
     pair_of,
     position_at,
     position_of,
+    told_mode,
     unpack,
 )
 from semcache.stores.redis_marking import Marking
@@ -41,16 +42,17 @@ class Following(Marking):
         self.is_followed = False
         names = self.names
         replies = self._talk([
-            ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
-            ("GET", names.mode), ("HVALS", names.pinned),
+            ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own), self._ask_mode(),
+            ("HVALS", names.pinned),
         ])  # fmt: skip
         clock, info, own, mode, pinned = replies
         self._last_seen, self._read_so_far, _ = _stream_told(info)
-        own, mode = self._checked(own), self._checked(mode)
-        position = max(position_at(self._set_clock(clock)), self._last_seen)
-        self._mode = _mode(mode)
+        own = self._checked(own)
+        server = self._set_clock(clock)
+        position = max(position_at(server), self._last_seen)
+        self._settle_mode(mode)
         if own is None:
-            run(self._begin_marks())
+            run(self._begin_marks(server))
         marks = self._all_marks()
         self._floor = max((mark[2] for mark in marks if mark[0] == "namespace"), default=0)
         self._republish(marks)
@@ -62,7 +64,12 @@ class Following(Marking):
         self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
-        return Changes(position, marks, [], self._mode)
+        return Changes(position, marks, [], self._told_mode(), log=self._log)
+
+    @property
+    def _log(self) -> str:
+        """Name the log: by when its namespace was begun, or invalidated as a whole, which no two have in common."""
+        return str(self._floor)
 
     def _unpin_covered(self, key: bytes) -> None:
         """Drop a pinned entry that a mark covers, which may be gone before it: unless it was pinned anew meanwhile."""
@@ -74,6 +81,17 @@ class Following(Marking):
             self._talk([("MULTI",), ("EXEC",)])
         else:
             self._talk([("MULTI",), ("UNLINK", place), ("HDEL", self.names.pinned, key), ("EXEC",)])
+
+    def _settle_mode(self, reply: Any) -> None:
+        """Hear the mode of all replicas; write it anew where the store knows none, or an older one."""
+        stored = told_mode(self._checked(reply))
+        self._hear_mode(stored)
+        position, mode = self._mode
+        if stored < (position, mode):
+            self._talk([("ZADD", self.names.mode, "GT", position, mode)])
+
+    def _told_mode(self) -> Mode | None:
+        return cast("Mode", self._mode[1]) if self._mode[1] else None
 
     def _republish(self, stored: list[Mark]) -> None:
         """Write anew what this process knows and the store does not: it has come back from an older snapshot."""
@@ -125,11 +143,11 @@ class Following(Marking):
         replies = self._talk([
             ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own),
             ("ZREVRANGE", names.marks, 0, 0, "WITHSCORES"), ("ZREVRANGE", names.gone, 0, 0, "WITHSCORES"),
-            ("GET", names.mode), ("ZCARD", names.marks),
+            self._ask_mode(), ("ZCARD", names.marks),
         ], _SILENT_SECONDS)  # fmt: skip
         clock, info, own, newest, gone, mode, count = replies
         self._set_clock(clock)
-        self._mode = _mode(self._checked(mode))
+        self._settle_mode(mode)
         if int(self._checked(count)) > MAX_MARKS:
             self._thin_marks()
         last, added, trimmed = _stream_told(info)
@@ -159,7 +177,7 @@ class Following(Marking):
             self._talk([("ZREMRANGEBYSCORE", self.names.marks, "-inf", f"({position}")])
 
     def _changes(self, since: int, records: list[Any]) -> Changes:
-        changes = Changes(since, mode=self._mode)
+        changes = Changes(since, log=self._log)
         now = self.now()
         vectors: list[bytes | None] = []
         for stream_id, fields in records:
@@ -179,10 +197,11 @@ class Following(Marking):
                     self._marks.mark(facet, value, position)
                     changes.marks.append((facet, value, position))
                 elif kind == "o":
-                    changes.mode = self._mode = _mode(record[1])
+                    _, mode, position = record
+                    self._hear_mode((int(position), mode) if mode in MODES else (0, ""))
             except (DecodeError, ValueError, IndexError, TypeError):
                 continue  # a record of a later version, or of another hand
-        changes.rows = _with_vectors(changes.rows, vectors)
+        changes.rows, changes.mode = _with_vectors(changes.rows, vectors), self._told_mode()
         for key in self.pins.covered(self._marks) if records else ():
             self._unpin_covered(key)
         return changes
@@ -233,15 +252,17 @@ class Following(Marking):
             start = b"(" + page[-1][0]
 
     def _talk(self, asked: list[Command], timeout: float = PATIENT_SECONDS) -> list[Any]:
-        """Exchange on the follower's own connection, which `rest` can cut."""
+        """Exchange on the follower's own connection, which `rest` can cut; lost is who is silent, not who is slow."""
         if self._is_closed:
             raise TierError("closed", "the store was closed")
         connection = self._following
         try:
             if connection is None:
-                connection = self._following = self.link.address.connect(PATIENT_SECONDS)
+                connection = self._following = self.link.address.connect()
+                connection.silence = PATIENT_SECONDS
                 connection.connect()
-            return converse(connection, asked, timeout)
+            connection.silence = timeout
+            return converse(connection, asked)
         except Exception as error:
             self._following = None
             connection.disconnect()
@@ -274,11 +295,6 @@ def _stream_told(info: Any) -> tuple[int, int, int]:
     told = dict(zip(info[::2], info[1::2], strict=True))
     added = int(told[b"entries-added"])
     return position_of(told[b"last-generated-id"]), added, added - int(told[b"length"])
-
-
-def _mode(told: bytes | str | None) -> Mode | None:
-    name = told.decode("ascii", "replace") if isinstance(told, bytes) else told
-    return name if name in MODES else None
 
 
 def _with_vectors(rows: list[Row], vectors: list[bytes | None]) -> list[Row]:

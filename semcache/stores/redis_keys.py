@@ -9,7 +9,7 @@ Under `semcache:NAMESPACE:` stand
     marks       a sorted set: facet value by position       what was invalidated when; a set, so that no mark goes back
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
     log         a stream of records                         added, pinned, marked, mode; trimmed by age and number
-    mode        a string                                    the switch of all replicas
+    mode        a sorted set: mode by position              the switch of all replicas is the latest; none is set back
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
 score, which is exact up to 2**53, until 2089.
@@ -23,6 +23,7 @@ from urllib.parse import quote
 from msgpack import packb, unpackb
 
 from semcache.errors import DecodeError
+from semcache.model import MODES
 
 PREFIX = "semcache"
 EPOCH_MS = 1_577_836_800_000
@@ -86,6 +87,12 @@ def pair_of(marked: bytes) -> tuple[str, str | bytes]:
     facet, _, value = marked.partition(b"\0")
     name = facet.decode()
     return name, value if name == "key" else value.decode("utf-8", "surrogatepass")
+
+
+def told_mode(newest: list[bytes]) -> tuple[int, str]:
+    """Return a position and the mode that was set there, from the latest member of `mode`; (0, "") where none is."""
+    name = newest[0].decode("ascii", "replace") if newest else ""
+    return (int(float(newest[1])), name) if name in MODES else (0, "")
 
 
 def pack(record: list[Any]) -> bytes:

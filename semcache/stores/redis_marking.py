@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from math import ceil
+from typing import Any
 
 from semcache.errors import InvalidationError, TierError
 from semcache.marks import Pair
@@ -17,6 +18,7 @@ from semcache.stores.redis_keys import (
     pack,
     position_at,
     position_of,
+    told_mode,
 )
 
 _SWEEP_PAGE = 500
@@ -41,7 +43,7 @@ class Marking(RedisBase):
             if not position:  # the server cannot be asked; in this process it is gone all the same
                 self._forget(pairs, max(position_at(self.now()), self._position) + 1)
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
-        self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
+        self.writer.drop(pairs, position)
         if facets:
             with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
                 dropped += yield from self._sweep(facets, position, drops=True)
@@ -54,17 +56,22 @@ class Marking(RedisBase):
             self._marks.mark(facet, value, position)
         self._heard(position)
 
-    def _next_position(self, timeout: float = PATIENT_SECONDS) -> Plan[int]:
+    def _next_position(self) -> Plan[int]:
         """Return a position after all that anybody can have heard of, also where the server's clock went back."""
-        asked: list[Command] = [("TIME",), ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1)]
-        replies = yield Exchange(self._steady, asked, timeout)
-        clock, last = (self._checked(reply) for reply in replies.values)
+        replies = yield Exchange(self._steady, self._ask_position(), PATIENT_SECONDS)
+        return self._position_after(*replies.values)
+
+    def _ask_position(self) -> list[Command]:
+        return [("TIME",), ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1)]
+
+    def _position_after(self, clock: Any, last: Any) -> int:
+        last = self._checked(last)
         heard = position_of(last[0][0]) if last else 0
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
 
     def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
         names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
-        commands: list[Command] = [("MULTI",)]
+        commands: list[Command] = []
         keys = [value for facet, value in pairs if facet == "key"]
         for facet, value in pairs:
             if facet != "key":
@@ -80,19 +87,23 @@ class Marking(RedisBase):
         commands.append(("ZADD", names.marks, "NX", position, self._own))
         for name in (names.marks, names.gone, names.log):
             commands += [("PEXPIRE", name, stays, "NX"), ("PEXPIRE", name, stays, "GT")]
-        commands.append(("EXEC",))
-        replies = yield Exchange(self._steady, commands, PATIENT_SECONDS)
+        made = yield from self._transact(commands)
+        self._heard(position)
+        if not keys:
+            return 0
+        self.pins.forget(keys)  # type: ignore[arg-type]
+        return sum(int(one) for command, one in zip(commands, made, strict=True) if command[0] == "UNLINK")
+
+    def _transact(self, commands: list[Command]) -> Plan[list[Any]]:
+        """Have all of these done at once, or none; what came of each. Raises TierError."""
+        replies = yield Exchange(self._steady, [("MULTI",), *commands, ("EXEC",)], PATIENT_SECONDS)
         done = replies.values[-1]
         made = done if isinstance(done, list) else [done]
         failed = next((one for one in made if isinstance(one, Exception)), None)
         if failed is not None or done is None:
             refused = next((one for one in replies.values if isinstance(one, Exception)), failed)
             raise trouble(refused or TierError("refused", f"{self.where}: it refused the transaction"), self.where)
-        self._heard(position)
-        if not keys:
-            return 0
-        self.pins.forget(keys)  # type: ignore[arg-type]
-        return sum(int(one) for command, one in zip(commands[1:-1], done, strict=True) if command[0] == "UNLINK")
+        return made
 
     def count(self, pairs: list[Pair]) -> Plan[int]:
         """Return how many entries an invalidation of these would drop. Raises TierError."""
@@ -169,26 +180,41 @@ class Marking(RedisBase):
         return not already and born < position and ends > now and any(facets.has(*pair) for pair in pairs)
 
     def switch(self, mode: Mode) -> Plan[None]:
-        """Set the mode of all who use the namespace; they hear of it as they follow."""
-        commands: list[Command] = [
-            ("MULTI",),
-            ("SET", self.names.mode, mode),
-            ("XADD", self.names.log, "*", "r", pack(["o", mode])),
-            ("EXEC",),
-        ]
-        replies = yield Exchange(self._steady, commands, PATIENT_SECONDS)
-        for reply in replies.values:
-            self._checked(reply)
+        """Set the mode of all who use the namespace; they hear of it as they follow. Raises TierError."""
+        replies = yield Exchange(self._steady, [self._ask_mode(), *self._ask_position()], PATIENT_SECONDS)
+        self._hear_mode(told_mode(self._checked(replies.values[0])))
+        position = self._position_after(*replies.values[1:])
+        yield from self._transact([
+            ("ZADD", self.names.mode, "GT", position, mode),
+            ("XADD", self.names.log, "*", "r", pack(["o", mode, position])),
+        ])  # fmt: skip
+        self._hear_mode((position, mode))
 
-    def _begin_marks(self, timeout: float = PATIENT_SECONDS) -> Plan[None]:
-        """Set the mark of a namespace that has none: nothing that stands is trusted. Of several the first stays."""
-        position = yield from self._next_position(timeout)
+    def _ask_mode(self) -> Command:
+        return ("ZREVRANGE", self.names.mode, 0, 0, "WITHSCORES")
+
+    def _hear_mode(self, told: tuple[int, str]) -> None:
+        self._mode = max(self._mode, told)
+        self._heard(told[0])
+
+    def _begin_marks(self, server: float, timeout: float = PATIENT_SECONDS) -> Plan[None]:
+        """Set the mark of a namespace that has none: nothing that stands is trusted. Of several the first stays.
+
+        `server` is the server's time. One round trip; one more where its clock went back since the log's last record.
+        """
+        position, own = max(position_at(server), self._position) + 1, ("ZSCORE", self.names.marks, self._own)
         stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
         asked: list[Command] = [
-            ("ZADD", self.names.marks, "NX", position, self._own), ("PEXPIRE", self.names.marks, stays, "NX"),
-            ("ZSCORE", self.names.marks, self._own),
+            ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1), ("ZADD", self.names.marks, "NX", position, self._own),
+            ("PEXPIRE", self.names.marks, stays, "NX"), own,
         ]  # fmt: skip
         replies = yield Exchange(self._steady, asked, timeout)
-        score = int(float([self._checked(reply) for reply in replies.values][-1]))
-        self._marks.mark("namespace", self._namespace, score)
-        self._heard(max(position, score))
+        last, is_first, _, score = map(self._checked, replies.values)
+        heard = position_of(last[0][0]) if last else 0
+        if is_first and heard >= position:
+            replies = yield Exchange(
+                self._steady, [("ZADD", self.names.marks, "GT", heard + 1, self._own), own], timeout
+            )
+            score = [self._checked(reply) for reply in replies.values][-1]
+        self._marks.mark("namespace", self._namespace, int(float(score)))
+        self._heard(max(position, int(float(score))))

@@ -37,7 +37,8 @@ _SKEW_SECONDS = 1.0
 class DiskTier:
     """An exact tier in the SQLite file `path`, of about `max_bytes`; entries live `ttl` seconds, or what they ask for.
 
-    `timeout` is how long a read waits for a lock, `index_ttl` how long an entry has an index row, in seconds.
+    `timeout` is how long a read waits for a lock, `index_ttl` how long an entry has an index row, `others_ttl` how long
+    tiers that need its marks keep one, in seconds.
     `on_fault` is told, with one word and the error, of what goes wrong behind the callers, in whatever thread it does.
     Raises ConfigurationError for what can never work; a file that cannot be used now makes misses, and is tried again.
     """
@@ -49,6 +50,7 @@ class DiskTier:
         self, path: str | os.PathLike[str], *, namespace: str, ttl: float, clock: Clock,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
         max_bytes: int = 2**30, random: Callable[[], float] | None = None, index_ttl: float = inf,
+        others_ttl: float = 0.0,
     ) -> None:  # fmt: skip
         from semcache.stores.sqlite import SqliteStore
 
@@ -61,6 +63,7 @@ class DiskTier:
         self._namespace = namespace
         self._ttl = ttl
         self._index_ttl = index_ttl
+        self._others_ttl = others_ttl
         self._jitter = jitter
         self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
         self._now = clock.time
@@ -144,7 +147,7 @@ class DiskTier:
         if life <= 0:
             return
         now = self._now()
-        key, value, facets = request.key, entry.value, canonical(self._namespace, request.facets)
+        key, value, facets = request.key, entry.value, canonical(self._namespace, entry.facets or request.facets)
         checksum, written, about = crc32(value, crc32(key)), now - entry.age, of(entry, facets, now)
         row = Row(
             value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl),
@@ -152,8 +155,11 @@ class DiskTier:
         )  # fmt: skip
         vector = evidence.vector if evidence is not None else None
         self._store.put(
-            Record(key, row, facets, request.scope, request.embedder, request.text, vector, self._index_ttl)
-        )
+            Record(
+                key, row, facets, request.scope, request.embedder, request.text, vector, self._index_ttl,
+                self._others_ttl,
+            )
+        )  # fmt: skip
         return
         yield
 

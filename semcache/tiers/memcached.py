@@ -1,12 +1,13 @@
 """The memcached tier: an exact tier that all processes of a service share, and that may forget what it likes.
 
 Laws: a hit is one round trip; puts are written behind the caller, and read from the queue meanwhile; an own ttl longer
-than the tier's is cut, for memcached is a store to nobody (law 5).
+than the tier's is cut where another store keeps the answers, and holds where memcached is the only one (law 5).
 
 Law 8 here: a memcached keeps no marks. Where another store keeps the log, this process's marks decide at each hit, and
-while they cannot be followed everything is a miss. Alone, it takes no entry with tags or documents, and only keys can
-be invalidated: by a tombstone, which refuses late puts for as long as a load may take, unless the server is flushed or
-evicts it before. Births and positions must compare among all processes that share it, and marks be kept for its ttl.
+while they cannot be followed everything is a miss; entries stand under the log's name, so that those who follow
+different logs, or one that was begun anew, never meet. Alone, it takes no entry with tags or documents, and only keys
+can be invalidated: by a tombstone, which refuses late puts for as long as a load may take, unless the server is flushed
+or evicts it before. Births and positions must compare among all processes that share it, and marks be kept for its ttl.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from semcache.errors import ConfigurationError, InvalidationError, MissingExtraError, TierError
 from semcache.keys import KEY_BYTES
-from semcache.marks import Marks
+from semcache.marks import Marks, Pair
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
@@ -29,11 +30,14 @@ from semcache.stores.fork import forking
 from semcache.tier import Clock
 
 if TYPE_CHECKING:
-    from semcache.stores.memcached import Write
+    from semcache.stores.memcached import Item
+    from semcache.stores.outbox import Write
 
 DEFAULT_PORT = 11211
 MAX_NAME_BYTES = 250
 _CLOSE_SECONDS = 5.0
+# A log's name: a file's identity, or the position that a namespace of a Redis was last begun at.
+_LONGEST_LOG = "0" * 32
 _MARGIN_SECONDS = 60.0
 # A sliding entry may end earlier than its last hit gave it by so much of its life: not each hit is a write.
 _SLIDE_SHARE = 0.1
@@ -44,8 +48,8 @@ class MemcachedTier:
     """An exact tier in the memcached at `url`; entries live at most `ttl` seconds.
 
     `timeout` is how long a read waits, in seconds. `marks` are this process's; `keeps_marks` says that another store
-    keeps them, durably and for all. `on_fault` is told what goes wrong behind the callers. Raises ConfigurationError
-    for what can never work; a memcached that is down makes misses.
+    keeps them, durably and for all: until `find` has named its log, everything is a miss. `on_fault` is told what goes
+    wrong behind the callers. Raises ConfigurationError for what can never work; a memcached that is down makes misses.
     """
 
     name = "memcached"
@@ -61,9 +65,11 @@ class MemcachedTier:
             import pymemcache  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:
             raise MissingExtraError("memcached=", "memcached") from None
-        from semcache.stores.memcached import MemcachedLink, MemcachedWriter
+        from semcache.stores.memcached import open_outbox
+        from semcache.stores.memcached_link import MemcachedLink
 
-        self._names = _prefix(namespace)
+        names = _prefix(namespace, _LONGEST_LOG if keeps_marks else "")
+        self._names = None if keeps_marks else names
         self._namespace = namespace
         self._ttl = ttl
         self._clock = clock
@@ -76,24 +82,33 @@ class MemcachedTier:
         self._slid: dict[bytes, float] = {}
         self._is_closed = False
         self._link = MemcachedLink(address)
-        self._writer = MemcachedWriter(self._link, marks.cover, clock.time, on_fault)
+        self._writer = open_outbox(self._link, marks.cover, clock.time, on_fault)
         forking().add(self)
 
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Look an entry up in one round trip; what waits to be written is found too."""
         self._check_open()
-        if self._clock.monotonic() >= self._trusted_until:
+        names = self._names
+        if names is None or self._clock.monotonic() >= self._trusted_until:
             return Miss("memcached: the log is not followed")
+        name = _name(names, request.key)
         pending = self._writer.pending.get(request.key)
-        if pending is not None:
-            return self._judge(request, pending.data, None, 0)
-        replies = yield Exchange(self._link, [("gets", self._name(request.key))], self._timeout)
+        if pending is not None and pending.what.name == name:
+            return self._judge(request, pending.what.data, 0)
+        replies = yield Exchange(self._link, [("gets", name)], self._timeout)
         data, cas = replies.values[0]
         if data is None:
             return Miss(waited_ns=replies.waited_ns)
-        return self._judge(request, data, cas, replies.waited_ns)
+        found = self._judge(request, data, replies.waited_ns)
+        if isinstance(found, Hit) and found.entry.slide:
+            self._slide(name, found, data, cas)
+        return found
 
-    def _judge(self, request: Request, data: bytes, cas: bytes | None, waited_ns: int) -> Hit | Miss:
+    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone, with no grace: where memcached stands alone, marks are of keys alone."""
+        return (yield from self.get(Request(key, facets=Facets(self._namespace))))
+
+    def _judge(self, request: Request, data: bytes, waited_ns: int) -> Hit | Miss:
         from semcache.stores.memcached import buried_at
 
         key = request.key
@@ -106,8 +121,6 @@ class MemcachedTier:
             entry.facets.namespace = self._namespace
         if self._is_marked(key, entry.facets or request.facets, entry.born):
             return Miss(waited_ns=waited_ns)
-        if entry.slide and cas is not None:
-            self._slide(key, entry, data, cas)
         return Hit(entry, self.name, key, waited_ns=waited_ns)
 
     def _is_marked(self, key: bytes, facets: Facets, born: int) -> bool:
@@ -116,39 +129,39 @@ class MemcachedTier:
     def _owned(self, facets: Facets) -> Facets:
         return facets if facets.namespace == self._namespace else replace(facets, namespace=self._namespace)
 
-    def _slide(self, key: bytes, entry: Entry, data: bytes, cas: bytes) -> None:
+    def _slide(self, name: bytes, hit: Hit, data: bytes, cas: bytes) -> None:
         """Have the server keep a sliding entry for its life anew."""
-        from semcache.stores.memcached import Write, expiry
+        from semcache.stores.memcached import Item, expiry
+        from semcache.stores.outbox import Write
 
-        now = self._clock.monotonic()
+        key, entry, now = hit.key, hit.entry, self._clock.monotonic()
         if now < self._slid.get(key, 0.0):
             return
         if len(self._slid) >= _MOST_SLIDES:
             self._slid = {}
         self._slid[key] = now + entry.slide * _SLIDE_SHARE
         with suppress(TierError):  # a full queue: it slides at another hit
-            self._writer.put(
-                Write(key, self._name(key), data, expiry(min(entry.slide, entry.limit)), entry.born, cas=cas)
-            )
+            item = Item(name, data, expiry(min(entry.slide, entry.limit)), cas)
+            self._writer.put(Write(key, item, size=len(data)))
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
-        """Hand an entry to the writer.
+        """Hand an entry to the writer; beside a store it is passed over until that one's log is followed.
 
         Raises TierError: "full" where too much waits for it; without a store that keeps marks, also "unmarked" for an
         entry with tags or documents and "unpinned" for a pinned one. Raises EncodeError for too many facets.
         """
         self._check_open()
-        facets = self._owned(entry.facets or request.facets)
-        if entry.is_pinned and self._keeps_marks:
+        facets, names = self._owned(entry.facets or request.facets), self._names
+        if names is None or (entry.is_pinned and self._keeps_marks):
             return  # the store has it
         self._check_keepable(entry, facets)
-        life = entry.life_in(self._ttl, is_store=False) * (1 - self._jitter * self._random())
+        life = entry.life_in(self._ttl, is_store=not self._keeps_marks) * (1 - self._jitter * self._random())
         if life <= 0:
             return
         if self._is_marked(request.key, facets, entry.born):
             self._writer.refuse()
             return
-        self._writer.put(self._write(request.key, entry, facets, life))
+        self._writer.put(self._write(_name(names, request.key), request.key, entry, facets, life))
         return
         yield
 
@@ -164,8 +177,9 @@ class MemcachedTier:
                 "add disk= or redis=, which can",
             )
 
-    def _write(self, key: bytes, entry: Entry, facets: Facets, life: float) -> Write:
-        from semcache.stores.memcached import Write, expiry
+    def _write(self, name: bytes, key: bytes, entry: Entry, facets: Facets, life: float) -> Write[Item]:
+        from semcache.stores.memcached import Item, expiry
+        from semcache.stores.outbox import Write
 
         if entry.slide:
             entry = replace(entry, slide=min(entry.slide, life))
@@ -173,33 +187,53 @@ class MemcachedTier:
         else:
             stays = min(life + entry.grace, entry.limit) + _MARGIN_SECONDS
         data = header.write(key, entry, facets, life, self._clock.time())
-        return Write(key, self._name(key), data, expiry(stays), entry.born, facets.pairs(key))
+        return Write(key, Item(name, data, expiry(stays)), data, entry.born, facets.pairs(key), len(data))
 
     def remove(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
-        """Drop what was born before a position: a key durably at the server, what waits here in any case.
+        """Drop what was born before a position: a key at the server too, what waits here in any case.
 
-        Without a store that keeps marks, raises InvalidationError for any other facet; and where the server cannot be
-        told of a key.
+        For who invalidates, not for each that hears of it. Without a store that keeps marks a key is gone durably, or
+        it raises InvalidationError, as for any other facet; with one, its mark holds also where the server is away.
         """
         self._check_open()
         self._marks.mark(facet, value, position)
-        waiting = self._writer.drop((facet, value), position)
-        if isinstance(value, bytes):
-            try:
-                stood = yield from self._bury(value, position)
-            except TierError as error:
+        waiting = self._writer.drop([(facet, value)], position)
+        if not isinstance(value, bytes):
+            self._check_markable(facet)
+            return 0
+        stood = False
+        try:
+            stood = yield from self._bury(value, position)
+        except TierError as error:
+            if not self._keeps_marks:
                 raise InvalidationError(f"the key could not be invalidated durably, try again: {error}") from error
-            return int(stood or waiting > 0)
+        return int(stood or waiting > 0)
+
+    def count(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many live entries an invalidation of these keys would drop. Raises as `remove` does."""
+        found = 0
+        for facet, value in pairs:
+            if not isinstance(value, bytes):
+                self._check_markable(facet)
+                continue
+            found += isinstance((yield from self.fetch(value)), Hit)
+        return found
+
+    def _check_markable(self, facet: str) -> None:
         if not self._keeps_marks:
             raise InvalidationError(
                 f"memcached alone can only invalidate by key, not by {facet}: it keeps no marks; "
                 "add disk= or redis=, which keeps them"
             )
-        return 0
 
     def _bury(self, key: bytes, position: int) -> Plan[bool]:
         """Put a tombstone where nothing born later stands; whether it took an entry's place."""
         from semcache.stores.memcached import LONGEST_LOAD_SECONDS, buried_at, outranks, settle, tombstone
+        from semcache.stores.memcached_link import PATIENT_SECONDS
+
+        if self._names is None:
+            return False
+        patience = self._timeout if self._keeps_marks else PATIENT_SECONDS
 
         def judge(standing: bytes | None) -> tuple[bytes, int] | None:
             older = None if standing is None else buried_at(standing)
@@ -207,7 +241,8 @@ class MemcachedTier:
                 return None
             return tombstone(max(position, older or 0)), LONGEST_LOAD_SECONDS
 
-        is_buried, stood = yield from settle(self._link, self._name(key), judge, looks=True)
+        name = _name(self._names, key)
+        is_buried, stood = yield from settle(self._link, name, judge, looks=True, timeout=patience)
         return is_buried and stood is not None and buried_at(stood) is None
 
     # Following
@@ -217,9 +252,11 @@ class MemcachedTier:
         if self._keeps_marks:
             self._trusted_until = min(self._trusted_until, self._clock.monotonic() + seconds)
 
-    def find(self) -> None:
-        """Answer from now on: all marks are known."""
-        self._trusted_until = inf
+    def find(self, log: str) -> None:
+        """Answer from now on what was kept beside this log: all its marks are known."""
+        if self._keeps_marks:
+            self._names = _prefix(self._namespace, log)
+            self._trusted_until = inf
 
     # Life
 
@@ -244,9 +281,6 @@ class MemcachedTier:
         if self._is_closed:
             raise TierError("closed", "the memcached tier was closed")
 
-    def _name(self, key: bytes) -> bytes:
-        return self._names + key.hex().encode()
-
     def before_fork(self) -> None:
         """Nothing to hold: what is under way goes on in the parent alone."""
 
@@ -258,7 +292,7 @@ class MemcachedTier:
         self._link.after_fork()
         self._writer.after_fork()
         if self._keeps_marks:
-            self._trusted_until = -inf  # until the child follows the log by itself
+            self._names, self._trusted_until = None, -inf  # until the child follows the log by itself
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -286,8 +320,12 @@ def _without_password(url: object) -> object:
     return f"{url.partition('://')[0]}://...@{url.rpartition('@')[2]}"
 
 
-def _prefix(namespace: str) -> bytes:
-    prefix = f"semcache:{quote(namespace, safe='')}:v:".encode()
+def _name(names: bytes, key: bytes) -> bytes:
+    return names + key.hex().encode()
+
+
+def _prefix(namespace: str, log: str) -> bytes:
+    prefix = f"semcache:{quote(namespace, safe='')}:{log and log + ':'}v:".encode()
     over = len(prefix) + 2 * KEY_BYTES - MAX_NAME_BYTES
     if over > 0:
         raise ConfigurationError(

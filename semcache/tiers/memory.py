@@ -12,6 +12,7 @@ stays, and a pinned one gives way to pinned ones alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import inf
 from random import Random
 from threading import Lock
@@ -79,7 +80,8 @@ class _Entries(TLRUCache[bytes, Kept]):
 class MemoryTier:
     """An exact tier of at most `max_bytes`; each entry lives at most `ttl` seconds.
 
-    With `is_store`, memory is the exact store: an entry's own ttl may then be longer than the tier's.
+    With `is_store`, memory is the exact store: an entry's own ttl may then be longer than the tier's. After `longest`
+    seconds an entry is gone, whatever its grace: for who can never be told of invalidations.
     """
 
     name = "memory"
@@ -87,9 +89,10 @@ class MemoryTier:
 
     def __init__(
         self, max_bytes: int, ttl: float, *, clock: Clock, jitter: float = 0.0, is_store: bool = False,
-        random: Callable[[], float] | None = None, marks: Marks | None = None,
+        random: Callable[[], float] | None = None, marks: Marks | None = None, longest: float = inf,
     ) -> None:  # fmt: skip
         self._ttl = ttl
+        self._longest = longest
         self._most = inf
         self._jitter = jitter
         self._is_store = is_store
@@ -170,6 +173,8 @@ class MemoryTier:
         """
         if self._is_closed:
             raise TierError("closed", "the memory tier was closed")
+        if entry.limit > self._longest:
+            entry = replace(entry, limit=self._longest)
         life = min(entry.life_in(self._ttl, is_store=self._is_store), self._most)
         if life != inf:
             life *= 1 - self._jitter * self._random()

@@ -25,8 +25,9 @@ _CLOSE_SECONDS = 5.0
 class RedisTier:
     """An exact tier in the Redis at `redis`, a URL or a redis.Redis; entries live `ttl` seconds, or what they ask for.
 
-    `timeout` is how long a read waits, `index_ttl` how long an entry has a row in the log, in seconds. `marks` are this
-    process's. Raises ConfigurationError for an address that can never work; a Redis that is down makes misses.
+    `timeout` is how long a read waits, `index_ttl` how long an entry has a row in the log, `others_ttl` how long tiers
+    that need its marks keep one, in seconds. `marks` are this process's. Raises ConfigurationError for an address that
+    can never work; a Redis that is down makes misses.
     """
 
     name = "redis"
@@ -35,7 +36,7 @@ class RedisTier:
     def __init__(
         self, redis: Any, *, namespace: str, ttl: float, clock: Clock, marks: Marks,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
-        random: Callable[[], float] | None = None, index_ttl: float = 3600.0,
+        random: Callable[[], float] | None = None, index_ttl: float = 3600.0, others_ttl: float = 0.0,
     ) -> None:  # fmt: skip
         self._namespace = namespace
         self._ttl = ttl
@@ -43,8 +44,8 @@ class RedisTier:
         self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
         self._is_closed = False
         self._store = RedisStore(
-            redis, namespace=namespace, timeout=timeout, clock=clock, marks=marks, index_ttl=index_ttl, ttl=ttl,
-            on_fault=on_fault,
+            redis, namespace=namespace, timeout=timeout, clock=clock, marks=marks, index_ttl=index_ttl,
+            ttl=max(ttl, others_ttl), on_fault=on_fault,
         )  # fmt: skip
 
     def move(self, names: Names) -> None:

@@ -22,6 +22,7 @@ _TEXT = (
     "disk",
     "disk_size",
     "redis",
+    "memcached",
     "embedder",
     "semantic",
     "device",

@@ -62,7 +62,7 @@ def test_invalidating_a_whole_namespace_leaves_the_others_alone(cache, redis_ser
 
 
 def test_every_key_has_an_expiry(cache, redis_server):
-    """Law 14: every key has an expiry; but for the mode of all replicas, one word, and what is pinned, which is few."""
+    """Law 14: every key has an expiry; but for the modes of all replicas and what is pinned, of which there are few."""
     live(cache)
     cache.close()
     names = set(redis_server.cli("KEYS", "semcache:shop:*"))

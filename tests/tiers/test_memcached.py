@@ -23,15 +23,9 @@ from semcache.marks import Marks
 from semcache.model import Entry, Facets, Hit, Lives, Miss, Request, Usage
 from semcache.plan import arun, run
 from semcache.stores import header
-from semcache.stores.memcached import (
-    MAX_CONNECTIONS,
-    MAX_ENTRIES,
-    MemcachedLink,
-    buried_at,
-    expiry,
-    outranks,
-    tombstone,
-)
+from semcache.stores.memcached import buried_at, expiry, outranks, tombstone
+from semcache.stores.memcached_link import MAX_CONNECTIONS, MemcachedLink
+from semcache.stores.outbox import MAX_ENTRIES
 from semcache.testing import ManualClock
 from semcache.testing.contract import TTL_SECONDS, TierContract, drive_async, drive_sync
 from semcache.testing.contract import request as contract_request
@@ -58,7 +52,7 @@ class TestContract(TierContract):
             marks=Marks(clock.monotonic, HOUR), keeps_marks=self.keeps_marks,
             on_fault=lambda reason, error: self.faults.append((reason, error)),
         )  # fmt: skip
-        tier.find()
+        tier.find("log")
         return tier
 
 
@@ -167,11 +161,13 @@ def test_entry_comes_back_with_all_it_said(open_tier, drive, clock):
     assert found.entry.facets.namespace == "shop"
 
 
-def test_own_ttl_longer_than_the_tiers_is_cut(open_tier):
-    """Law 5: memcached is nobody's store, so an entry's own ttl can but shorten its life here."""
-    tier = open_tier(ttl=100.0)
+@pytest.mark.parametrize(("keeps_marks", "longest"), [(True, 100.0), (False, 500.0)])
+def test_own_ttl_longer_than_the_tiers_is_cut_beside_a_store(open_tier, keeps_marks, longest):
+    """Law 5: an entry's own ttl sets its life in the store, which memcached is where it stands alone."""
+    tier = open_tier(ttl=100.0, keeps_marks=keeps_marks)
+    tier.find("log")
     put(tier, request(), entry(life=500.0, own_ttl=True))
-    assert 0 < run(tier.get(request())).entry.life <= 100.0
+    assert longest - 1 < run(tier.get(request())).entry.life <= longest
 
 
 def test_jitter_shortens_the_life(open_tier):
@@ -261,7 +257,7 @@ def test_sliding_life_is_bounded_by_ttl_and_max_age(open_tier, clock, memcached_
 def test_pinned_entry_is_the_stores(open_tier):
     """With a store beside it a pinned entry is passed over; alone, it is refused with the mend."""
     beside = open_tier(keeps_marks=True)
-    beside.find()
+    beside.find("log")
     put(beside, request(), entry(is_pinned=True))
     assert get(beside) is None
     with pytest.raises(TierError, match="add disk= or redis=") as raised:
@@ -457,7 +453,7 @@ def test_mark_makes_what_was_born_before_it_a_miss(open_tier, clock, drive, face
     """Law 8: with marks, a hit is asked for its own facets, whatever tags who asks has named."""
     marks = Marks(clock.monotonic, HOUR)
     tier = open_tier(keeps_marks=True, marks=marks)
-    tier.find()
+    tier.find("log")
     own = Facets("", "f", "1", "t", "m", ("faq",), ("d",))
     asked = request(function="f", version="1", tenant="t", model="m")
     put(tier, asked, entry(born=4, facets=own))
@@ -473,7 +469,7 @@ def test_mark_covers_an_entry_that_names_no_facets_of_its_own(open_tier, clock):
     """Law 8: what the key implies, the request knows."""
     marks = Marks(clock.monotonic, HOUR)
     tier = open_tier(keeps_marks=True, marks=marks)
-    tier.find()
+    tier.find("log")
     put(tier, request(function="f"), entry(born=4))
     assert get(tier, request(function="f")) == b"value"
     marks.mark("function", "f", 5)
@@ -484,7 +480,7 @@ def test_mark_that_comes_before_the_write_is_honoured(open_tier, clock):
     """Law 8: what is invalidated while it waits is not written."""
     marks = Marks(clock.monotonic, HOUR)
     tier, gate, held = open_tier(keeps_marks=True, marks=marks), threading.Event(), threading.Event()
-    tier.find()
+    tier.find("log")
     before(tier, "add", lambda: (held.set(), gate.wait(GUARD)))
     run(tier.put(request("first"), entry(), None))
     assert held.wait(GUARD)
@@ -501,10 +497,13 @@ def test_mark_that_comes_before_the_write_is_honoured(open_tier, clock):
 
 def test_log_that_is_not_followed_makes_everything_a_miss(open_tier, clock, drive):
     """Law 8: who cannot hear of invalidations believes what is here for so long as he was told, and no longer."""
-    tier = open_tier(keeps_marks=True)
-    put(tier, request(), entry())
+    tier, followed = open_tier(keeps_marks=True), open_tier(keeps_marks=True)
+    followed.find("log")
+    put(followed, request(), entry())
+    put(tier, request("b"), entry())
     assert drive(tier.get(request())) == Miss("memcached: the log is not followed")
-    tier.find()
+    assert get(followed, request("b")) is None  # what nobody could be told of is not even kept
+    tier.find("log")
     assert get(tier) == b"value"
     tier.lose(5.0)
     clock.advance(4.0)
@@ -512,7 +511,7 @@ def test_log_that_is_not_followed_makes_everything_a_miss(open_tier, clock, driv
     assert get(tier) == b"value"
     clock.advance(1.0)
     assert get(tier) is None
-    tier.find()
+    tier.find("log")
     assert get(tier) == b"value"
 
 
@@ -843,7 +842,7 @@ def test_forked_child_has_connections_and_a_queue_of_its_own(memcached_url):
             sys.argv[1], namespace="shop", ttl=100.0, clock=SystemClock(), timeout=30.0, keeps_marks=True,
             marks=Marks(SystemClock.monotonic, 3600.0), on_fault=lambda reason, error: print(reason, error),
         )
-        tier.find()
+        tier.find("log")
 
         def request(name):
             return Request(name.encode().ljust(20), facets=Facets("shop"))
@@ -865,7 +864,7 @@ def test_forked_child_has_connections_and_a_queue_of_its_own(memcached_url):
         gate.set()
         if not child:
             assert not get("before"), "the child does not follow the log yet"
-            tier.find()
+            tier.find("log")
             assert tier.stats()["pending"] == 0
             assert get("before")
             for number in range(50):

@@ -106,6 +106,20 @@ def test_environment_sets_the_default_cache(monkeypatch, tmp_path):
     assert (tmp_path / "cache.db").exists() or cache.disk is not None
 
 
+@pytest.mark.parametrize("said", ["environment", "configure"])
+def test_memcached_of_the_default_cache(monkeypatch, memcached_url, said):
+    """SEMCACHE_MEMCACHED, or configure(memcached=)."""
+    if said == "environment":
+        monkeypatch.setenv("SEMCACHE_NAMESPACE", "shop")
+        monkeypatch.setenv("SEMCACHE_MEMCACHED", memcached_url)
+    else:
+        semcache.configure(namespace="shop", memcached=memcached_url)
+    function = semcache.cached(ask)
+    assert function("q") == function("q") == "q"
+    assert built().flush(PATIENCE)
+    assert built().stats().tiers["memcached"]["written"] == 1
+
+
 def test_configure_wins_over_the_environment(monkeypatch):
     """What the program says holds; the rest is the environment's."""
     monkeypatch.setenv("SEMCACHE_NAMESPACE", "from the environment")
