@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from semcache.errors import ConfigurationError, TrafficError, UnkeyableError
 from semcache.model import Request
+from semcache.replay.words import count
 
 ANSWER, QUESTION = "answer", "question"
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -81,7 +82,9 @@ class Reader:
                     if len(cells) == len(header):
                         yield Row(began, dict(zip(header, map(str.strip, cells), strict=True)))
                     else:
-                        wrong.append(f"line {began}: {len(cells)} cells, where the header has {len(header)} columns")
+                        wrong.append(
+                            f"line {began}: {count(len(cells), 'cell')}, where the header has {len(header)} columns"
+                        )
             except UnicodeDecodeError as error:
                 raise TrafficError(f"it is not UTF-8 ({error.reason}): save it as CSV in UTF-8") from error
             except csv.Error as error:
