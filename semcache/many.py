@@ -1,8 +1,8 @@
 """Many lookups as one: one trip to each server, one load of all that is missing.
 
-Laws: each request is answered as a lookup of its own would answer it, for a lookup is what it is given; what is found at
-first sight boards no flight, as in `lookup.probe`; of equal requests one is looked up. Flights of others are boarded
-only when our own loads have landed.
+Laws: each request is answered as a lookup of its own would answer it, for that is what it is given; what is found at
+first sight boards no flight, as in `lookup.probe`; of equal requests one is looked up; flights of others are boarded
+when our own loads have landed, and no sooner.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
     event: Callable[[Request], Event], *, blocks: bool,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
-    """Answer requests, in their order; `load` is given the places of those that are missing, and returns their answers."""
+    """Answer requests, in their order; `load` is given the places of those that are missing."""
     first: dict[tuple[bytes, str], int] = {}
     for place, request in enumerate(requests):
         first.setdefault((request.key, request.mode), place)
@@ -67,10 +67,8 @@ def _peek(
     has_failed = False
     for (place, (request, event)), outcome in zip(asked.items(), found, strict=True):
         note_time(event, tier, share)
-        hit = outcome.value
         try:
-            if outcome.error is not None:
-                raise outcome.error
+            hit = outcome.unwrap()
             if not isinstance(hit, Hit) or hit.entry.life <= 0:
                 continue
             value = chain.codec.decode(hit.entry.value)
