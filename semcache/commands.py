@@ -89,12 +89,14 @@ class Commands:
         try:
             position, stored = yield from self.log.mark([(facet, value)])
         except BaseException as error:
-            yield from self._forget(facet, value, self.log.beyond())
+            position = self.log.beyond()
+            self.log.take([(facet, value, position)])
+            yield from self._forget(facet, value, position)
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
                 f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
-                "it may be served again, and by others; try again when the store is there"
+                "others may serve it, and whoever starts later; try again when the store is there"
             ) from error
         dropped = yield from self._forget(facet, value, position)
         self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
@@ -113,7 +115,6 @@ class Commands:
 
     def _forget(self, facet: str, value: str | bytes, position: int) -> Plan[int]:
         dropped = 0
-        self.log.take([(facet, value, position)])
         for tier in (self.memory, self.semantic):
             if tier is not None:
                 dropped += yield from tier.remove(facet, value, position)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any, Protocol
 
-from semcache.marks import Changes, Mark, Marks, Pair, Row
+from semcache.marks import Between, Changes, Mark, Marks, Pair, Row
 from semcache.model import Mode
 from semcache.plan import Plan
 
@@ -31,14 +31,17 @@ _LONGEST_PAUSE = 1.0
 
 
 class Store(Protocol):
-    """An exact store that keeps the log. What it raises means that the log is out of reach."""
+    """An exact store that keeps the log. What it raises means that the log is out of reach.
+
+    Before it tells of marks, it has taken them into those of this process.
+    """
 
     def position(self) -> int:
         """Return the log's position, or an older one that is known without asking."""
         ...
 
-    def beyond(self) -> int:
-        """Return a position after all births in this process so far, for an invalidation that could not be kept."""
+    def beyond(self, known: int) -> int:
+        """Return a position for an invalidation that could not be kept: after all births so far, `known` the latest."""
         ...
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
@@ -122,23 +125,20 @@ class Log:
         return self._advance(position)
 
     def beyond(self) -> int:
-        """Return a position after all births in this process so far."""
+        """Return a position after all births in this process so far; those that follow are not before it."""
         known = self.position()
-        try:
-            return known + 1 if self._store is None else self._store.beyond()
-        except Exception:  # noqa: BLE001 - it cannot be asked; all births so far are at what was known, at the latest
-            return known + 1
+        return self._advance(Between(known) if self._store is None else self._store.beyond(known))
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Invalidate; the position of the latest mark, and the number of entries that the store dropped."""
         if self._store is not None:
             position, dropped = yield from self._store.mark(pairs)
-        else:
-            with self._lock:
-                self._position += 1
-                position, dropped = self._position, 0
+            return self._advance(position), dropped
+        with self._lock:
+            self._position += 1
+            position = self._position
         self.take([(facet, value, position) for facet, value in pairs])
-        return self._advance(position), dropped
+        return position, 0
 
     def take(self, marks: Iterable[Mark]) -> None:
         """Remember marks."""
@@ -198,7 +198,6 @@ class Log:
 
     def _apply(self, changes: Changes, listener: Listener) -> None:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
-        self.take(changes.marks)
         self._advance(changes.position)
         _tell(listener.marked, changes.marks)
         if not changes.is_whole:

@@ -204,6 +204,20 @@ def test_unix_socket_is_spoken_to(open_tier, redis_server, redis_url):
     assert value(tier) == b"v"
 
 
+def test_cancelled_mark_leaves_nothing_to_be_served_here(open_tier):
+    """Law 8: whoever invalidates and is cancelled before the server was asked is served nothing of it all the same."""
+    tier = open_tier()
+    tier.join()
+    put(tier, tags=("t",))
+    marking = tier.mark([("tag", "t")])
+    next(marking)
+    with pytest.raises(KeyboardInterrupt):
+        marking.throw(KeyboardInterrupt)
+    assert value(tier) is None
+    put(tier, tags=("t",), value=b"new")
+    assert value(tier) == b"new"
+
+
 # The mode of all replicas
 
 

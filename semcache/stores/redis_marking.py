@@ -37,9 +37,11 @@ class Marking(RedisBase):
             position = yield from self._next_position()
             self._forget(pairs, position)  # before it is sent: nothing older is written behind it
             dropped = yield from self._mark(pairs, position)
-        except TierError as error:
-            if not position:  # the server cannot be asked; in this process it is gone all the same
+        except BaseException as error:
+            if not position:  # the server cannot be asked, or not waited for; in this process it is gone all the same
                 self._forget(pairs, max(position_at(self.now()), self._position) + 1)
+            if not isinstance(error, TierError):
+                raise
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
         facets = [pair for pair in pairs if pair[0] != "key"]
         self.writer.drop(lambda write: write.born < position and any(pair in (write.pairs or ()) for pair in pairs))
