@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from semcache.marks import Marks
@@ -80,6 +81,14 @@ class RedisBase:
     def _send(self, commands: list[Command]) -> list[Any]:
         values: list[Any] = self._steady.exchange(commands, PATIENT_SECONDS).values
         return values
+
+    def _prolong(self, *names: bytes) -> list[Command]:
+        """Let keys stand as long as an entry and its load can, and no shorter than they do; also such as are new.
+
+        GT alone would take a new key, which has no expiry, for one that stands for ever.
+        """
+        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        return [("PEXPIRE", name, stays, how) for name in names for how in ("NX", "GT")]
 
     def _lost(self, error: BaseException) -> None:
         """Tell of what could not be written, in the tier's own words."""

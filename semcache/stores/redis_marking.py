@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from math import ceil
 from typing import Any
 
 from semcache.errors import InvalidationError, TierError
@@ -12,7 +11,7 @@ from semcache.model import Mode
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.link import PATIENT_SECONDS, Command, trouble
-from semcache.stores.redis_base import LONGEST_LOAD_SECONDS, RedisBase
+from semcache.stores.redis_base import RedisBase
 from semcache.stores.redis_keys import (
     member,
     pack,
@@ -70,7 +69,7 @@ class Marking(RedisBase):
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
 
     def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
-        names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        names = self.names
         commands: list[Command] = []
         keys = [value for facet, value in pairs if facet == "key"]
         for facet, value in pairs:
@@ -83,8 +82,7 @@ class Marking(RedisBase):
             commands.append(("ZREM", names.keys, *keys))
         # A namespace that nobody has begun yet: see `_begin_marks`.
         commands.append(("ZADD", names.marks, "NX", position, self._own))
-        for name in (names.marks, names.gone, names.log):
-            commands += [("PEXPIRE", name, stays, "NX"), ("PEXPIRE", name, stays, "GT")]
+        commands += self._prolong(names.marks, names.gone, names.log)
         made = yield from self._transact(commands)
         self._heard(position)
         if not keys:
@@ -172,13 +170,12 @@ class Marking(RedisBase):
         `server` is the server's time. One round trip; one more where its clock went back since the log's last record.
         """
         position, own = max(position_at(server), self._position) + 1, ("ZSCORE", self.names.marks, self._own)
-        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
         asked: list[Command] = [
             ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1), ("ZADD", self.names.marks, "NX", position, self._own),
-            ("PEXPIRE", self.names.marks, stays, "NX"), own,
+            *self._prolong(self.names.marks), own,
         ]  # fmt: skip
         replies = yield Exchange(self._steady, asked, timeout)
-        last, is_first, _, score = map(self._checked, replies.values)
+        last, is_first, *_, score = map(self._checked, replies.values)
         heard = position_of(last[0][0]) if last else 0
         if is_first and heard >= position:
             replies = yield Exchange(
