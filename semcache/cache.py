@@ -209,8 +209,8 @@ class Cache(Commands):
 
         return DiskTier(
             path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
-            timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, random=self._random,
-            others_ttl=self._others_ttl,
+            timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, marks=self._marks,
+            random=self._random, others_ttl=self._others_ttl,
             index_ttl=self._ttl.of("semantic"),
             on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
         )  # fmt: skip

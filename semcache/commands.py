@@ -143,12 +143,14 @@ class Commands:
         try:
             position, stored = yield from self.log.mark(pairs)
         except BaseException as error:
-            yield from self._forget(pairs, self.log.beyond())
+            position = self.log.beyond()
+            self.log.take([(facet, value, position) for facet, value in pairs])
+            yield from self._forget(pairs, position)
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
                 f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
-                "it may be served again, and by others; try again when the store is there"
+                "others may serve it, and whoever starts later; try again when the store is there"
             ) from error
         dropped = yield from self._forget(pairs, position)
         if self.memcached is not None:
@@ -175,7 +177,6 @@ class Commands:
 
     def _forget(self, pairs: list[Pair], position: int) -> Plan[int]:
         dropped = 0
-        self.log.take([(facet, value, position) for facet, value in pairs])
         for facet, value in pairs:
             for tier in (self.memory, self.semantic):
                 if tier is not None:

@@ -35,14 +35,17 @@ _LONGEST_PAUSE = 1.0
 
 
 class Store(Protocol):
-    """An exact store that keeps the log. What it raises means that the log is out of reach."""
+    """An exact store that keeps the log. What it raises means that the log is out of reach.
+
+    Before it tells of marks, it has taken them into those of this process.
+    """
 
     def position(self) -> int:
         """Return the log's position, or an older one that is known without asking."""
         ...
 
-    def beyond(self) -> int:
-        """Return a position after all births in this process so far, for an invalidation that could not be kept."""
+    def beyond(self, known: int) -> int:
+        """Return a position for an invalidation that could not be kept: after all births so far, `known` the latest."""
         ...
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
@@ -131,22 +134,18 @@ class Log:
         return self._advance(position)
 
     def beyond(self) -> int:
-        """Return a position after all births in this process so far."""
+        """Return a position after all births in this process so far; those that follow are not before it."""
         known = self.position()
-        try:
-            return self._beyond(known) if self._store is None else self._store.beyond()
-        except Exception:  # noqa: BLE001 - it cannot be asked; all births so far are at what was known, at the latest
-            return known + 1
+        return self._beyond(known) if self._store is None else self._advance(self._store.beyond(known))
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Invalidate; the position of the latest mark, and the number of entries that the store dropped."""
         if self._store is not None:
             position, dropped = yield from self._store.mark(pairs)
-            self._advance(position)
-        else:
-            position, dropped = self._beyond(self.position()), 0
+            return self._advance(position), dropped
+        position = self._beyond(self.position())
         self.take([(facet, value, position) for facet, value in pairs])
-        return position, dropped
+        return position, 0
 
     def _read(self, clock: Callable[[], float]) -> int:
         position = int(clock() * 1e6)
@@ -154,7 +153,7 @@ class Log:
         return position
 
     def _beyond(self, known: int) -> int:
-        """Return a position after all births so far, for a mark."""
+        """Return a position after all births so far, for a mark where there is no store."""
         with self._lock:
             if self._clock is None:
                 self._position = max(self._position, known) + 1
@@ -220,7 +219,6 @@ class Log:
 
     def _apply(self, changes: Changes, listener: Listener, *, is_old: bool) -> None:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
-        self.take(changes.marks)
         self._advance(changes.position)
         _tell(lambda: listener.marked(changes.marks, is_old=is_old))
         if not changes.is_whole:

@@ -5,12 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from semcache.model import Mode
 
 Pair = tuple[str, "str | bytes"]
 Mark = tuple[str, "str | bytes", int]
+
+
+class Between(int):
+    """A position of this process alone, between two of the log's: after `position`, before the next that is given.
+
+    What the log could not keep has no position in it, and those of births are the log's own. Where others could see
+    it, it is the plain integer, which is older and so safe.
+    """
+
+    step: int
+
+    def __new__(cls, position: int) -> Self:
+        made = super().__new__(cls, position)
+        made.step = getattr(position, "step", 0) + 1
+        return made
+
+    def _compare(self, other: object) -> int:
+        if not isinstance(other, int):
+            raise TypeError(f"a position cannot be compared with {other!r}")
+        mine, theirs = (int(self), self.step), (int(other), getattr(other, "step", 0))
+        return (mine > theirs) - (mine < theirs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and self._compare(other) == 0
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: int) -> bool:
+        return self._compare(other) < 0
+
+    def __le__(self, other: int) -> bool:
+        return self._compare(other) <= 0
+
+    def __gt__(self, other: int) -> bool:
+        return self._compare(other) > 0
+
+    def __ge__(self, other: int) -> bool:
+        return self._compare(other) >= 0
+
+    __hash__ = int.__hash__
 
 
 class Marks:
@@ -29,6 +70,8 @@ class Marks:
         self._marks: dict[Pair, tuple[int, float]] = {}
         # Of the marks and the floor: who is not older is covered by none, and need not say what facets he has.
         self.newest = 0
+        # Of the invalidations that no store could keep; none of what is older can be taken from a store unseen.
+        self.unkept = 0
 
     def mark(self, facet: str, value: str | bytes, position: int) -> None:
         """Say that all that has this facet value and was born before `position` is invalid."""
@@ -37,6 +80,8 @@ class Marks:
             old = self._marks.pop((facet, value), (0, 0.0))[0]
             self._marks[facet, value] = max(position, old), now
             self.newest = max(self.newest, position)
+            if isinstance(position, Between):
+                self.unkept = max(self.unkept, position)
             if len(self._marks) > self._most:
                 self._shrink(now)
 

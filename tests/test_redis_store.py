@@ -230,6 +230,20 @@ def test_write_that_crosses_an_invalidation_leaves_nothing_behind(open_cache, re
     assert redis_server.cli("HLEN", store.names.pinned) == 0
 
 
+def test_cancelled_mark_leaves_nothing_to_be_served_here(open_tier):
+    """Law 8: whoever invalidates and is cancelled before the server was asked is served nothing of it all the same."""
+    tier = open_tier()
+    tier.join()
+    put(tier, tags=("t",))
+    marking = tier.mark([("tag", "t")])
+    next(marking)
+    with pytest.raises(KeyboardInterrupt):
+        marking.throw(KeyboardInterrupt)
+    assert value(tier) is None
+    put(tier, tags=("t",), value=b"new")
+    assert value(tier) == b"new"
+
+
 # The mode of all replicas
 
 

@@ -1,8 +1,7 @@
 """The thread that owns the embedder's device and the index, its queue, and what may go wrong in it.
 
-Laws: nothing that a request, an embedder, an index or a callback raises ends the thread; a failed batch is retried text
-by text, once, so that one bad text fails alone; a failed load fails all who wait, and is tried again after a pause that
-doubles.
+Laws: nothing that a request, an embedder, an index or a callback raises ends the thread; a failed load fails all who
+wait, and is tried again after a pause that doubles.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from semcache.errors import TierError
+from semcache.semantic.texts import Texts, as_exception
 from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take, Within
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ class Worker:
         self._clock = settings.clock
         self._max_batch = settings.max_batch
         self._max_pending = settings.max_pending
-        self._max_remembered = settings.remembered
-        self._remembered: dict[str, Vector] = {}
         self._index: VectorIndex | None = None
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -57,7 +55,8 @@ class Worker:
         self._importing = batcher.importing
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
-        self._counts = dict.fromkeys(("embedded", "batches", "batched", "remembered", "uncovered", "dropped"), 0)
+        self._counts = dict.fromkeys(("batches", "batched", "dropped"), 0)
+        self._texts = Texts(settings.embedder, settings.remembered, self._report)
 
     # What any thread may call
 
@@ -121,6 +120,7 @@ class Worker:
             "scopes": index.scopes if index is not None else 0,
             "bytes": index.nbytes if index is not None else 0,
             "evictions": index.evictions if index is not None else 0,
+            **self._texts.counts,
             **self._counts,
             "queued": self._queue.qsize(),
         }
@@ -139,7 +139,7 @@ class Worker:
         try:
             self._load()
         except BaseException as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-            self._load_failed(_as_exception(error))
+            self._load_failed(as_exception(error))
             return
         with self._lock:
             if self.state != "closed":
@@ -148,7 +148,7 @@ class Worker:
         while self._serve_next():
             pass
         self._index = None
-        self._remembered.clear()
+        self._texts.forget()
 
     def _serve_next(self) -> bool:
         """Wait for one item, take what has gathered behind it, and serve that; False when it is time to stop."""
@@ -216,7 +216,7 @@ class Worker:
         while self.state != "closed" and (chunk := list(islice(rows, self._max_batch))):
             now = self._clock()
             alive = [row for row in chunk if row[4] > now]
-            known = self._vectors([text for _, _, text, vector, _ in alive if vector is None])
+            known = self._texts.vectors([text for _, _, text, vector, _ in alive if vector is None])
             for key, scope, text, stored, expires in alive:
                 vector = known[text] if stored is None else np.asarray(stored, dtype=np.float32)
                 if not isinstance(vector, Exception):
@@ -231,7 +231,7 @@ class Worker:
             if isinstance(item, Search | Within | Embed) or (isinstance(item, Add) and item.vector is None)
         ]
         began = perf_counter_ns()
-        known = self._vectors(texts)
+        known = self._texts.vectors(texts)
         embed_ns = perf_counter_ns() - began
         if texts:
             self._counts["batches"] += 1
@@ -246,61 +246,6 @@ class Worker:
                 self._apply(item, known)
         self._search(searches, known, embed_ns)
         self._loaded.sweep(self._clock())
-
-    def _vectors(self, texts: Iterable[str]) -> dict[str, Vector | Exception]:
-        """Return the vector of each distinct text, or why it has none."""
-        known: dict[str, Vector | Exception] = {}
-        missing = []
-        for text in dict.fromkeys(texts):
-            remembered = self._remembered.pop(text, None)
-            if remembered is not None:
-                self._remembered[text] = known[text] = remembered
-                self._counts["remembered"] += 1
-            elif (error := self._uncovered(text)) is not None:
-                known[text] = error
-            else:
-                missing.append(text)
-        return known | self._embed(missing)
-
-    def _uncovered(self, text: str) -> Exception | None:
-        try:
-            reason = self._embedder.covers(text)
-        except BaseException as error:  # noqa: BLE001 - a callable's own counter may raise anything
-            self._report("embed", error)
-            return _as_exception(error)
-        if reason is None:
-            return None
-        self._counts["uncovered"] += 1
-        return TierError("uncovered", reason)
-
-    def _embed(self, texts: list[str]) -> dict[str, Vector | Exception]:
-        """Embed distinct texts; where that fails, each alone."""
-        if not texts:
-            return {}
-        try:
-            matrix = self._embedder(texts)
-        except BaseException as error:  # noqa: BLE001 - an embedder may raise anything, and the thread lives on
-            self._report("embed", error)
-            if len(texts) == 1:
-                return {texts[0]: _as_exception(error)}
-            return {text: self._embed_alone(text) for text in texts}
-        return {text: self._remember(text, vector) for text, vector in zip(texts, matrix, strict=True)}
-
-    def _embed_alone(self, text: str) -> Vector | Exception:
-        try:
-            return self._remember(text, self._embedder([text])[0])
-        except BaseException as error:  # noqa: BLE001 - as above; the batch's failure was reported
-            return _as_exception(error)
-
-    def _remember(self, text: str, row: Vector) -> Vector:
-        """Keep a vector among the latest, as a copy of its own: a view would keep its whole batch."""
-        vector = row.copy()
-        vector.flags.writeable = False
-        self._counts["embedded"] += 1
-        self._remembered[text] = vector
-        if len(self._remembered) > self._max_remembered:
-            del self._remembered[next(iter(self._remembered))]
-        return vector
 
     def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int) -> None:
         """Search for all of these at once, and end their futures."""
@@ -323,7 +268,7 @@ class Worker:
             found = self._loaded.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
-            self._fail(asked, _as_exception(error))
+            self._fail(asked, as_exception(error))
             return
         search_ns = perf_counter_ns() - began
         for search, vector, neighbours in zip(asked, vectors, found, strict=True):
@@ -359,7 +304,7 @@ class Worker:
             found = self._loaded.within(vector, item.similarity, self._clock())
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
-            _end(item.future, _as_exception(error))
+            _end(item.future, as_exception(error))
         else:
             _end(item.future, found)
 
@@ -368,7 +313,7 @@ class Worker:
         if item.vector is None:
             vector = known[item.text]
         else:
-            error = None if item.text in self._remembered else self._uncovered(item.text)
+            error = self._texts.uncovered(item.text)
             vector = item.vector if error is None else error
         is_in = not isinstance(vector, Exception) and self._insert(item, vector)
         self._arrived(item.scope)
@@ -427,12 +372,3 @@ def _end(future: Future[Any], outcome: object) -> None:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
-
-
-def _as_exception(error: BaseException) -> Exception:
-    """Return an error that a waiting caller can be given: an embedder's SystemExit must not end the caller."""
-    if isinstance(error, Exception):
-        return error
-    wrapped = TierError("embed", f"the embedder raised {error!r}")
-    wrapped.__cause__ = error
-    return wrapped

@@ -20,6 +20,9 @@ _FIND = """
     SELECT id FROM facets
     WHERE namespace = ? AND function = ? AND version = ? AND tenant = ? AND model = ? AND labels = ?"""
 _ADD = "INSERT INTO facets (namespace, function, version, tenant, model, labels) VALUES (?, ?, ?, ?, ?, ?)"
+_OF = """
+    SELECT namespace, function, version, tenant, model, facets.id FROM entries JOIN facets ON facets.id = entries.facets
+    WHERE key = ?"""
 _LABEL_BYTES = 60
 
 
@@ -36,6 +39,17 @@ def add(connection: sqlite3.Connection, facets: Facets) -> int:
     pairs = [("tag", tag) for tag in facets.tags] + [("document", document) for document in facets.documents]
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", [(*pair, row) for pair in pairs])
     return row
+
+
+def of(connection: sqlite3.Connection, key: bytes) -> Facets | None:
+    """Return the facets of the entry of a key; None where there is no such entry."""
+    found = connection.execute(_OF, (key,)).fetchone()
+    if found is None:
+        return None
+    namespace, function, version, tenant, model, row = found
+    labels = connection.execute("SELECT facet, value FROM labels WHERE facets = ?", (row,)).fetchall()
+    tags, documents = (tuple(value for facet, value in labels if facet == kind) for kind in ("tag", "document"))
+    return Facets(namespace, function, version, tenant, model, tags, documents)
 
 
 def canonical(namespace: str, facets: Facets) -> Facets:

@@ -212,10 +212,8 @@ class RedisStore(Following):
         if time.monotonic() < self._upkeep_at:
             return []
         self._upkeep_at = time.monotonic() + _UPKEEP_SECONDS
-        names, now, stays = self.names, self.now(), ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
-        commands: list[Command] = []
-        for name in (names.keys, names.marks, names.gone, names.log):
-            commands += [("PEXPIRE", name, stays, "NX"), ("PEXPIRE", name, stays, "GT")]
+        names, now = self.names, self.now()
+        commands = self._prolong(names.keys, names.marks, names.gone, names.log)
         commands.append(("ZREMRANGEBYSCORE", names.keys, "-inf", now))
         commands.append(("ZREMRANGEBYSCORE", names.gone, "-inf", position_at(now - LONGEST_LOAD_SECONDS)))
         commands.append(("XTRIM", names.log, "MAXLEN", "~", MAX_RECORDS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from semcache.marks import Marks
@@ -121,6 +122,14 @@ class RedisBase:
                 is_pinned = key != write.key
                 name = self.names.of_pinned(key) if is_pinned else self.names.of(key)
                 self._send([("UNLINK", name), *([("HDEL", self.names.pinned, key)] if is_pinned else [])])
+
+    def _prolong(self, *names: bytes) -> list[Command]:
+        """Let keys stand as long as an entry and its load can, and no shorter than they do; also such as are new.
+
+        GT alone would take a new key, which has no expiry, for one that stands for ever.
+        """
+        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        return [("PEXPIRE", name, stays, how) for name in names for how in ("NX", "GT")]
 
     def _lost(self, error: BaseException) -> None:
         """Tell of what could not be written, in the tier's own words."""

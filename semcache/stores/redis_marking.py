@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from math import ceil
 from typing import Any
 
 from semcache.errors import InvalidationError, TierError
@@ -12,7 +11,7 @@ from semcache.model import Mode
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.link import PATIENT_SECONDS, Command, trouble
-from semcache.stores.redis_base import LONGEST_LOAD_SECONDS, RedisBase
+from semcache.stores.redis_base import RedisBase
 from semcache.stores.redis_keys import (
     member,
     pack,
@@ -39,9 +38,11 @@ class Marking(RedisBase):
             facets = [pair for pair in pairs if pair[0] != "key"]
             pinned = self.pins.meant(facets, position)
             dropped = yield from self._mark(pairs, position)
-        except TierError as error:
-            if not position:  # the server cannot be asked; in this process it is gone all the same
+        except BaseException as error:
+            if not position:  # the server cannot be asked, or not waited for; in this process it is gone all the same
                 self._forget(pairs, max(position_at(self.now()), self._position) + 1)
+            if not isinstance(error, TierError):
+                raise
             raise InvalidationError(f"not invalidated durably, try again: {error}") from error
         self.writer.drop(pairs, position)
         if facets:
@@ -70,7 +71,7 @@ class Marking(RedisBase):
         return max(position_at(self._set_clock(clock)), heard, self._position) + 1
 
     def _mark(self, pairs: list[Pair], position: int) -> Plan[int]:
-        names, stays = self.names, ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
+        names = self.names
         commands: list[Command] = []
         keys = [value for facet, value in pairs if facet == "key"]
         for facet, value in pairs:
@@ -85,8 +86,7 @@ class Marking(RedisBase):
             commands.append(("HDEL", names.pinned, *keys))
         # A namespace that nobody has begun yet: see `_begin_marks`.
         commands.append(("ZADD", names.marks, "NX", position, self._own))
-        for name in (names.marks, names.gone, names.log):
-            commands += [("PEXPIRE", name, stays, "NX"), ("PEXPIRE", name, stays, "GT")]
+        commands += self._prolong(names.marks, names.gone, names.log)
         made = yield from self._transact(commands)
         self._heard(position)
         if not keys:
@@ -203,13 +203,12 @@ class Marking(RedisBase):
         `server` is the server's time. One round trip; one more where its clock went back since the log's last record.
         """
         position, own = max(position_at(server), self._position) + 1, ("ZSCORE", self.names.marks, self._own)
-        stays = ceil((2 * self._longest + LONGEST_LOAD_SECONDS) * 1000)
         asked: list[Command] = [
             ("XREVRANGE", self.names.log, "+", "-", "COUNT", 1), ("ZADD", self.names.marks, "NX", position, self._own),
-            ("PEXPIRE", self.names.marks, stays, "NX"), own,
+            *self._prolong(self.names.marks), own,
         ]  # fmt: skip
         replies = yield Exchange(self._steady, asked, timeout)
-        last, is_first, _, score = map(self._checked, replies.values)
+        last, is_first, *_, score = map(self._checked, replies.values)
         heard = position_of(last[0][0]) if last else 0
         if is_first and heard >= position:
             replies = yield Exchange(

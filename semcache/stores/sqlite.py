@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semcache.errors import TierError
 from semcache.marks import Changes, Pair
-from semcache.model import Mode
+from semcache.model import Facets, Mode
 from semcache.stores import changes, facets, schema
 from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
@@ -103,6 +103,17 @@ class SqliteStore:
         if idle is not self._idle or len(idle) > _MAX_IDLE:
             self._thin(idle)
         return row
+
+    def facets_of(self, key: bytes) -> Facets | None:
+        """Return an entry's facets, be it in the file or on its way there; None where there is none."""
+        record = self._pending.get(key)
+        if record is not None:
+            return record.facets
+        with self._reader() as connection:
+            connection.execute("BEGIN")  # an entry and its labels are of one moment
+            found = facets.of(connection, key)
+            connection.execute("COMMIT")
+            return found
 
     def position(self) -> int:
         """Return the log's latest position."""

@@ -2,7 +2,8 @@
 
 Laws: an entry's own ttl sets its life here, any other life is at most the tier's (law 5); a hit lengthens the life of a
 sliding entry alone, and only while it is fresh; an entry from the future, as left behind by a clock that went back, or
-whose bytes are not those that were written, is a miss.
+whose bytes are not those that were written, is a miss; so is, in this process, what was born before an invalidation
+that the file could not keep, as long as it stands there (law 8).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from semcache.errors import ConfigurationError, TierError
-from semcache.marks import Changes, Pair
+from semcache.marks import Between, Changes, Mark, Marks, Pair
 from semcache.model import FACETS, MODES, Entry, Evidence, Hit, Miss, Mode, Request
 from semcache.plan import Plan, Wait
 from semcache.tier import Clock
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MIN_BYTES = 256 * 2**10
 _CLOSE_SECONDS = 5.0
+_MOST_SINCE = 4096
 _TOUCH_SECONDS = 60.0
 # The file may lag behind the life that a hit gave by so much of it, and others with it.
 _SLIDE_SHARE = 0.1
@@ -38,9 +40,9 @@ class DiskTier:
     """An exact tier in the SQLite file `path`, of about `max_bytes`; entries live `ttl` seconds, or what they ask for.
 
     `timeout` is how long a read waits for a lock, `index_ttl` how long an entry has an index row, `others_ttl` how long
-    tiers that need its marks keep one, in seconds.
-    `on_fault` is told, with one word and the error, of what goes wrong behind the callers, in whatever thread it does.
-    Raises ConfigurationError for what can never work; a file that cannot be used now makes misses, and is tried again.
+    tiers that need its marks keep one, in seconds. `marks` are this process's. `on_fault` is told, with one word and
+    the error, of what goes wrong behind the callers, in whatever thread it does. Raises ConfigurationError for what can
+    never work; a file that cannot be used now makes misses, and is tried again.
     """
 
     name = "disk"
@@ -50,7 +52,7 @@ class DiskTier:
         self, path: str | os.PathLike[str], *, namespace: str, ttl: float, clock: Clock,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
         max_bytes: int = 2**30, random: Callable[[], float] | None = None, index_ttl: float = inf,
-        others_ttl: float = 0.0,
+        others_ttl: float = 0.0, marks: Marks | None = None,
     ) -> None:  # fmt: skip
         from semcache.stores.sqlite import SqliteStore
 
@@ -67,6 +69,9 @@ class DiskTier:
         self._jitter = jitter
         self._random = random or Random().random  # noqa: S311 - spreads expiries, keeps no secret
         self._now = clock.time
+        self._marks = Marks(clock.monotonic, ttl) if marks is None else marks
+        # Of what was put here after an invalidation that could not be kept: when it was written, and its true birth.
+        self._since: dict[bytes, tuple[float, int]] = {}
         self._touch_seconds = min(_TOUCH_SECONDS, ttl / 10)
         self._store = SqliteStore(
             file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
@@ -81,6 +86,8 @@ class DiskTier:
         if row is None:
             return Miss()
         value, checksum, expires, written, touched, born, load_seconds, is_own_ttl, about = row
+        if born < self._marks.unkept and self._is_doubted(key, written, born):
+            return Miss("it was invalidated, though that could not be kept")
         now = self._now()
         entry = Entry(value, expires - now, bool(is_own_ttl), born, now - written, load_seconds)
         if about is None:
@@ -99,6 +106,14 @@ class DiskTier:
         if now - touched > self._touch_seconds:
             self._store.touch(key, now)
         return Hit(entry, self.name, key)
+
+    def _is_doubted(self, key: bytes, written: float, born: int) -> bool:
+        """Say whether an invalidation that the file could not keep means what stands there for a key."""
+        since = self._since.get(key)
+        if since is not None and since[0] == written:
+            born = since[1]
+        facets = self._store.facets_of(key)
+        return facets is None or self._marks.cover(facets.pairs(key), born)
 
     def _fill(self, key: bytes, entry: Entry, about: bytes | About, written: float, now: float) -> None:
         """Tell an entry what its bytes and what waits to be written say of it."""
@@ -150,9 +165,13 @@ class DiskTier:
         key, value, facets = request.key, entry.value, canonical(self._namespace, entry.facets or request.facets)
         checksum, written, about = crc32(value, crc32(key)), now - entry.age, of(entry, facets, now)
         row = Row(
-            value, checksum, now + life, written, now, entry.born, entry.load_seconds, int(entry.own_ttl),
+            value, checksum, now + life, written, now, int(entry.born), entry.load_seconds, int(entry.own_ttl),
             None if about == PLAIN else about,
         )  # fmt: skip
+        if isinstance(entry.born, Between):
+            if len(self._since) >= _MOST_SINCE:
+                self._since = {}  # what was told here is doubted again, and loaded anew
+            self._since[key] = written, entry.born
         vector = evidence.vector if evidence is not None else None
         self._store.put(
             Record(
@@ -174,8 +193,9 @@ class DiskTier:
         Afterwards no process reads from the file what was born before. Raises InvalidationError where that cannot be
         promised.
         """
-        marked: tuple[int, int] = yield Wait(self._store.mark(_known(pairs)))
-        return marked
+        position, removed = yield Wait(self._store.mark(_known(pairs)))
+        self._take([(facet, value, position) for facet, value in pairs])
+        return position, removed
 
     def count(self, pairs: list[Pair]) -> Plan[int]:
         """Return how many live entries an invalidation of these would drop."""
@@ -200,11 +220,17 @@ class DiskTier:
 
     def join(self) -> Changes:
         """Begin to follow the log: return its position, all marks and the mode, and no rows. Raises TierError."""
-        return self._store.changes(-1)
+        return self.follow(-1)
 
     def follow(self, since: int) -> Changes:
         """Return what others did after a position, without waiting for it; one thread at a time. Raises TierError."""
-        return self._store.changes(since)
+        changes = self._store.changes(since)
+        self._take(changes.marks)
+        return changes
+
+    def _take(self, marks: list[Mark]) -> None:
+        for facet, value, position in marks:
+            self._marks.mark(facet, value, position)
 
     def rest(self) -> None:
         """Do nothing: `follow` never waits."""
@@ -221,9 +247,9 @@ class DiskTier:
         """Return the log's position now: where loads that begin now are born."""
         return self._store.position()
 
-    def beyond(self) -> int:
-        """Return a position after all births so far."""
-        return self.position() + 1
+    def beyond(self, known: int) -> int:
+        """Return a position after all births so far, and before the next of the file's."""
+        return Between(known)
 
     def attach(self, key: bytes, vector: Any, embedder: str | None = None) -> None:
         """Fill in the vector, float32[d], of an index row that was written without one.

@@ -125,9 +125,9 @@ class RedisTier:
         """Return the latest position that was heard of."""
         return self._store.position()
 
-    def beyond(self) -> int:
-        """Return a position after all births so far but those that follow the latest invalidation, kept or not."""
-        return self._store.position()
+    def beyond(self, known: int) -> int:
+        """Return the position of the latest invalidation, kept or not: it lies after all births before it."""
+        return max(known, self._store.position())
 
     def join(self) -> Changes:
         """Begin to follow the log. Raises TierError."""

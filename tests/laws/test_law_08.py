@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 
 import pytest
 from instruments import GUARD, Crew, Origin, watch_flights
@@ -151,6 +154,93 @@ def test_invalidation_that_cannot_be_durable_raises(open_cache, tmp_path, invali
     with pytest.raises(semcache.InvalidationError, match="try again"):
         invalidate(cache, request)
     assert cache.get_or_load(request, lambda: "new") == "new"
+
+
+def refuse_marks(path):
+    """Let the file take entries, but no invalidation."""
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("CREATE TRIGGER refuse BEFORE INSERT ON marks BEGIN SELECT RAISE(ABORT, 'refused'); END")
+
+
+def take_marks(path):
+    """Let the file take invalidations again."""
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DROP TRIGGER refuse")
+
+
+@pytest.fixture(params=["64MB", 0], ids=["memory", "no memory"])
+def unkept(request, open_cache, tmp_path, invalidate):
+    """A cache whose file takes no invalidation: what it kept, and what invalidates that all the same."""
+    cache = open_cache(disk=tmp_path / "cache.db", memory=request.param)
+    asked = cache.request("a", function="f", tags="t")
+    cache.get_or_load(asked, lambda: "old")
+    cache.get_or_load(cache.request("other", function="g"), lambda: "other")
+    assert cache.flush(GUARD)
+    refuse_marks(tmp_path / "cache.db")
+
+    def fail():
+        with pytest.raises(semcache.InvalidationError):
+            invalidate(cache, asked)
+
+    return cache, asked, fail
+
+
+def test_answer_loaded_after_an_invalidation_that_could_not_be_kept_is_kept(unkept):
+    """Law 8: what was born before is not served here, from memory or file; what is loaded since is kept in both."""
+    cache, asked, fail = unkept
+    for answer in ("new", "newer"):
+        fail()
+        assert cache.get_or_load(asked, lambda answer=answer: answer) == answer
+        assert cache.get_or_load(asked, lambda: "not again") == answer
+        assert cache.flush(GUARD)
+        if cache.memory is not None:
+            cache.memory.clear()
+        assert cache.get_or_load(asked, lambda: "not again") == answer
+        assert semcache.last().tier == "disk"
+    assert cache.get_or_load(cache.request("other", function="g"), lambda: "not again") == "other"
+
+
+def test_answer_loading_while_an_invalidation_cannot_be_kept_is_not_kept(unkept):
+    """Law 8: its load began before, though it ends after, and the log has not moved in between."""
+    cache, asked, fail = unkept
+    fail()
+    origin = Origin("begun before", hold=True)
+    with Crew(1) as crew:
+        loading = crew.submit(cache.get_or_load, asked, origin)
+        assert origin.entered.wait(GUARD)
+        fail()
+        origin.go.set()
+        assert loading.result(GUARD) == "begun before"
+    assert cache.flush(GUARD)
+    assert cache.get_or_load(asked, lambda: "new") == "new"
+    assert cache.get_or_load(asked, lambda: "not again") == "new"
+
+
+def test_invalidation_by_another_means_what_was_loaded_after_one_that_could_not_be_kept(unkept, open_cache, tmp_path):
+    """Law 8: an answer loaded after a failed invalidation is older than the next that is kept, whoever makes it."""
+    cache, asked, fail = unkept
+    fail()
+    assert cache.get_or_load(asked, lambda: "new") == "new"
+    assert cache.flush(GUARD)
+    take_marks(tmp_path / "cache.db")
+    other = open_cache(disk=tmp_path / "cache.db")
+    other.invalidate(function="f")
+    deadline = time.monotonic() + GUARD
+    while cache.get_or_load(asked, lambda: "newest") != "newest":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert cache.get_or_load(asked, lambda: "not again") == "newest"
+
+
+def test_invalidation_is_kept_at_the_second_try(unkept, open_cache, tmp_path, invalidate):
+    """Law 8: asked again when the file takes it, it is kept, for others too."""
+    cache, asked, fail = unkept
+    fail()
+    take_marks(tmp_path / "cache.db")
+    invalidate(cache, asked)
+    assert cache.get_or_load(asked, lambda: "new") == "new"
+    assert cache.flush(GUARD)
+    assert open_cache(disk=tmp_path / "cache.db").get_or_load(asked, lambda: "not again") == "new"
 
 
 def test_invalidation_of_a_closed_cache_raises(open_cache, tmp_path, invalidate):
