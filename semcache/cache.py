@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -26,6 +26,7 @@ from semcache.explain import Explanation, explain
 from semcache.keys import FORMAT, canonical, digest
 from semcache.log import LOST_SECONDS, Log
 from semcache.lookup import Chain, Origin, lookup
+from semcache.many import lookup_many
 from semcache.marks import Marks
 from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
@@ -341,6 +342,26 @@ class Cache(Commands):
         """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
         outcome = await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
         return outcome.unwrap()
+
+    def get_or_load_many(
+        self, requests: Sequence[Request], load: Callable[[list[int]], Sequence[T]], *,
+        when: Callable[[T], bool] | None = None,
+    ) -> list[T]:  # fmt: skip
+        """Answer many requests in one trip to each server; `load` is given the places of all that are missing.
+
+        It returns their answers in that order. Equal requests are one, and are given the same answer. Raises what
+        `load` raises, unchanged, or TypeError where it does not return an answer for each.
+        """
+        plan = lookup_many(self.chain, requests, load, when, self.event, blocks=True)
+        return [outcome.unwrap() for outcome in run(plan)]
+
+    async def aget_or_load_many(
+        self, requests: Sequence[Request], load: Callable[[list[int]], Any], *,
+        when: Callable[[Any], bool] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Answer many requests as `get_or_load_many` does; what `load` returns is awaited if it can be."""
+        plan = lookup_many(self.chain, requests, load, when, self.event, blocks=False)
+        return [outcome.unwrap() for outcome in await arun(plan)]
 
     def put(self, request: Request, *, value: Any, pinned: bool = False) -> None:
         """Put an answer that nobody loaded, in place of what stands; the semantic tier finds it by its text.

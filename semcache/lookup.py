@@ -39,7 +39,7 @@ from semcache.errors import DecodeError, TierError
 from semcache.events import Event, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
 from semcache.model import Entry, Evidence, Hit, Lives, Miss, Request
-from semcache.plan import Crew, Load, Outcome, Plan, Spawn, Wait, run
+from semcache.plan import Crew, Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
 from semcache.ttl import seconds
 
@@ -160,7 +160,7 @@ def follow(chain: Chain, flight: Flight[Landing], request: Request, event: Event
     """Wait for the flight to land; None where it was abandoned, was too slow, or brought nothing for this caller."""
     began = perf_counter_ns()
     try:
-        landing: Landing = yield Wait(flight.future, chain.flight_timeout)  # type: ignore[arg-type]
+        landing: Landing = yield Follow(flight.future, chain.flight_timeout)  # type: ignore[arg-type]
     except Abandoned:
         return None
     except TimeoutError:

@@ -112,11 +112,21 @@ class Wait:
         return self.future.result()  # as in a thread: the waiter's would take a cancelled future for a cancelled task
 
 
+class Follow(Wait):
+    """Wait for what somebody else loads."""
+
+    __slots__ = ()
+
+
 class Peer(Protocol):
-    """A server, spoken to by threads and tasks; each waits `timeout` seconds at most, and raises what goes wrong."""
+    """A server, spoken to by threads and tasks; each waits `timeout` seconds at most, and raises what goes wrong.
+
+    `join` makes one question of many, and returns it with a function that splits the answer.
+    """
 
     def exchange(self, asked: Any, timeout: float) -> Any: ...
     async def aexchange(self, asked: Any, timeout: float) -> Any: ...
+    def join(self, asked: list[Any]) -> tuple[Any, Callable[[Any], list[Any]]]: ...
 
 
 class Exchange:

@@ -1,7 +1,8 @@
 """One of several processes that share a store: reads and invalidates at random, and writes down what it saw.
 
 python history.py SETTINGS.json SEED: settings name the store, the truth (a file of one 64-bit version a key), how long,
-and which of how many processes this is. It writes each read and each acknowledged invalidation to stdout.
+which of how many processes this is, and whether answers have tags to be invalidated by. It writes each read and each
+acknowledged invalidation to stdout.
 
 A key's version only grows. Its one writer bumps it, then invalidates, and writes the time of the acknowledgement down;
 a load returns the version that stands. So of each read it can be told whether it was older than an acknowledged one.
@@ -126,7 +127,7 @@ def main(settings, seed):
     with Path(settings["truth"]).open("r+b") as file:
         truth = mmap.mmap(file.fileno(), 8 * KEYS)
     draw = random.Random(seed)
-    patient = semcache.Timeouts(redis="100ms", disk="1s")
+    patient = semcache.Timeouts(redis="100ms", memcached="100ms", disk="1s")
     cache = semcache.Cache("history", **settings["store"], timeouts=patient, ttl=semcache.TTL(memory="1h"))
 
     def version(key):
@@ -147,12 +148,12 @@ def main(settings, seed):
     with asyncio.Runner() as runner:
         while (began := time.monotonic()) < until:
             key = draw.randrange(KEYS)
-            request = cache.request(key, function="f", tags=f"tag{key}")
+            request = cache.request(key, function="f", tags=[f"tag{key}"] if settings["tags"] else [])
             if draw.random() < 0.03 and key % settings["processes"] == settings["number"]:
                 struct.pack_into("<q", truth, 8 * key, version(key) + 1)
                 bumped = version(key)
                 try:
-                    if draw.random() < 0.5:
+                    if draw.random() < 0.5 or not settings["tags"]:
                         cache.invalidate(key=request.key)
                     else:
                         cache.invalidate(tag=f"tag{key}")

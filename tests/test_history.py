@@ -53,7 +53,7 @@ class Disturbance:
         return CUT_OFF_LAG if self._began <= began <= self._ended + CUT_OFF_LAG else FOLLOWED_LAG
 
 
-def run(tmp_path, store, fault=lambda: None, seconds=SECONDS):
+def run(tmp_path, store, fault=lambda: None, seconds=SECONDS, *, tags=True):
     """Run the processes, let the fault come in the middle, and return what they read, acknowledged and lacked."""
     truth = tmp_path / "truth"
     truth.write_bytes(bytes(8 * KEYS))
@@ -62,6 +62,7 @@ def run(tmp_path, store, fault=lambda: None, seconds=SECONDS):
         settings = tmp_path / f"settings-{number}.json"
         settings.write_text(json.dumps({
             "store": store, "truth": str(truth), "seconds": seconds, "processes": PROCESSES, "number": number,
+            "tags": tags,
         }))  # fmt: skip
         command = [sys.executable, str(Path(__file__).with_name("history.py")), str(settings), str(number)]
         running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
@@ -103,15 +104,18 @@ def judge(reads, acknowledged, starved, lag):
     assert {"memory", "load"} < {read.tier for read in reads}
 
 
-def judge_disturbed(tmp_path, server, bring_about):
+def judge_disturbed(tmp_path, server, bring_about, **beside):
     """Disturb a server in the middle of a run, which goes on long enough for all to be as before."""
     disturbance = Disturbance(bring_about)
-    reads, acknowledged, starved = run(tmp_path, {"redis": server.url}, disturbance, 1.5 * (SECONDS + CUT_OFF_LAG))
+    reads, acknowledged, starved = run(
+        tmp_path, {"redis": server.url} | beside, disturbance, 1.5 * (SECONDS + CUT_OFF_LAG)
+    )  # fmt: skip
     assert disturbance.error is None
     judge(reads, acknowledged, starved, disturbance.lag)
     felt_until = disturbance._ended + CUT_OFF_LAG
     assert any(one.at > felt_until for one in acknowledged), "nothing was judged after the fault"
-    assert any(read.began > felt_until and read.tier == "redis" for read in reads), "the store was not found again"
+    nearest = "memcached" if beside else "redis"
+    assert any(read.began > felt_until and read.tier == nearest for read in reads), "the store was not found again"
 
 
 def test_checker_finds_a_stale_read():
@@ -151,6 +155,33 @@ def test_processes_that_share_a_file_serve_nothing_stale(tmp_path):
 def test_processes_that_share_a_redis_serve_nothing_stale(tmp_path, own_redis):
     """Law 8: over Redis, undisturbed."""
     judge(*run(tmp_path, {"redis": own_redis().url}), FOLLOWED_LAG)
+
+
+@pytest.mark.parametrize("store", ["disk", "redis"])
+def test_processes_that_share_a_memcached_beside_a_store_serve_nothing_stale(tmp_path, memcached_url, own_redis, store):
+    """Law 8: what memcached keeps of the time before an invalidation is as good as gone."""
+    settings = {"redis": own_redis().url} if store == "redis" else {"disk": str(tmp_path / "cache.db")}
+    reads, acknowledged, starved = run(tmp_path, settings | {"memcached": memcached_url})
+    judge(reads, acknowledged, starved, FOLLOWED_LAG)
+
+
+def test_processes_that_share_a_memcached_alone_serve_nothing_stale(tmp_path, memcached_url):
+    """Law 8: by key; each memory serves what it holds for as long as one that is cut off."""
+    settings = {"memcached": memcached_url}
+    reads, acknowledged, starved = run(tmp_path, settings, seconds=SECONDS + LOST_SECONDS, tags=False)
+    judge(reads, acknowledged, starved, LOST_SECONDS + FOLLOWED_LAG)
+    assert "memcached" in {read.tier for read in reads}
+
+
+def test_redis_that_comes_back_empty_leaves_nothing_stale_in_memcached(tmp_path, own_redis, memcached_url):
+    """Law 8: the server with the marks has forgotten them, the one with the answers has not."""
+    server = own_redis()
+
+    def fault():
+        server.kill()
+        server.restart()
+
+    judge_disturbed(tmp_path, server, fault, memcached=memcached_url)
 
 
 def test_killed_and_restarted_redis_leaves_nothing_stale(tmp_path, own_redis):

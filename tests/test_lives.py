@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from instruments import GUARD, Crew, Origin
 
 import semcache
+from semcache.model import Entry, Lives
+from semcache.plan import run
 
 TTL = semcache.TTL(memory=100, disk=1000, redis=1000, jitter=0)
 PATIENT = semcache.Timeouts(disk="10s", redis="10s")
@@ -270,3 +273,22 @@ def test_no_life_is_lengthened_by_moving(open_cache, clock, store, lives, steps,
         if forgets and store:
             cache.memory.clear()
     cache.close()
+
+
+def test_who_is_cut_off_serves_nothing_stale(open_cache, clock):
+    """While nobody can tell of invalidations memory gives no grace, neither to what it has nor to what comes."""
+    memory = open_cache(ttl=TTL).memory
+    asked = semcache.Request(b"before", lives=Lives(ttl=50, stale_if_error=1000))
+    after = replace(asked, key=b"after")
+    entry = Entry(b"\x01\xa1a", life=50, own_ttl=True, grace=1000)
+    run(memory.put(asked, entry, None))
+    memory.lose(5)
+    run(memory.put(after, entry, None))
+    assert isinstance(run(memory.get(asked)), semcache.Hit)
+    clock.advance(6)
+    assert isinstance(run(memory.get(asked)), semcache.Miss)
+    assert isinstance(run(memory.get(after)), semcache.Miss)
+    memory.find()
+    run(memory.put(after, entry, None))
+    clock.advance(51)
+    assert run(memory.get(after)).entry.life < 0

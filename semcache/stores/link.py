@@ -17,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -52,6 +54,18 @@ class Replies(NamedTuple):
 
     values: list[Any]
     waited_ns: int
+
+
+def _split(lengths: list[int], replies: Replies) -> list[Replies]:
+    values = iter(replies.values)
+    return [Replies(list(islice(values, length)), replies.waited_ns) for length in lengths]
+
+
+def _split_values(replies: Replies) -> list[Replies]:
+    (values,) = replies.values
+    if isinstance(values, Exception):
+        raise values
+    return [Replies([value], replies.waited_ns) for value in values]
 
 
 _REASONS: list[tuple[type[Exception], str]] = [
@@ -185,6 +199,14 @@ class Link:
                 self._idle.pop().disconnect()
 
     # Tasks
+
+    @staticmethod
+    def join(asked: list[Sequence[Command]]) -> tuple[list[Command], Callable[[Replies], list[Replies]]]:
+        """Make one exchange of many: of those that are one GET each, one MGET."""
+        if all(len(one) == 1 and one[0][0] == "GET" for one in asked):
+            return [("MGET", *(one[0][1] for one in asked))], _split_values
+        lengths = [len(one) for one in asked]
+        return [command for one in asked for command in one], partial(_split, lengths)
 
     async def aexchange(self, asked: Sequence[Command], timeout: float) -> Replies:
         """Send commands and return their replies, without blocking the loop."""

@@ -12,9 +12,10 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from math import inf
 from threading import BoundedSemaphore, Lock, Thread
 from typing import Any, NamedTuple
@@ -116,6 +117,16 @@ class MemcachedLink:
         self._opening = BoundedSemaphore(_OPENING)
         self._lock = Lock()
         self._threads: ThreadPoolExecutor | None = None
+
+    @staticmethod
+    def join(asked: list[Sequence[Command]]) -> tuple[list[Command], Callable[[Replies], list[Replies]]]:
+        """Make one exchange of many."""
+
+        def split(replies: Replies) -> list[Replies]:
+            values = iter(replies.values)
+            return [Replies(list(islice(values, len(one))), replies.waited_ns) for one in asked]
+
+        return [command for one in asked for command in one], split
 
     def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
         """Call methods of a pymemcache client; what they return. Raises TierError, with one word for what was wrong."""

@@ -183,6 +183,8 @@ class MemoryTier:
         now = self._now()
         facets = entry.facets or request.facets
         kept = Kept(entry, facets, now - entry.age, now, life)
+        if self._most != inf:
+            kept.slide = kept.grace = 0.0
         with self._lock:
             if entry.born < self._marks.newest and self._marks.cover(facets.pairs(request.key), entry.born):
                 return
@@ -252,7 +254,7 @@ class MemoryTier:
             for key in self._entries:
                 kept = _read(self._entries, key)
                 kept.expires = min(kept.expires, until)
-                kept.slide = 0.0
+                kept.slide = kept.grace = 0.0
 
     def find(self) -> None:
         """Give what comes its whole life again."""

@@ -1,0 +1,112 @@
+"""Many plans carried out as one: what they ask of one server goes in one trip, what they load is loaded in one call.
+
+Laws: each plan sees exactly what it would see alone, so no procedure is written twice for many; nothing waits for
+somebody else's flight before our own loads have landed, so two callers who each lead what the other wants never wait
+for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+from semcache.plan import Exchange, Follow, Load, Outcome, Plan, Step
+
+
+def together(plans: Sequence[Plan[Any]], load: Callable[[list[int]], Any] | None = None) -> Plan[list[Outcome[Any]]]:
+    """Carry out plans side by side; the outcome of each, in their order.
+
+    `load` is given the places of the plans that want to load, and returns as many answers.
+    """
+    crowd = _Crowd(plans)
+    try:
+        for place in range(len(plans)):
+            crowd.go(place, None)
+        while crowd.steps:
+            yield from crowd.next(load)
+    except BaseException as error:
+        crowd.stop(error)
+        raise
+    return crowd.outcomes
+
+
+class _Crowd:
+    """Plans under way: the step that each waits for, in the order in which they came to it."""
+
+    def __init__(self, plans: Sequence[Plan[Any]]) -> None:
+        self.plans = plans
+        self.steps: dict[int, Step] = {}
+        self.outcomes: list[Outcome[Any]] = [Outcome() for _ in plans]
+
+    def go(self, place: int, result: Any, error: BaseException | None = None) -> None:
+        """Give a plan what its step brought, and take its next."""
+        self.steps.pop(place, None)
+        plan = self.plans[place]
+        try:
+            self.steps[place] = plan.send(result) if error is None else plan.throw(error)
+        except StopIteration as stop:
+            self.outcomes[place].value = stop.value
+        except Exception as raised:  # noqa: BLE001 - it is that plan's, and whoever wants its outcome is told
+            self.outcomes[place].error = raised
+
+    def stop(self, error: BaseException) -> None:
+        """Let every plan clean up after what stops them all."""
+        for place in reversed(list(self.steps)):
+            with suppress(BaseException):  # the caller raises what stopped them
+                self.plans[place].throw(error)
+
+    def next(self, load: Callable[[list[int]], Any] | None) -> Plan[None]:
+        """Take one step for as many plans as it serves: servers first, then loads, then the flights of others."""
+        exchanges: dict[int, list[int]] = {}
+        for place, step in self.steps.items():
+            if isinstance(step, Exchange):
+                exchanges.setdefault(id(step.peer), []).append(place)
+        if exchanges:
+            yield from self._exchange(next(iter(exchanges.values())))
+            return
+        loads = [place for place, step in self.steps.items() if isinstance(step, Load)]
+        alone = [place for place, step in self.steps.items() if not isinstance(step, Load | Follow)]
+        if alone or not loads or load is None:
+            yield from self._alone((alone or loads or list(self.steps))[0])
+        else:
+            yield from self._load(loads, load)
+
+    def _alone(self, place: int) -> Plan[None]:
+        try:
+            result = yield self.steps[place]
+        except Exception as error:  # noqa: BLE001 - the plan decides what a failed step means
+            self.go(place, None, error)
+        else:
+            self.go(place, result)
+
+    def _exchange(self, places: list[int]) -> Plan[None]:
+        steps: list[Exchange] = [self.steps[place] for place in places]  # type: ignore[misc]
+        if len(steps) == 1:
+            yield from self._alone(places[0])
+            return
+        peer = steps[0].peer
+        asked, split = peer.join([step.asked for step in steps])
+        try:
+            replies = split((yield Exchange(peer, asked, min(step.timeout for step in steps))))
+        except Exception as error:  # noqa: BLE001 - each plan decides what a failed step means
+            for place in places:
+                self.go(place, None, error)
+        else:
+            for place, reply in zip(places, replies, strict=True):
+                self.go(place, reply)
+
+    def _load(self, places: list[int], load: Callable[[list[int]], Any]) -> Plan[None]:
+        wanted = sorted(places)
+        outcome: Outcome[Any] = yield Load(lambda: load(wanted))
+        answers: dict[int, Outcome[Any]] = {}
+        if outcome.error is None:
+            try:
+                listed = list(cast("Sequence[Any]", outcome.value))
+                answers = {place: Outcome(one) for place, one in zip(wanted, listed, strict=True)}
+            except (TypeError, ValueError) as error:
+                told = f"load is asked for {len(wanted)} answers, in order; it returned {type(outcome.value).__name__}"
+                outcome.error = TypeError(f"{told}: {error}")
+        # The last to come here is the first to go on: each has set the context, and sets it back.
+        for place in reversed(places):
+            self.go(place, answers.get(place) or Outcome(error=outcome.error))
