@@ -391,6 +391,18 @@ def test_keys_that_differ_in_another_process_fail(findings, monkeypatch):
     assert found["keys"]["mark"] == "failed"
 
 
+def test_other_process_has_another_hash_seed():
+    """Keys are compared where they could differ: what hangs on the seed does, also where the seed is set for all."""
+    code = (
+        "from semcache.cli.doctor import keying\nkeying._CODE = 'print(hash(str()+chr(120)))'\n"
+        "keying.sample = lambda _namespace: str(hash('x'))\nprint(next(keying.examine_keys('tests')).mark)"
+    )
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent), "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout == "failed\n"
+
+
 # Near matches
 
 

@@ -6,6 +6,7 @@ key nor give it an end is not let to make one.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from redis.exceptions import NoPermissionError, ResponseError
@@ -27,9 +28,15 @@ MENDS = {
 _TRIAL_MS = 60_000
 
 
+def talk(connection: Any, commands: list[Command]) -> list[Any]:
+    """Return the replies, error replies in their places, or raise what became of the connection, within seconds."""
+    connection.deadline = time.monotonic() + PATIENT_SECONDS
+    return converse(connection, commands)
+
+
 def ask(connection: Any, command: Command) -> Any:
     """Return a reply. Raises what the server replied, or what became of the connection."""
-    (reply,) = converse(connection, [command], PATIENT_SECONDS)
+    (reply,) = talk(connection, [command])
     if isinstance(reply, Exception):
         raise reply
     return reply
@@ -102,7 +109,7 @@ def _refused(connection: Any, command: Command) -> ResponseError | None:
     """Try a command; what is made by it is given an end."""
     makes = command[0] in ("ZADD", "XADD", "HSET")
     asked = [command, ("PEXPIRE", command[1], _TRIAL_MS)] if makes else [command]
-    reply = converse(connection, asked, PATIENT_SECONDS)[0]
+    reply = talk(connection, asked)[0]
     return reply if isinstance(reply, ResponseError) else None
 
 

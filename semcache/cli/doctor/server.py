@@ -35,7 +35,8 @@ def examine_server(url: str, namespace: str, part: str) -> Iterator[Finding]:
     Raises ConfigurationError for a URL that is none.
     """
     address = address_of(url)
-    connection = address.connect(PATIENT_SECONDS)
+    connection = address.connect()
+    connection.deadline = time.monotonic() + PATIENT_SECONDS
     try:
         yield from _examine(connection, address, Names(namespace, part))
     except (RedisError, OSError, TierError) as error:
