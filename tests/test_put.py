@@ -157,6 +157,18 @@ def test_put_answer_is_found_by_a_near_text(open_store, ask, clock, store):
     assert ask(again, again.request(text="asked"), Origin("loaded")) == "curated"
 
 
+@pytest.mark.parametrize("store", ["disk", "redis"])
+def test_pinned_answer_is_meant_by_who_has_just_begun(open_store, store):
+    """An invalidation that is a process's first act counts and drops what others have pinned."""
+    cache = open_store(store)
+    cache.put(cache.request("a", tags="t"), value="curated", pinned=True)
+    assert cache.flush(10)
+    for _ in range(5):
+        assert open_store(store).invalidate(tag="t", dry_run=True) == 1
+    assert open_store(store).invalidate(tag="t") == 1
+    assert open_store(store).invalidate(tag="t", dry_run=True) == 0
+
+
 def test_put_of_a_decorated_functions_call(open_cache):
     """`f.request` says what a call means, and `put` seeds it."""
     cache = open_cache()

@@ -36,7 +36,7 @@ class Marking(RedisBase):
             position = yield from self._next_position()
             self._forget(pairs, position)  # before it is sent: nothing older is written behind it
             facets = [pair for pair in pairs if pair[0] != "key"]
-            pinned = self.pins.meant(facets, position)
+            pinned = (yield from self._pinned_of(facets, position)) if facets else []
             dropped = yield from self._mark(pairs, position)
         except BaseException as error:
             if not position:  # the server cannot be asked, or not waited for; in this process it is gone all the same
@@ -117,12 +117,12 @@ class Marking(RedisBase):
             found = int(self._checked(replies.values[0]))
         if facets:
             found += yield from self._sweep(facets, _EVERYTHING, drops=False)
-            found += len(self.pins.meant(facets))
+            found += len((yield from self._pinned_of(facets)))
         return found
 
     def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
         """Return those of some keys whose live entries have a facet value. Raises TierError."""
-        pinned, now = set(self.pins.meant([pair])), self.now()
+        pinned, now = set((yield from self._pinned_of([pair]))), self.now()
         found: list[bytes] = []
         for at in range(0, len(keys), _SWEEP_PAGE):
             page = keys[at : at + _SWEEP_PAGE]
@@ -157,6 +157,13 @@ class Marking(RedisBase):
                     yield Exchange(self._steady, [*gone, ("ZREM", self.names.keys, *meant)], PATIENT_SECONDS)
             if cursor in (b"0", 0):
                 return len(seen)
+
+    def _pinned_of(self, pairs: list[Pair], position: int | None = None) -> Plan[list[bytes]]:
+        """Return the keys of the pinned entries that an invalidation means; who does not follow has to ask for them."""
+        if not self.is_followed:
+            replies = yield Exchange(self._steady, [("HVALS", self.names.pinned)], PATIENT_SECONDS)
+            self.pins.begin(self._checked(replies.values[0]))
+        return self.pins.meant(pairs, position)
 
     def _unpin(self, keys: list[bytes]) -> Plan[int]:
         """Drop pinned entries; how many, though others who heard of the mark may have dropped them already."""
