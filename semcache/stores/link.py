@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 Command = tuple[Any, ...]
+Then = Callable[[list[Any]], list[Command]]
 
 # A connection that could not be made within a caller's deadline is made behind him, with more time.
 PATIENT_SECONDS = 5.0
@@ -104,8 +105,12 @@ class Link:
 
     # Threads
 
-    def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
-        """Send commands and return their replies. Raises TierError, with one word for what went wrong."""
+    def exchange(self, asked: Sequence[Command], timeout: float, then: Then | None = None) -> Replies:
+        """Send commands and return their replies. Raises TierError, with one word for what went wrong.
+
+        With `then`, which is given the replies, what it returns is sent over the same connection, as after a WATCH, and
+        answered.
+        """
         began = time.perf_counter_ns()
         waited_ns = 0
         if not self._free.acquire(blocking=False):
@@ -119,13 +124,13 @@ class Link:
             except IndexError:
                 connection, is_used = self._open(timeout), False
             try:
-                values = converse(connection, asked, timeout)
+                values = _converse(connection, asked, timeout, then)
             except RedisConnectionError:
                 if not is_used:
                     raise
                 self._drop_idle()  # the server was restarted, or has closed what was idle for long
                 connection = self._open(timeout)
-                values = converse(connection, asked, timeout)
+                values = _converse(connection, asked, timeout, then)
         except (RedisError, OSError) as error:
             raise trouble(error, self.where) from error
         else:
@@ -222,6 +227,11 @@ def converse(connection: Any, asked: Sequence[Command], timeout: float) -> list[
             connection.disconnect()
             raise
     return values
+
+
+def _converse(connection: Any, asked: Sequence[Command], timeout: float, then: Then | None) -> list[Any]:
+    values = converse(connection, asked, timeout)
+    return values if then is None else converse(connection, then(values), timeout)
 
 
 class _LoopPool:

@@ -15,6 +15,7 @@ from semcache.stores.redis_keys import (
     member,
     seconds_of,
 )
+from semcache.stores.redis_ledger import Ledger
 from semcache.stores.redis_writer import RedisWriter
 from semcache.tier import Clock, SystemClock
 
@@ -33,9 +34,9 @@ class RedisBase:
         self.where = address.where
         self.names = Names(namespace)
         self.is_followed = False
-        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, self._lost)
         self._on_fault = on_fault
         self._steady = Link(address)  # marks and writes do not wait behind readers
+        self.writer = RedisWriter(self._send, marks.cover, self._upkeep, self._lost, Ledger(self._steady, self.names))
         self._own = member("namespace", namespace)
         self._namespace = namespace
         self._timeout = timeout

@@ -8,6 +8,8 @@ Under `semcache:NAMESPACE:` stand
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
     log         a stream of records                         added, marked, mode; trimmed by age and number
     mode        a string                                    the switch of all replicas
+    use:DAY     a hash: amount by name                      what all processes booked on a day, for 400 days
+    booked:HEX  a string                                    the number of the last sums that a process booked, for a day
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
 score, which is exact up to 2**53, until 2089.
@@ -36,10 +38,19 @@ class Names:
         self.value = base + b"v:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
         self.mode = base + b"mode"
+        self._use, self._booked = base + b"use:", base + b"booked:"
 
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
         return self.value + key.hex().encode()
+
+    def use(self, day: str) -> bytes:
+        """Return where the counters of a day stand."""
+        return self._use + day.encode()
+
+    def booked(self, process: bytes) -> bytes:
+        """Return where it stands what a process booked last."""
+        return self._booked + process.hex().encode()
 
 
 def position_of(stream_id: bytes) -> int:

@@ -3,19 +3,21 @@
 Laws:
 - an entry can be read from `pending` from the moment it is put until it is in the store;
 - value first, then its place among the keys, then its record; an entry born before a mark is not written (law 8);
-- what is queued is bounded; what cannot be written is dropped, counted and told, and the thread lives on.
+- what is queued is bounded; what cannot be written is dropped, counted and told, and the thread lives on;
+- what was booked is never dropped: it is tried again with what is booked next, and by `flush`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
 
 from semcache.errors import TierError
+from semcache.stores.redis_ledger import Ledger
 
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
@@ -42,8 +44,9 @@ class RedisWriter:
 
     def __init__(
         self, send: Callable[[list[tuple[Any, ...]]], list[Any]], covers: Callable[[Any, int], bool],
-        upkeep: Callable[[], list[tuple[Any, ...]]], on_fault: Callable[[BaseException], None],
+        upkeep: Callable[[], list[tuple[Any, ...]]], on_fault: Callable[[BaseException], None], ledger: Ledger,
     ) -> None:  # fmt: skip
+        self._ledger = ledger
         self._send = send
         self._covers = covers
         self._upkeep = upkeep
@@ -57,6 +60,8 @@ class RedisWriter:
         self._bytes = 0
         self._sending = 0
         self._has_lost = False
+        self._is_to_book = False
+        self._is_booking = False
         self._is_closing = False
         self._lock = Condition()
         self._thread: Thread | None = None
@@ -78,6 +83,29 @@ class RedisWriter:
             if write.data is not None:
                 self.pending[write.key] = write
             self._start()
+            self._lock.notify_all()
+
+    def book(self, amounts: Mapping[tuple[str, str], float]) -> None:
+        """Queue what is to be added to the counters of (day, name). Raises TierError("closed")."""
+        with self._lock:
+            if self._is_closing:
+                raise TierError("closed", "the store was closed")
+            self._start()
+            self._ledger.add(amounts)
+            self._is_to_book = True
+            self._lock.notify_all()
+
+    def settle(self, timeout: float | None) -> bool:
+        """Wait until what was booked is in the store; False where it is not."""
+        with self._lock:
+            self._ask_again()
+            self._lock.wait_for(lambda: not self._is_to_book and not self._is_booking, timeout)
+            return not self._ledger.is_owing
+
+    def _ask_again(self) -> None:
+        """Have tried again what could not be booked; the lock is held."""
+        if self._ledger.is_owing and self._thread is not None:
+            self._is_to_book = True
             self._lock.notify_all()
 
     def _start(self) -> None:
@@ -104,9 +132,13 @@ class RedisWriter:
     def flush(self, timeout: float | None) -> bool:
         """Wait until nothing waits; False where the time was up, or something was lost since the last flush."""
         with self._lock:
-            done = self._lock.wait_for(lambda: not self._queue and not self._sending, timeout)
+            self._ask_again()
+            done = self._lock.wait_for(self._is_idle, timeout)
             lost, self._has_lost = self._has_lost, False
-            return done and not lost
+            return done and not lost and not self._ledger.is_owing
+
+    def _is_idle(self) -> bool:
+        return not (self._queue or self._sending or self._is_to_book or self._is_booking)
 
     def close(self, timeout: float) -> None:
         """Write what waits, for so long at most, and stop."""
@@ -116,6 +148,7 @@ class RedisWriter:
             self._queue.clear()
             self.pending.clear()
             self._bytes = 0
+            self._is_to_book = False
             self._lock.notify_all()
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -128,22 +161,34 @@ class RedisWriter:
 
     def after_fork(self) -> None:
         """Begin anew: what waits is the parent's to write."""
+        self._ledger.after_fork()
         self._begin()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._queue or self._is_closing)
-                if not self._queue:
+                self._lock.wait_for(lambda: self._queue or self._is_to_book or self._is_closing)
+                if not self._queue and not self._is_to_book:
                     return
                 batch = self._take()
-            self._write(batch)
+                self._is_booking, self._is_to_book = self._is_to_book, False
+            if batch:
+                self._write(batch)
+            if self._is_booking:
+                self._book()
             with self._lock:
+                self._is_booking = False
                 for write in batch:
                     if self.pending.get(write.key) is write:
                         del self.pending[write.key]
                 self._sending = 0
                 self._lock.notify_all()
+
+    def _book(self) -> None:
+        try:
+            self._ledger.send()
+        except Exception as error:  # noqa: BLE001 - the thread lives on, and what was booked waits
+            self._on_fault(error)
 
     def _take(self) -> list[Write]:
         batch: list[Write] = []

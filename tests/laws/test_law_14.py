@@ -36,6 +36,9 @@ def live(cache):
     cache.get_or_load(request, lambda: "answer")
     assert cache.flush(GUARD)
     cache.set_mode("exact")
+    cache.store.book("2001-09-09", {"hits": 1.0})
+    assert cache.flush(GUARD)
+    assert cache.store.booked("2001-09-09")[("2001-09-09", "hits")] == 1.0
     cache.stats()
 
 
