@@ -92,6 +92,10 @@ class Listener(Protocol):
         """Read the index anew; with `is_reset`, also drop what memory holds."""
         ...
 
+    def passed(self) -> None:
+        """Do what is due: some time has passed, whether anything came or not."""
+        ...
+
 
 class Log:
     """Positions and marks of one cache; `store` is the tier that keeps them, if there is one."""
@@ -176,6 +180,7 @@ class Log:
         assert listener is not None  # noqa: S101
         since, pause, is_lost = -1, _FIRST_PAUSE, True
         while not stop.is_set():
+            _tell(listener.passed)
             try:
                 changes = store.join() if since < 0 else store.follow(since)
                 self._apply(changes, listener)

@@ -23,6 +23,7 @@ from semcache.ttl import Duration, seconds
 
 MOST_ROWS = 300
 MOST_DAYS = 400
+DAY_SECONDS = 86_400
 LONGEST_NAME = 200
 OTHER = "other"
 COLUMNS = ("day", "stage", "model", "tenant")
@@ -77,18 +78,18 @@ class Meter:
         self.tenants = tenants
         self._now = now
         self._sums: dict[str, dict[Row, list[float]]] = {}
-        self._day = day_of(now())
-        self._today = self._sums.setdefault(self._day, {})
+        self.turn()
 
     @property
     def is_over(self) -> bool:
         """Whether the day whose sums these are is over: what was noted so far is to be summed before what comes."""
-        return day_of(self._now()) != self._day
+        return not self._begins <= self._now() < self._begins + DAY_SECONDS
 
     def turn(self) -> None:
         """Count on the day that it is from here on."""
-        self._day = day_of(self._now())
-        self._today = self._sums.setdefault(self._day, {})
+        now = self._now()
+        self._begins = now - now % DAY_SECONDS
+        self._today = self._sums.setdefault(day_of(now), {})
         if len(self._sums) > MOST_DAYS:
             del self._sums[min(self._sums)]
 
