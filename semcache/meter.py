@@ -36,6 +36,7 @@ MEASURES = (
     SPENT_COMPLETION, SPENT_SECONDS, SPENT_MONEY,
 ) = range(len(MEASURES))  # fmt: skip
 _FRACTIONS = frozenset({"saved_seconds", "saved_money", "spent_seconds", "spent_money"})
+_PLACES = 9
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _NAME = re.compile(r"(\w+)\|([^|]*)\|([^|]*)(?:\|([^|]*))?", re.ASCII)
 _PLAIN = " /:@.,+=()"  # beside letters, digits and _-~: what may stand in a name as it is
@@ -216,8 +217,8 @@ def rows_of(booked: Mapping[tuple[str, str], float], columns: tuple[str, ...]) -
         add(row, told[0], amount)
     for row in rows.values():
         for measure in MEASURES:
-            if measure not in _FRACTIONS:
-                setattr(row, measure, round(getattr(row, measure)))
+            amount = getattr(row, measure)  # a sum of many floats: what is past its ninth place is their rounding
+            setattr(row, measure, round(amount, _PLACES) if measure in _FRACTIONS else round(amount))
     return [rows[at] for at in sorted(rows)]
 
 

@@ -165,10 +165,14 @@ def test_stream_is_measured_by_its_items(open_cache):
 
 
 def test_stream_read_by_two_is_spent_once(open_cache):
-    """Who read along saved what the stream's one load cost."""
-    cache = open_cache()
+    """Who read along saved what the stream's one load cost, which is asked once."""
+    cache, asked = open_cache(), []
 
-    @semcache.cached(cache, stage="s", usage=lambda items: COST)
+    def usage(items):
+        asked.append(items)
+        return COST
+
+    @semcache.cached(cache, stage="s", usage=usage)
     def spell(word):
         yield from word
 
@@ -177,6 +181,7 @@ def test_stream_read_by_two_is_spent_once(open_cache):
     assert [list(second), list(first)] == [["b", "c"]] * 2
     (row,) = cache.usage()
     assert (row.hits, row.loads, row.saved_prompt_tokens, row.spent_prompt_tokens) == (1, 1, 100, 100)
+    assert asked == [["a", "b", "c"]]
 
 
 def test_follower_saves_what_its_leader_spent(open_cache):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from semcache import __version__
-from semcache.cli import replay
+from semcache.cli import replay, stats
 from semcache.cli.arguments import Parser
 from semcache.errors import ConfigurationError, SemcacheError
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"semcache {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     replay.add(commands)
+    stats.add(commands)
     return parser
 
 
