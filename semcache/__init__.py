@@ -25,7 +25,8 @@ from semcache.errors import (
 )
 from semcache.events import Event, SemcacheWarning, Stats, Trace, last, trace
 from semcache.explain import Explanation
-from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Verdict
+from semcache.meter import UsageRow
+from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
@@ -64,6 +65,8 @@ __all__ = [
     "TrafficError",
     "UnkeyableError",
     "UnmeasuredThresholdWarning",
+    "Usage",
+    "UsageRow",
     "Verdict",
     "cached",
     "check",

@@ -17,9 +17,10 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from semcache.accounts import BOOK_SECONDS, Accounts
 from semcache.codec import Codec
 from semcache.commands import STRICTNESS, Commands
-from semcache.context import as_tenant, current, named_tenant, names_of
+from semcache.context import as_tenant, current, named_stage, named_tenant, names_of
 from semcache.errors import ConfigurationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
@@ -28,7 +29,8 @@ from semcache.log import LOST_SECONDS, Log
 from semcache.lookup import Chain, Origin, lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
-from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant
+from semcache.meter import Meter
+from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant, Usage
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
@@ -52,7 +54,7 @@ _EXIT_SECONDS = 10.0
 _LONGEST_LIFE_SECONDS = 86400.0
 
 
-class Cache(Commands):
+class Cache(Commands, Accounts):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
@@ -62,7 +64,8 @@ class Cache(Commands):
     name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
-    `compress="zstd"` packs answers over 1 kB. Raises ConfigurationError, with the mend, for settings that are wrong.
+    `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by tenant too.
+    Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Cache(Commands):
         timeouts: Timeouts | None = None,
         max_value: Size = "1MB",
         compress: str | None = None,
+        tenant_usage: bool = False,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         seed: int | None = None,
@@ -110,9 +114,10 @@ class Cache(Commands):
         if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
             raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
         warn_unmeasured(self.policy)
-        self.recorder = Recorder(_callables(observers))
         self._clock = clock or SystemClock()
         self.now = self._clock.monotonic
+        self.recorder = Recorder(_callables(observers), Meter(self._clock.time, tenants=tenant_usage))
+        self._book_at = self.now() + BOOK_SECONDS
         self._random = Random(seed).random  # noqa: S311 - spreads expiries, keeps no secret
         self._ttl = ttl or TTL()
         self._timeouts = timeouts or Timeouts()
@@ -152,6 +157,7 @@ class Cache(Commands):
             max_value_bytes=max_value_bytes,
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
+            names_tenants=tenant_usage,
         )
         self._listen()
         _watch(self)
@@ -166,8 +172,13 @@ class Cache(Commands):
                 cache._switch_to(mode)  # noqa: SLF001
                 recorder.tell(Event("mode", namespace=cache.namespace, reason=f"mode of all replicas: {mode}"))
 
+        def passed() -> None:
+            cache = reference()
+            if cache is not None:
+                cache._book_when_due()  # noqa: SLF001
+
         self.log.listener = Replica(
-            self.memory, self.memcached, self.semantic, self.chain.flights, switch,
+            self.memory, self.memcached, self.semantic, self.chain.flights, switch, passed,
             lambda reason, error: recorder.fault(name, reason, error),
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
@@ -265,6 +276,7 @@ class Cache(Commands):
         version: str = "",
         model: str = "",
         exact_only: str | None = None,
+        stage: str | None = None,
     ) -> Request:
         """Make a request of parts, which must all be equal, and a text, which may match nearly.
 
@@ -279,6 +291,7 @@ class Cache(Commands):
             key, prefix, rest, text, tenant,
             lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding),
             Facets(self.namespace, function, version, "", model, names_of(tags, "tags")), exact_only,
+            named_stage(stage) or function,
         )  # fmt: skip
 
     def prefix(self, function: str, version: str) -> bytes:
@@ -292,7 +305,7 @@ class Cache(Commands):
 
     def complete(
         self, key: bytes, prefix: bytes, rest: bytes, text: str | None, tenant: Tenant | None, lives: Lives | None,
-        facets: Facets, exact_only: str | None,
+        facets: Facets, exact_only: str | None, stage: str,
     ) -> Request:  # fmt: skip
         """Make a request of a key and all that stands around its text, in the mode of the context or the cache."""
         options = current.get()
@@ -301,6 +314,7 @@ class Cache(Commands):
         if options is not None:
             if options.mode is not None:
                 mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
+            stage = options.stage or stage
             if options.ttl is not None:
                 lives = replace(lives or FOREVER, ttl=options.ttl, ttl_of=None)
             if options.tags or options.documents:
@@ -324,23 +338,31 @@ class Cache(Commands):
             mode,
             self.embedder_identity if scope else "",
             exact_only,
+            stage,
         )
 
     # Lookups
 
-    def get_or_load(self, request: Request, load: Callable[[], T], *, when: Callable[[T], bool] | None = None) -> T:
+    def get_or_load(
+        self, request: Request, load: Callable[[], T], *, when: Callable[[T], bool] | None = None,
+        usage: Callable[[T], Usage | None] | None = None,
+    ) -> T:  # fmt: skip
         """Answer a request from the nearest tier that can, or call `load` and keep what it returns.
 
-        Raises what `load` raises, unchanged. `when` says which answers are worth keeping.
+        Raises what `load` raises, unchanged. `when` says which answers are worth keeping, `usage` what one that was
+        loaded has cost.
         """
-        outcome: Outcome[T] = run(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=True))
+        origin = Origin(load, when, usage)
+        outcome: Outcome[T] = run(lookup(self.chain, request, origin, self.event(request), blocks=True))
         return outcome.unwrap()
 
     async def aget_or_load(
-        self, request: Request, load: Callable[[], Any], *, when: Callable[[Any], bool] | None = None
-    ) -> Any:
+        self, request: Request, load: Callable[[], Any], *, when: Callable[[Any], bool] | None = None,
+        usage: Callable[[Any], Usage | None] | None = None,
+    ) -> Any:  # fmt: skip
         """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
-        outcome = await arun(lookup(self.chain, request, Origin(load, when), self.event(request), blocks=False))
+        origin = Origin(load, when, usage)
+        outcome = await arun(lookup(self.chain, request, origin, self.event(request), blocks=False))
         return outcome.unwrap()
 
     def get_or_load_many(
@@ -385,7 +407,9 @@ class Cache(Commands):
     def event(self, request: Request) -> Event:
         """Begin the event of a lookup; it is a miss until something is found."""
         self.log.start()
-        return Event("miss", request.facets.function, self.namespace, key=request.key, reason=request.exact_only)
+        event = self.chain.begin("miss", request)
+        event.namespace, event.reason = self.namespace, request.exact_only
+        return event
 
     def probe(self, key: bytes) -> Kept | None:
         """Look into memory alone."""
@@ -425,6 +449,7 @@ class Cache(Commands):
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
         # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
+        self._book()
         return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ class Options:
     mode: Mode | None = None
     tags: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
+    stage: str | None = None
 
 
 current: ContextVar[Options | None] = ContextVar("semcache_options", default=None)
@@ -46,6 +47,13 @@ def named_tenant(value: object) -> Tenant:
     return tenant
 
 
+def named_stage(value: object) -> str | None:
+    """Take a stage as a setting gives it: text, or None. Raises ConfigurationError."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ConfigurationError(f'stage= is text, as in stage="answer"; got {value!r}')
+    return value
+
+
 def names_of(given: str | Iterable[str], what: str) -> tuple[str, ...]:
     """Take names as a setting gives them: one, or several. Raises ConfigurationError."""
     names = (given,) if isinstance(given, str) else tuple(given)
@@ -57,11 +65,12 @@ def names_of(given: str | Iterable[str], what: str) -> tuple[str, ...]:
 @contextmanager
 def context(
     *, tenant: Tenant | None = None, ttl: Duration | None = None, mode: Mode | None = None,
-    tags: str | Iterable[str] = (), documents: str | Iterable[str] = (),
+    tags: str | Iterable[str] = (), documents: str | Iterable[str] = (), stage: str | None = None,
 ) -> Iterator[Options]:  # fmt: skip
     """Set tenant, ttl or mode for the cached calls inside; an inner context adds to the outer one.
 
-    `tags` and `documents` are names that the answers loaded inside can be invalidated by; they enter no key.
+    `tags` and `documents` are names that the answers loaded inside can be invalidated by, `stage` is what cost and time
+    are booked on; they enter no key.
     """
     if mode is not None and mode not in MODES:
         raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
@@ -72,6 +81,7 @@ def context(
         mode=outer.mode if mode is None else mode,
         tags=tuple(dict.fromkeys((*outer.tags, *names_of(tags, "tags")))),
         documents=tuple(dict.fromkeys((*outer.documents, *names_of(documents, "documents")))),
+        stage=outer.stage if stage is None else named_stage(stage),
     )
     token = current.set(options)
     try:

@@ -12,13 +12,14 @@ import logging
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Literal
 
-from semcache.model import Decision
+from semcache.meter import Amounts, Meter
+from semcache.model import Decision, Facets, Usage
 
 logger = logging.getLogger("semcache")
 
@@ -40,6 +41,8 @@ class Event:
     `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
+    `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
+    is told only by a cache that was made with `tenant_usage=True`.
     """
 
     kind: Kind
@@ -58,6 +61,10 @@ class Event:
     is_stale: bool = False
     stages: dict[str, int] = field(default_factory=dict)
     faults: list[tuple[str, str, str]] = field(default_factory=list)
+    stage: str = ""
+    model: str = ""
+    tenant: str = ""
+    usage: Usage | None = None
 
     @property
     def is_hit(self) -> bool:
@@ -141,8 +148,9 @@ class Stats:
 class Recorder:
     """Takes every event: sums it, remembers it for `last` and `trace`, and tells the observers."""
 
-    def __init__(self, observers: list[Observer]) -> None:
+    def __init__(self, observers: list[Observer], meter: Meter | None = None) -> None:
         self.observers = observers
+        self.meter = meter or Meter()
         self._broken: set[int] = set()
         self._warned: set[str] = set()
         self._lock = RLock()  # the collector may close a half-read stream, and record it, while this thread holds it
@@ -156,7 +164,7 @@ class Recorder:
         self._calls: dict[str, Counter[str]] = {}
         self._quick_hits: dict[str, int] = {}
         # Lookups are noted here without a lock (deque.append is atomic) and summed later, many at once.
-        self.quick: deque[tuple[str, int, int, float]] = deque()
+        self.quick: deque[tuple[Facets, str, int, int, float, Usage | None]] = deque()
         self._events: deque[Event] = deque()
 
     def add_observer(self, observer: Observer) -> None:
@@ -171,15 +179,48 @@ class Recorder:
     def _fold(self) -> None:
         """Sum the lookups noted so far; the lock is held."""
         events = self._events
-        for _ in range(len(events)):
-            self._sum(events.popleft())
-        quick = self.quick
+        with suppress(IndexError):  # the collector, at work in this thread, may have recorded a stream and folded
+            for _ in range(len(events)):
+                self._sum(events.popleft())
+            self._fold_quick()
+        if self.meter.is_over:
+            self.meter.turn()
+
+    def _fold_quick(self) -> None:
+        """Sum the memory hits; of those in a row most are of one function, whose sums are looked up once."""
+        quick, meter = self.quick, self.meter
+        latest: tuple[Facets, str] | None = None
+        all_key_ns = all_memory_ns = 0
         for _ in range(len(quick)):
-            function, key_ns, memory_ns, load_seconds = quick.popleft()
-            self._quick_hits[function] = self._quick_hits.get(function, 0) + 1
-            self._stages["key"] += key_ns
-            self._stages["memory"] += memory_ns
-            self._saved_seconds += load_seconds - (key_ns + memory_ns) / 1e9
+            facets, stage, key_ns, memory_ns, load_seconds, usage = quick.popleft()
+            if latest is None or facets is not latest[0] or stage is not latest[1]:
+                latest = facets, stage
+                sums = meter.sums_of(stage, facets.model, facets.tenant)
+            self._quick_hits[facets.function] = self._quick_hits.get(facets.function, 0) + 1
+            all_key_ns += key_ns
+            all_memory_ns += memory_ns
+            seconds = load_seconds - (key_ns + memory_ns) / 1e9
+            self._saved_seconds += seconds
+            meter.saved(sums, usage, seconds, is_near=False)
+        self._stages["key"] += all_key_ns
+        self._stages["memory"] += all_memory_ns
+
+    def counted(self) -> dict[str, Amounts]:
+        """Return what the meter has counted, by day and name."""
+        with self._lock:
+            self._fold()
+            return self.meter.counted()
+
+    def taken(self) -> dict[str, Amounts]:
+        """Take what the meter has counted, by day and name, to be booked."""
+        with self._lock:
+            self._fold()
+            return self.meter.take()
+
+    def put_back(self, day: str, amounts: Amounts) -> None:
+        """Have the meter count again what could not be booked."""
+        with self._lock:
+            self.meter.put_back(day, amounts)
 
     def counts(self, function: str) -> tuple[int, int, int]:
         """Return a function's hits, misses and bypasses."""
@@ -190,9 +231,9 @@ class Recorder:
 
     def lookup(self, event: Event) -> None:
         """Take the event of a finished lookup."""
-        self._events.append(event)
-        if len(self._events) > EVENTS_FOLD_AT:
+        if len(self._events) >= EVENTS_FOLD_AT or self.meter.is_over:
             self.fold()
+        self._events.append(event)
         remember(event)
         for collected in tracing():
             collected.lookups.append(event)
@@ -228,8 +269,13 @@ class Recorder:
             logger.warning("%s", message)
 
     def after_fork(self) -> None:
-        """Begin with a lock of our own: the old one may be held by a thread that the fork left behind."""
+        """Begin with a lock of our own: the old one may be held by a thread that the fork left behind.
+
+        What the parent counted is the parent's to book.
+        """
         self._lock = RLock()
+        self.fold()
+        self.meter.forget()
 
     def _sum(self, event: Event) -> None:
         """Add a lookup to the sums; the lock is held."""
@@ -244,7 +290,10 @@ class Recorder:
             self._hits[event.tier or ""] += 1
             self._counts["stale"] += event.is_stale
             spent = sum(stages.values()) - stages.get("put", 0)
-            self._saved_seconds += (event.load_seconds or 0.0) - spent / 1e9
+            seconds = (event.load_seconds or 0.0) - spent / 1e9
+            self._saved_seconds += seconds
+            sums = self.meter.sums_of(event.stage, event.model, event.tenant)
+            self.meter.saved(sums, event.usage, seconds, is_near=event.similarity is not None)
         elif kind == "bypass":
             self._bypasses[event.reason or ""] += 1
         elif kind == "refresh":
@@ -258,6 +307,8 @@ class Recorder:
         elif kind != "hit":
             self._counts["loads"] += 1
             self._counts["load_errors"] += event.failed
+            sums = self.meter.sums_of(event.stage, event.model, event.tenant)
+            self.meter.spent(sums, event.usage, event.load_seconds or 0.0, failed=event.failed)
         for tier, reason, message in event.faults:
             self._count_fault(tier, reason, message)
 

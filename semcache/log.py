@@ -100,6 +100,10 @@ class Listener(Protocol):
         """Read the index anew; with `is_reset`, also drop what memory holds."""
         ...
 
+    def passed(self) -> None:
+        """Do what is due: some time has passed, whether anything came or not."""
+        ...
+
 
 class Log:
     """Positions and marks of one cache; `store` is the tier that keeps them, if there is one.
@@ -199,6 +203,7 @@ class Log:
         since, pause, log = -1, _FIRST_PAUSE, ""
         is_lost: bool | None = None  # not known yet: a store that is absent from the start is lost too
         while not stop.is_set():
+            _tell(listener.passed)
             try:
                 changes = store.join() if since < 0 else store.follow(since)
                 self._apply(changes, listener, is_old=since < 0 or not changes.is_whole)

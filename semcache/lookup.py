@@ -36,9 +36,9 @@ from typing import Any
 
 from semcache.codec import Codec
 from semcache.errors import DecodeError, TierError
-from semcache.events import Event, Recorder
+from semcache.events import Event, Kind, Recorder
 from semcache.flight import Abandoned, Flight, Flights, enter, leave
-from semcache.model import Entry, Evidence, Hit, Lives, Miss, Request
+from semcache.model import Entry, Evidence, Hit, Lives, Miss, Request, Usage, as_usage
 from semcache.plan import Crew, Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
 from semcache.ttl import seconds
@@ -59,6 +59,7 @@ class Landing:
     error: BaseException | None = None
     load_seconds: float = 0.0
     near: Hit | None = None
+    usage: Usage | None = None
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Chain:
     """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
 
     `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
-    loads anew, behind the callers, what was served stale.
+    loads anew, behind the callers, what was served stale. With `names_tenants` events say whose calls they are.
     """
 
     tiers: Sequence[tuple[Tier, Breaker]]
@@ -78,14 +79,24 @@ class Chain:
     crew: Crew
     flights: Flights[Landing] = field(default_factory=Flights)
     in_place: int | None = None
+    names_tenants: bool = False
+
+    def begin(self, kind: Kind, request: Request) -> Event:
+        """Begin the event of a request."""
+        facets = request.facets
+        return Event(
+            kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
+            tenant=facets.tenant if self.names_tenants else "",
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Origin:
-    """What loads an answer, and which answers are worth keeping."""
+    """What loads an answer, which answers are worth keeping, and what loading one has cost."""
 
     load: Callable[[], Any]
     keeps: Callable[[Any], bool] | None = None
+    usage: Callable[[Any], Usage | None] | None = None
 
 
 def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
@@ -188,6 +199,7 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
         event.fault("flight", error)
         return None
     event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
+    event.usage = landing.usage
     if landing.near is not None:
         event.similarity, event.neighbour = landing.near.similarity, landing.near.key
     return Outcome(value)
@@ -226,7 +238,7 @@ def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
     """Give followers what was found."""
     if flight is not None:
         near = None if found.similarity is None else found
-        chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near))
+        chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near, found.entry.usage))
 
 
 def settle(
@@ -240,7 +252,9 @@ def settle(
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=True)  # type: ignore[arg-type]
     if flight is not None:
-        chain.flights.land(flight, Landing(entry.value if entry else None, outcome.error, event.load_seconds or 0.0))
+        landing = Landing(entry.value if entry else None, outcome.error, event.load_seconds or 0.0)
+        landing.usage = event.usage
+        chain.flights.land(flight, landing)
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
     event.took("put", perf_counter_ns() - began)
@@ -259,7 +273,7 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         if flight is not None:
             chain.flights.unboard(flight)
         return
-    event = Event("refresh", request.facets.function, request.facets.namespace, key=request.key)
+    event = chain.begin("refresh", request)
     try:
         outcome = yield from lead(chain, request, origin, event, flight)
     except BaseException:
@@ -280,7 +294,18 @@ def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[O
     took = perf_counter_ns() - began
     event.took("load", took)
     event.load_seconds = took / 1e9
+    if outcome.error is None:
+        event.usage = usage_of(origin.usage, outcome.value, event)
     return outcome
+
+
+def usage_of(told: Callable[[Any], Usage | None] | None, value: object, event: Event) -> Usage | None:
+    """Ask what loading an answer has cost; None, and where that failed a fault in the event, if it is not known."""
+    try:
+        return None if told is None else as_usage(told(value))
+    except Exception as error:  # noqa: BLE001 - the user's own callable
+        event.fault("usage", error)
+        return None
 
 
 def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
@@ -361,7 +386,7 @@ def note_hit(event: Event, tier: str, hit: Hit) -> None:
     """Take over what is known of an answer that was found."""
     event.kind, event.tier, event.reason = "hit", tier, None
     event.is_stale = hit.entry.life <= 0
-    event.age, event.load_seconds = hit.entry.age, hit.entry.load_seconds
+    event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage
     if hit.similarity is not None:
         event.similarity, event.neighbour = hit.similarity, hit.key
 
@@ -399,7 +424,10 @@ def encode(chain: Chain, request: Request, value: object, born: int, event: Even
 def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
     """Make an entry of encoded bytes; the request's own ttl is its life."""
     lives = request.lives
-    entry = Entry(data, born=born, load_seconds=event.load_seconds or 0.0, grace=lives.grace, limit=lives.max_age)
+    entry = Entry(
+        data, born=born, load_seconds=event.load_seconds or 0.0, grace=lives.grace, limit=lives.max_age,
+        usage=event.usage,
+    )  # fmt: skip
     if lives.ttl is not None:
         entry.life, entry.own_ttl = lives.ttl, True
         entry.slide = lives.ttl if lives.sliding else 0.0

@@ -13,6 +13,8 @@ from math import inf
 from typing import Any, Literal, TypeAlias
 
 Mode = Literal["live", "shadow", "exact", "refresh", "off"]
+# No token or coin is lost in a float up to here.
+_MOST = 2**53
 MODES: tuple[Mode, ...] = ("live", "shadow", "exact", "refresh", "off")
 
 
@@ -101,6 +103,18 @@ class Usage:
     money: float = 0.0
 
 
+def as_usage(told: object) -> Usage | None:
+    """Take what a user's callable told, in plain numbers that can be summed. Raises TypeError or ValueError."""
+    if told is None:
+        return None
+    if not isinstance(told, Usage):
+        raise TypeError(f"usage= returns a semcache.Usage or None; got a {type(told).__name__}")
+    prompt, completion, money = int(told.prompt_tokens), int(told.completion_tokens), float(told.money)
+    if not (0 <= prompt <= _MOST and 0 <= completion <= _MOST and 0 <= money <= _MOST):
+        raise ValueError(f"tokens and money are numbers from 0 on; got {told!r}")
+    return Usage(prompt, completion, money)
+
+
 @dataclass(slots=True)
 class Request:
     """What a call means to the cache.
@@ -108,7 +122,8 @@ class Request:
     `key` covers everything that can change the answer. `scope` covers everything that must be equal before `text`
     may be compared with another text; it is None where near matches are out of the question, and `exact_only` says
     why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
-    the caller said whose near matches may be served. `lives` says how long the answer may be served, and how.
+    the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
+    is what its cost and time are booked on.
     """
 
     key: bytes
@@ -120,6 +135,7 @@ class Request:
     mode: Mode = "live"
     embedder: str = ""
     exact_only: str | None = None
+    stage: str = ""
 
 
 @dataclass(slots=True)

@@ -25,17 +25,22 @@ OnFault = Callable[[str, BaseException], None]
 
 
 class Replica:
-    """The tiers and flights of one cache, as the log's listener; `switch` is given the mode of all replicas."""
+    """The tiers and flights of one cache, as the log's listener; `switch` is given the mode of all replicas.
+
+    `passed` is called now and then, and does what is due.
+    """
 
     def __init__(
         self, memory: MemoryTier | None, memcached: MemcachedTier | None, semantic: SemanticTier | None,
-        flights: Flights[Landing], switch: Callable[[Mode | None], None], on_fault: OnFault,
+        flights: Flights[Landing], switch: Callable[[Mode | None], None], passed: Callable[[], None],
+        on_fault: OnFault,
     ) -> None:  # fmt: skip
         self._memory = memory
         self._memcached = memcached
         self._semantic = semantic
         self._flights = flights
         self._switch = switch
+        self.passed = passed
         self._on_fault = on_fault
         self._mode: Mode | None = None
 

@@ -31,7 +31,8 @@ PATIENT = semcache.Timeouts(redis="10s")
 LEAST_RIGHTS = (
     "+get", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore", "+zrange",
     "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim",
-    "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+watch", "+time", "+multi", "+exec",
+    "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+hincrbyfloat", "+hmget", "+hgetall", "+watch", "+time",
+    "+multi", "+exec",
 )  # fmt: skip
 OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
 
@@ -232,7 +233,7 @@ def test_server_that_refuses_us_is_named_and_used_once_it_lets_us_in(open_cache,
 
 
 def live(cache, other, clear):
-    """Do all that caches do to their server: look up, keep, slide, match nearly, count, invalidate, switch."""
+    """Do all that caches do to their server: look up, keep, slide, match nearly, count, invalidate, switch, book."""
     request = cache.request(text="stored", function="f", tags="t", ttl=60, sliding=True)
     cache.get_or_load(request, lambda: "answer")
     assert cache.flush(GUARD)
@@ -250,6 +251,8 @@ def live(cache, other, clear):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     cache.set_mode("live")
+    cache.store.book("2001-09-09", {"hits": 1.0})
+    assert cache.store.booked("2001-09-09")[("2001-09-09", "hits")] == 1.0
 
 
 def rights_used(server):

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from semcache.errors import InvalidationError, TierError
 from semcache.marks import Pair
+from semcache.meter import overflow
 from semcache.model import Mode
 from semcache.stores.changes import Record, Slide
 
@@ -21,6 +22,7 @@ MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
 MAX_TOUCHES = 4096
 MAX_MARKS = 1000
+MAX_AMOUNTS = 20_000
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +89,7 @@ class Backlog:
         self._slides: dict[bytes, Slide] = {}
         self._is_slide_due = False
         self._amounts: dict[tuple[str, str], float] = {}
+        self._owed: dict[tuple[str, str], float] = {}
         self._orders: list[Order] = []
         self._batch: Batch | None = None
         # The latest invalidations made here, oldest first; of what was born before the floor, nothing is known.
@@ -182,9 +185,23 @@ class Backlog:
         """Queue what is to be added to the counters of (day, name). Raises TierError where nothing can be written."""
         with self.lock:
             self._check_usable()
-            for name, amount in amounts.items():
-                self._amounts[name] = self._amounts.get(name, 0.0) + amount
+            _add(self._amounts, amounts)
+            self._pay()
             self._work.notify()
+
+    def _pay(self) -> None:
+        """Queue again what could not be booked; the lock is held."""
+        owed, self._owed = self._owed, {}
+        _add(self._amounts, owed)
+        if owed:
+            self._work.notify()
+
+    def settle_booked(self, timeout: float) -> bool:
+        """Wait until what was booked is in the file; False where it is not."""
+        with self.lock:
+            self._pay()
+            self._done.wait_for(lambda: not (self._amounts or (self._batch and self._batch.amounts)), timeout)
+            return not (self._amounts or self._owed)
 
     def suspect(self, damage: BaseException) -> None:
         """Say that a reader found the file damaged."""
@@ -198,9 +215,10 @@ class Backlog:
             if self._slides:
                 self._is_slide_due = True
                 self._work.notify()
+            self._pay()
             is_done = self._done.wait_for(lambda: not self._is_waiting(), timeout)
             has_lost, self._has_lost = self._has_lost, False
-            return is_done and not has_lost
+            return is_done and not has_lost and not self._owed
 
     def close(self) -> None:
         """Let the writer end when nothing waits."""
@@ -286,16 +304,17 @@ class Backlog:
                     batch_bytes += record.size
             return self._batch
 
-    def settle(self, batch: Batch, lost: int) -> None:
-        """Be done with a batch, of which so many entries were lost."""
+    def settle(self, batch: Batch, lost: int, owed: Mapping[tuple[str, str], float]) -> None:
+        """Be done with a batch, of which so many entries were lost; `owed` is booked with what comes next."""
         with self.lock:
+            _add(self._owed, owed)
             for record in batch.records:
                 self._queued_bytes -= record.size
                 if self.pending.get(record.key) is record:
                     del self.pending[record.key]
             self._batch = None
             self._has_lost = self._has_lost or lost > 0
-            self._notify_done()
+            self._done.notify_all()
 
     def _is_waiting(self) -> bool:
         has_requests = self._damage is not None or self._is_to_open or self._is_slide_due
@@ -326,3 +345,10 @@ class Backlog:
             return False
         pairs = record.facets.pairs(record.key)
         return record.born < self._floor or any(record.born < self._marks.get(pair, 0) for pair in pairs)
+
+
+def _add(amounts: dict[tuple[str, str], float], more: Mapping[tuple[str, str], float]) -> None:
+    """Add amounts by (day, name); past a number of names, what is new is counted as "other"."""
+    for (day, name), amount in more.items():
+        at = (day, name if (day, name) in amounts or len(amounts) < MAX_AMOUNTS else overflow(name))
+        amounts[at] = amounts.get(at, 0.0) + amount

@@ -16,6 +16,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from semcache.marks import Pair
+from semcache.meter import overflow
 from semcache.model import Facets
 from semcache.stores import facets as combinations
 from semcache.stores.about import PLAIN, About, pack
@@ -31,6 +32,8 @@ PINNED_SHARE = 0.5
 SWEEP_ROWS = 64
 _VACUUM_PAGES = 256
 _COUNTER_DAYS = 400
+# So many names a day; past them a new one is counted as "other".
+MAX_NAMES = 4096
 
 # An entry from the future, left behind by a clock that went back, is in nobody's way.
 _OUTRANKED = """
@@ -46,6 +49,7 @@ _INSERT_INDEX_ROW = """
 _SLIDE = """
     UPDATE entries SET touched = max(touched, :read), expires = max(expires, :until), ends = max(ends, :ends)
     WHERE key = :key AND written = :written"""
+_IS_BOOKED = "SELECT 1 FROM counters WHERE namespace = ? AND day = ? AND name = ?"
 _BOOK = """
     INSERT INTO counters VALUES (?, ?, ?, ?)
     ON CONFLICT (namespace, day, name) DO UPDATE SET amount = amount + excluded.amount"""
@@ -233,13 +237,26 @@ def switch(connection: sqlite3.Connection, namespace: str, mode: str) -> None:
 
 def book(connection: sqlite3.Connection, namespace: str, amounts: Mapping[tuple[str, str], float]) -> None:
     """Add to the counters of (day, name), and drop those of days long past."""
-    connection.executemany(_BOOK, [(namespace, day, name, amount) for (day, name), amount in amounts.items()])
+    counted: dict[str, int] = {}
+    for (day, name), amount in amounts.items():
+        told = name
+        if not connection.execute(_IS_BOOKED, (namespace, day, name)).fetchone():
+            if day not in counted:
+                counted[day] = _names(connection, namespace, day)
+            counted[day] += 1
+            told = overflow(name) if counted[day] > MAX_NAMES else name
+        connection.execute(_BOOK, (namespace, day, told, amount))
     if amounts:
         latest = max(day for day, _ in amounts)
         connection.execute(
             "DELETE FROM counters WHERE namespace = ? AND day < date(?, ?)",
             (namespace, latest, f"-{_COUNTER_DAYS} days"),
         )
+
+
+def _names(connection: sqlite3.Connection, namespace: str, day: str) -> int:
+    question = "SELECT count(*) FROM counters WHERE namespace = ? AND day = ?"
+    return int(connection.execute(question, (namespace, day)).fetchone()[0])
 
 
 def attach(connection: sqlite3.Connection, key: bytes, vector: Any, embedder: str | None) -> None:

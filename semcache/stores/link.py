@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 Command = tuple[Any, ...]
+Then = Callable[[list[Any]], list[Command]]
 
 # A connection that could not be made within a caller's deadline is made behind him, with more time.
 PATIENT_SECONDS = 5.0
@@ -119,8 +120,12 @@ class Link:
 
     # Threads
 
-    def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
-        """Send commands and return their replies. Raises TierError, with one word for what went wrong."""
+    def exchange(self, asked: Sequence[Command], timeout: float, then: Then | None = None) -> Replies:
+        """Send commands and return their replies. Raises TierError, with one word for what went wrong.
+
+        With `then`, which is given the replies, what it returns is sent over the same connection, as after a WATCH, and
+        answered.
+        """
         deadline, waited_ns = time.monotonic() + timeout, 0
         if not self._free.acquire(blocking=False):
             began = time.perf_counter_ns()
@@ -128,27 +133,27 @@ class Link:
                 raise TierError("pool", f"{self.where}: all {self.address.max_connections} connections are in use")
             waited_ns = time.perf_counter_ns() - began
         try:
-            return Replies(self._converse(asked, deadline), waited_ns)
+            return Replies(self._converse(asked, deadline, then), waited_ns)
         except (RedisError, OSError) as error:
             raise trouble(error, self.where) from error
         finally:
             self._free.release()
 
-    def _converse(self, asked: Sequence[Command], deadline: float) -> list[Any]:
+    def _converse(self, asked: Sequence[Command], deadline: float, then: Then | None) -> list[Any]:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._converse_anew(asked, deadline)
+            return self._converse_anew(asked, deadline, then)
         connection.deadline = deadline
         try:
-            values = converse(connection, asked)
+            values = _converse(connection, asked, then)
         except RedisConnectionError:
             self._drop_idle()  # the server was restarted, or has closed what was idle for long
-            return self._converse_anew(asked, deadline)
+            return self._converse_anew(asked, deadline, then)
         self._keep(connection)
         return values
 
-    def _converse_anew(self, asked: Sequence[Command], deadline: float) -> list[Any]:
+    def _converse_anew(self, asked: Sequence[Command], deadline: float, then: Then | None) -> list[Any]:
         """Connect first; where the time is up before all is done, the next caller is to find a connection."""
         if self._is_closed:
             raise TierError("closed", f"{self.where}: it was closed")
@@ -156,7 +161,7 @@ class Link:
         connection.deadline = deadline
         try:
             connection.connect()
-            values = converse(connection, asked)
+            values = _converse(connection, asked, then)
         except BaseException as error:
             connection.disconnect()
             if isinstance(error, (RedisTimeoutError, TimeoutError)):
@@ -251,6 +256,11 @@ def converse(connection: Any, asked: Sequence[Command]) -> list[Any]:
             connection.disconnect()
             raise
     return values
+
+
+def _converse(connection: Any, asked: Sequence[Command], then: Then | None) -> list[Any]:
+    values = converse(connection, asked)
+    return values if then is None else converse(connection, then(values))
 
 
 class _LoopPool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from semcache.errors import TierError
 from semcache.marks import Pair
@@ -55,18 +55,28 @@ def _never(error: BaseException) -> bool:  # noqa: ARG001
     return False
 
 
+class Debts(Protocol):
+    """What is sent beside the writes, in the same thread, and is never dropped."""
+
+    @property
+    def is_owing(self) -> bool: ...
+    def send(self) -> None: ...
+    def after_fork(self) -> None: ...
+
+
 class Outbox(Generic[T]):
     """Sends what is put, up to `batch` writes at once.
 
     `send` is given a batch, and raises where nothing of it was written; that is tried again where `passes` says that it
     may be over in a moment. Where `is_away` says so of what it raised at last, all that waits is dropped, which would
-    fare no better. `covers` says that (pairs, born) was invalidated; `on_fault` is told what was lost for.
+    fare no better. `covers` says that (pairs, born) was invalidated; `on_fault` is told what was lost for. `debts` are
+    sent when `pay` asks for it, and tried again with what is owed next, and by `flush`.
     """
 
     def __init__(
         self, name: str, send: Callable[[list[Write[T]]], Sent], *, covers: Callable[[Sequence[Pair], int], bool],
         on_fault: Callable[[BaseException], None], batch: int, passes: Callable[[BaseException], bool] = _always,
-        is_away: Callable[[BaseException], bool] = _never,
+        is_away: Callable[[BaseException], bool] = _never, debts: Debts | None = None,
     ) -> None:  # fmt: skip
         self._name = name
         self._send = send
@@ -75,6 +85,7 @@ class Outbox(Generic[T]):
         self._batch = batch
         self._passes = passes
         self._is_away = is_away
+        self._debts = debts
         self.counts = Counter(written=0, refused=0, lost=0)
         self._begin()
 
@@ -83,6 +94,8 @@ class Outbox(Generic[T]):
         self._queue: dict[bytes | object, Write[T]] = {}
         self._bytes = 0
         self._sending = 0
+        self._is_to_pay = False
+        self._is_paying = False
         self._has_lost = False
         self._is_closing = False
         self._lock = Condition()
@@ -133,6 +146,34 @@ class Outbox(Generic[T]):
             self._lock.notify_all()
             return len(gone)
 
+    def pay(self) -> None:
+        """Have the debts sent, behind the caller. Raises TierError("closed")."""
+        with self._lock:
+            if self._is_closing:
+                raise TierError("closed", "the store was closed")
+            self._start()
+            self._is_to_pay = True
+            self._lock.notify_all()
+
+    def settle(self, timeout: float | None) -> bool:
+        """Wait until the debts are paid; False where they are not."""
+        with self._lock:
+            self._pay_again()
+            self._lock.wait_for(lambda: not self._is_to_pay and not self._is_paying, timeout)
+            return not self._is_owing
+
+    @property
+    def _is_owing(self) -> bool:
+        return self._debts is not None and self._debts.is_owing
+
+    def _pay_again(self) -> None:
+        if self._is_owing and self._thread is not None:
+            self._is_to_pay = True
+            self._lock.notify_all()
+
+    def _is_idle(self) -> bool:
+        return not (self._queue or self._sending or self._is_to_pay or self._is_paying)
+
     def refuse(self) -> None:
         """Count an entry that is invalid already."""
         with self._lock:
@@ -141,9 +182,10 @@ class Outbox(Generic[T]):
     def flush(self, timeout: float | None) -> bool:
         """Wait until nothing waits; False where the time was up, or something was lost since the last flush."""
         with self._lock:
-            done = self._lock.wait_for(lambda: not self._queue and not self._sending, timeout)
+            self._pay_again()
+            done = self._lock.wait_for(self._is_idle, timeout)
             lost, self._has_lost = self._has_lost, False
-            return done and not lost
+            return done and not lost and not self._is_owing
 
     def close(self, timeout: float) -> None:
         """Write what waits, for so long at most, and stop."""
@@ -151,6 +193,7 @@ class Outbox(Generic[T]):
         with self._lock:
             self._is_closing = True
             self.counts["lost"] += self._clear()
+            self._is_to_pay = False
             self._lock.notify_all()
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -170,6 +213,8 @@ class Outbox(Generic[T]):
 
     def after_fork(self) -> None:
         """Begin anew: what waits is the parent's to write."""
+        if self._debts is not None:
+            self._debts.after_fork()
         self._begin()
 
     # The thread's side
@@ -177,17 +222,29 @@ class Outbox(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._queue or self._is_closing)
-                if not self._queue:
+                self._lock.wait_for(lambda: self._queue or self._is_to_pay or self._is_closing)
+                if not self._queue and not self._is_to_pay:
                     return
                 batch = self._take()
-            self._write(batch)
+                self._is_paying, self._is_to_pay = self._is_to_pay, False
+            if batch:
+                self._write(batch)
+            if self._is_paying:
+                self._pay()
             with self._lock:
+                self._is_paying = False
                 for write in batch:
                     if self.pending.get(write.key) is write:
                         del self.pending[write.key]
                 self._sending = 0
                 self._lock.notify_all()
+
+    def _pay(self) -> None:
+        try:
+            self._debts.send()  # type: ignore[union-attr]
+        except Exception as error:  # noqa: BLE001 - the thread lives on, and what is owed waits
+            with suppress(Exception):
+                self._on_fault(error)
 
     def _take(self) -> list[Write[T]]:
         batch: list[Write[T]] = []

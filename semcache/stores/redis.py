@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
 from math import ceil, inf
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from semcache.model import Entry, Facets
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.fork import forking
-from semcache.stores.link import Command
+from semcache.stores.link import PATIENT_SECONDS, Command
 from semcache.stores.outbox import Write
 from semcache.stores.redis_base import LONGEST_LOAD_SECONDS
 from semcache.stores.redis_follow import Following, facets_of
@@ -34,12 +36,14 @@ from semcache.stores.redis_keys import (
     pack,
     position_at,
 )
+from semcache.stores.redis_ledger import KEEP_SECONDS
 from semcache.stores.redis_pins import WAITING, Pin, record_of
 
 MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0
 _MARGIN_SECONDS = 60.0
 _MOST_AWAITING = 4096
+_DAY_SECONDS = 86_400.0
 
 
 class Asked(NamedTuple):
@@ -219,6 +223,25 @@ class RedisStore(Following):
         commands.append(("XTRIM", names.log, "MAXLEN", "~", MAX_RECORDS))
         return commands
 
+    def book(self, amounts: Mapping[tuple[str, str], float]) -> None:
+        """Add to the counters of (day, name), behind the caller. Raises TierError("closed")."""
+        self._ledger.add(amounts)
+        self.writer.pay()
+
+    def booked(self, since_day: str) -> dict[tuple[str, str], float]:
+        """Return what all processes booked, by day and name, once what we booked is there. Raises TierError."""
+        self.writer.settle(PATIENT_SECONDS)
+        today = datetime.fromtimestamp(self.now() + _DAY_SECONDS, UTC).date()  # one more, for the clocks of others
+        first = max(_date(since_day), today - timedelta(seconds=KEEP_SECONDS))
+        days = [(first + timedelta(number)).isoformat() for number in range((today - first).days + 1)]
+        replies = self._send([("HGETALL", self.names.use(day)) for day in days]) if days else []
+        found: dict[tuple[str, str], float] = {}
+        for day, reply in zip(days, replies, strict=True):
+            told = self._checked(reply)
+            listed = list(told.items()) if isinstance(told, dict) else list(zip(told[::2], told[1::2], strict=True))
+            found |= {(day, name.decode()): float(amount) for name, amount in listed}
+        return found
+
     def entries(self) -> int:
         """Return how many entries the namespace has, about."""
         return sum(map(int, map(self._checked, self._send([("ZCARD", self.names.keys), ("HLEN", self.names.pinned)]))))
@@ -257,3 +280,11 @@ def _to_float16(vector: Any) -> bytes:
     import numpy as np
 
     return np.asarray(vector, dtype="<f2").tobytes()
+
+
+def _date(day: str) -> date:
+    """Return a day; the first there is where it is none."""
+    try:
+        return date.fromisoformat(day)
+    except ValueError:
+        return date.min

@@ -16,6 +16,7 @@ from semcache.stores.redis_keys import (
     member,
     seconds_of,
 )
+from semcache.stores.redis_ledger import Ledger
 from semcache.stores.redis_pins import WAITING, Pins
 from semcache.tier import Clock, SystemClock
 
@@ -37,11 +38,12 @@ class RedisBase:
         self.names = Names(namespace)
         self.is_followed = False
         self.pins = Pins(namespace)
-        self.writer: Outbox[list[Command]] = Outbox(
-            "semcache-redis", self._deliver, covers=marks.cover, on_fault=self._lost, batch=BATCH
-        )
         self._on_fault = on_fault
         self._steady = Link(address)  # marks and writes do not wait behind readers
+        self._ledger = Ledger(self._steady, self.names)
+        self.writer: Outbox[list[Command]] = Outbox(
+            "semcache-redis", self._deliver, covers=marks.cover, on_fault=self._lost, batch=BATCH, debts=self._ledger
+        )
         self._own = member("namespace", namespace)
         self._namespace = namespace
         self._timeout = timeout

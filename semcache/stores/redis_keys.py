@@ -10,6 +10,8 @@ Under `semcache:NAMESPACE:` stand
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
     log         a stream of records                         added, pinned, marked, mode; trimmed by age and number
     mode        a sorted set: mode by position              the switch of all replicas is the latest; none is set back
+    use:DAY     a hash: amount by name                      what all processes booked on a day, for 400 days
+    booked:HEX  a string                                    the number of the last sums that a process booked, for a day
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
 score, which is exact up to 2**53, until 2089.
@@ -41,6 +43,7 @@ class Names:
         self.value, self._pin = base + b"v:", base + b"p:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
         self.mode, self.pinned = base + b"mode", base + b"pinned"
+        self._use, self._booked = base + b"use:", base + b"booked:"
 
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
@@ -53,6 +56,14 @@ class Names:
     def beside(self) -> list[bytes]:
         """Return every key there is beside the entries."""
         return [name for name in vars(self).values() if not name.endswith(b":")]
+
+    def use(self, day: str) -> bytes:
+        """Return where the counters of a day stand."""
+        return self._use + day.encode()
+
+    def booked(self, process: bytes) -> bytes:
+        """Return where it stands what a process booked last."""
+        return self._booked + process.hex().encode()
 
 
 def position_of(stream_id: bytes) -> int:

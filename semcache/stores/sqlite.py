@@ -28,7 +28,7 @@ from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower, from_float16
 from semcache.stores.fork import forking
 from semcache.stores.schema import READ, Row, reason_of, trouble
-from semcache.stores.writer import OnFault, Writer
+from semcache.stores.writer import PATIENCE_SECONDS, OnFault, Writer
 from semcache.tier import Clock
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ class SqliteStore:
         return [key for key, record in list(self._pending.items()) if record.has(pairs)]
 
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
-        """Return the counters of this namespace that are in the file, by day and name, from a day on."""
+        """Return the counters of this namespace by day and name, from a day on, once what we booked is in the file."""
+        self._backlog.settle_booked(PATIENCE_SECONDS)
         return {(day, name): amount for day, name, amount in self._ask(schema.BOOKED, self._namespace, since_day)}
 
     def stats(self) -> Mapping[str, int | float]:

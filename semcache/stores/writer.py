@@ -159,6 +159,7 @@ class Writer:
 
     def _write(self, batch: Batch) -> None:
         lost = 0
+        owed: dict[tuple[str, str], float] = {}
         try:
             self._commit(batch)
         except Exception as error:  # noqa: BLE001 - the thread lives on
@@ -172,12 +173,12 @@ class Writer:
                 one_by_one = [Batch([record]) for record in batch.records]
                 rest = Batch([], batch.vectors, batch.touches, batch.slides, batch.amounts)
                 lost = sum(not self._write_one(each) for each in one_by_one)
-                self._write_one(rest)
+                owed = {} if self._write_one(rest) else batch.amounts
             else:
-                lost = len(batch.records)
+                lost, owed = len(batch.records), batch.amounts
                 self._tell(error)
         self.counts["lost"] += lost
-        self.backlog.settle(batch, lost)
+        self.backlog.settle(batch, lost, owed)
 
     def _write_one(self, batch: Batch) -> bool:
         try:

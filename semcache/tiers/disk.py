@@ -240,7 +240,7 @@ class DiskTier:
         self._store.book({(day, name): amount for name, amount in amounts.items()})
 
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
-        """Return what all processes have booked in this namespace, by day and name, from a day on."""
+        """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
 
     def position(self) -> int:

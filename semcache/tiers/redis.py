@@ -149,6 +149,16 @@ class RedisTier:
         """Return the live rows of an embedder in the log, oldest first. Raises TierError."""
         return self._store.rows(embedder)
 
+    # Counters
+
+    def book(self, day: str, amounts: Mapping[str, float]) -> None:
+        """Add to the counters of a day, "2026-11-27", behind the caller. Raises TierError("closed")."""
+        self._store.book({(day, name): amount for name, amount in amounts.items()})
+
+    def booked(self, since_day: str) -> dict[tuple[str, str], float]:
+        """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
+        return self._store.booked(since_day)
+
     # Life
 
     def stats(self) -> Mapping[str, int | float]:

@@ -44,6 +44,8 @@ class Call:
         self.name = name
         self.version = version
         self.when = options.when
+        self.stage = options.stage or name
+        self.usage = options.usage
         self.streams: dict[tuple[bytes, Any, bool], Stream] = {}
         self.streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
         self._options = options
@@ -85,7 +87,7 @@ class Call:
     ) -> Plan[Outcome[Any]]:
         """Return the plan that answers a call which memory did not."""
         request, event = opened
-        origin = Origin(partial(self.function, *args, **kwargs), self.when)
+        origin = Origin(partial(self.function, *args, **kwargs), self.when, self.usage)
         if request is None:
             return self.bypass(event, origin)
         return lookup(self.cache.chain, request, origin, event, blocks=blocks)
@@ -127,14 +129,15 @@ class Call:
                     recorder = cache.recorder
                     key_ns = keyed - began
                     memory_ns = perf_counter_ns() - keyed
+                    stage = self.stage if options is None else options.stage or self.stage
                     if recorder.observers or tracing():
-                        recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns))
+                        recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
                     else:
                         quick = recorder.quick
-                        quick.append((self.name, key_ns, memory_ns, kept.load_seconds))
+                        quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage))
                         if len(quick) > FOLD_AT:
                             recorder.fold()
-                        remember((self, key, kept, key_ns, memory_ns))
+                        remember((self, key, kept, key_ns, memory_ns, stage))
                     return value, None
         try:
             request = self.request(key, values, args, kwargs, tenant)
@@ -146,11 +149,13 @@ class Call:
         found, value = probe(cache.chain, request, event)
         return (value, None) if found else (None, (request, event))
 
-    def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int) -> Event:
+    def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str) -> Event:
         """Make the event of a memory hit."""
         return Event(
             "hit", self.name, self.cache.namespace, "memory", key, age=self.cache.now() - kept.since,
-            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns},
+            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
+            model=kept.facets.model, tenant=kept.facets.tenant if self.cache.chain.names_tenants else "",
+            usage=kept.usage,
         )  # fmt: skip
 
     def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
@@ -160,7 +165,9 @@ class Call:
 
     def _unkeyable(self, error: Exception) -> Event:
         """Count a call that has no key, and say why, once."""
-        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable")
+        told = _options()
+        stage = self.stage if told is None else told.stage or self.stage
+        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable", stage=stage)
         if isinstance(error, MisfitError):
             event.reason = "the arguments do not fit the function"
             return event
@@ -189,7 +196,7 @@ class Call:
         text, rest, exact_only = self._text(values, args, kwargs)
         return self.cache.complete(
             key, self._prefix, rest, text, tenant, self._options.lives,
-            Facets(self.cache.namespace, self.name, self.version, tags=self._options.tags), exact_only,
+            Facets(self.cache.namespace, self.name, self.version, tags=self._options.tags), exact_only, self.stage,
         )  # fmt: skip
 
     def _text(

@@ -18,7 +18,7 @@ from weakref import WeakSet
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.explain import Explanation
-from semcache.model import Request, Tenant
+from semcache.model import Request, Tenant, Usage
 from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
@@ -118,6 +118,8 @@ def cached(
     version: str | None = None,
     ignore: str | Iterable[str] = (),
     when: Callable[[Any], bool] | None = None,
+    stage: str | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
 ) -> _Decorator: ...
 def cached(
     target: Any = None,
@@ -135,6 +137,8 @@ def cached(
     version: str | None = None,
     ignore: str | Iterable[str] = (),
     when: Callable[[Any], bool] | None = None,
+    stage: str | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
 ) -> Any:
     """Cache a function: `@cached`, in the default cache, or `@cached(cache, ...)`.
 
@@ -145,12 +149,15 @@ def cached(
     never past `max_age`; for `stale_while_revalidate` more it is served while it is loaded anew, for `stale_if_error`
     more where that load fails. `tags` are names to invalidate by. `version` replaces the digest of source and closure.
     `ignore` names arguments or closed-over variables that cannot change the answer. `when` says of a result (of a
-    generator: the list of its items) whether to keep it. Raises ConfigurationError.
+    generator: the list of its items) whether to keep it. `stage` is what cost and time are booked on (the function's
+    name, unless you say so); `usage` takes a result (of a generator: as above), once when it was loaded, and returns
+    the `semcache.Usage` of it. Raises ConfigurationError.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     checked = options(
-        text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when
-    )
+        text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,
+        stage=stage, usage=usage,
+    )  # fmt: skip
     if target is None or isinstance(target, Cache):
         return functools.partial(_decorate, target, checked)
     if not callable(target) and not isinstance(target, classmethod | staticmethod):

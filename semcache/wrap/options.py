@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from semcache.context import names_of
+from semcache.context import named_stage, names_of
 from semcache.errors import ConfigurationError
-from semcache.model import Lives, Shared, Tenant
+from semcache.model import Lives, Shared, Tenant, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,16 @@ class Options:
     version: str | None = None
     ignore: frozenset[str] = frozenset()
     when: Callable[[Any], bool] | None = None
+    stage: str | None = None
+    usage: Callable[[Any], Usage | None] | None = None
 
 
 def options(
     *, text: object, key: object, tenant: object, lives: Lives | None, version: object, tags: str | Iterable[str],
-    ignore: str | Iterable[str], when: object,
+    ignore: str | Iterable[str], when: object, stage: object, usage: object,
 ) -> Options:  # fmt: skip
     """Check the arguments of `cached`. Raises ConfigurationError."""
-    for name, value in (("key", key), ("when", when)):
+    for name, value in (("key", key), ("when", when), ("usage", usage)):
         if value is not None and not callable(value):
             raise ConfigurationError(f"{name}= is a callable; got {value!r}")
     if text is not None and not isinstance(text, str) and not callable(text):
@@ -49,4 +51,6 @@ def options(
         version,
         names,
         when,  # type: ignore[arg-type]
+        named_stage(stage),
+        usage,  # type: ignore[arg-type]
     )

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
+from semcache.model import Usage
 from semcache.plan import Call, Outcome, Plan, Wait
 
 
@@ -165,6 +166,9 @@ class Stream:
         self.fault: Exception | None = None
         self.born = 0
         self.pull_ns = 0
+        self.usage: Usage | None = None
+        self._is_measured = False
+        self._measuring = RLock()
         self._max_bytes = max_bytes
         self._blocks = blocks
         self._bytes = 0
@@ -267,6 +271,14 @@ class Stream:
                 self._readers = -1
                 return True
             return False
+
+    def measured(self, measure: Callable[[list[Any]], Usage | None]) -> Usage | None:
+        """Return what the stream's load has cost: `measure` is asked once, with all items, if they are held."""
+        with self._measuring:
+            if not self._is_measured and self.is_kept and self.end is not None and self.end.error is None:
+                self._is_measured = True
+                self.usage = measure([_copy_of(item) for item in self.items])
+            return self.usage
 
     def claim(self) -> bool:
         """Say, to one reader only, that the stream was loaded to a good end, and can be stored."""

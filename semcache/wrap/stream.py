@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
-from semcache.lookup import find, is_kept, keep, takes_near, to_entry
+from semcache.lookup import find, is_kept, keep, takes_near, to_entry, usage_of
 from semcache.model import Evidence, Request
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
@@ -184,6 +184,7 @@ class Reading:
             found, value, self._evidence = yield from find(self._chain, self._request, self._event)
             if found is not None:
                 self._found = True
+                self._stream.usage = self._event.usage
                 return Replayed(value)
         self._stream.born = self._chain.position()
         return self._origin(self._make, self._stream.flight)
@@ -206,6 +207,7 @@ class Reading:
                 event.load_seconds = stream.pull_ns / 1e9
             elif not event.failed:
                 event.kind, event.tier = "hit", "flight"
+            event.usage = stream.measured(lambda items: usage_of(self._call.usage, items, event))
         try:
             if stream.claim():
                 yield from self._keep()

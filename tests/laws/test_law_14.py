@@ -39,6 +39,9 @@ def live(cache):
     cache.put(cache.request("pinned", tags="t"), value="curated", pinned=True)
     assert cache.flush(GUARD)
     cache.set_mode("exact")
+    cache.store.book("2001-09-09", {"hits": 1.0})
+    assert cache.flush(GUARD)
+    assert cache.store.booked("2001-09-09")[("2001-09-09", "hits")] == 1.0
     cache.stats()
 
 

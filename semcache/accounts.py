@@ -1,0 +1,77 @@
+"""What the lookups of a cache saved and cost: handed to the store, so that it outlives deploys, and told by rows.
+
+Laws: nothing here has a timer or a thread of its own: the thread that follows the store's log hands over what was
+counted, `flush`, `close` and `usage` what is left; what the store cannot take now is kept, and handed over later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from semcache.errors import TierError
+from semcache.events import Recorder
+from semcache.meter import UsageRow, columns_of, first_day, rows_of
+from semcache.tier import Clock
+from semcache.ttl import Duration
+
+if TYPE_CHECKING:
+    from semcache.tiers.disk import DiskTier
+    from semcache.tiers.redis import RedisTier
+
+# What a process that is killed has not booked yet is what it counted in this time.
+BOOK_SECONDS = 10.0
+
+
+class Accounts:
+    """The part of a Cache that books; the rest of it gives it what it needs."""
+
+    recorder: Recorder
+    store: DiskTier | RedisTier | None
+    now: Callable[[], float]
+    _clock: Clock
+    _book_at: float
+
+    def _book_when_due(self) -> None:
+        """Hand over what was counted, some seconds after the last time."""
+        now = self.now()
+        if now >= self._book_at:
+            self._book_at = now + BOOK_SECONDS
+            self._book()
+
+    def _book(self) -> None:
+        """Hand what was counted to the store, which writes it behind us.
+
+        Never called in a lookup: a stream that the collector closes is a lookup too, in a thread that may hold a lock
+        of the store's.
+        """
+        if self.store is None:
+            return
+        for day, amounts in self.recorder.taken().items():
+            try:
+                self.store.book(day, amounts)
+            except TierError:
+                self.recorder.put_back(day, amounts)
+
+    def usage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:
+        """Return what the lookups saved and cost, in all processes that use the namespace, from a day in UTC on.
+
+        `since` is that day, "2026-11-27", or how long ago it was; `by` says what the rows are told apart by: some of
+        "day", "stage", "model", and "tenant" where caches are made with `tenant_usage=True`. Other processes' latest
+        10 seconds may be missing. Without a store it is this cache's alone. Raises TierError where the store cannot be
+        asked.
+        """
+        columns, day = columns_of(by), first_day(since, self._clock.time())
+        self._book()
+        booked = {} if self.store is None else self.store.booked(day)
+        for counted_on, amounts in self.recorder.counted().items():
+            for name, amount in amounts.items():
+                if counted_on >= day:
+                    booked[counted_on, name] = booked.get((counted_on, name), 0.0) + amount
+        return rows_of(booked, columns)
+
+    async def ausage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:
+        """Return what `usage` does, without blocking the loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.usage, since, by)

@@ -1,0 +1,186 @@
+"""`semcache stats`: what the lookups of all processes saved, and what their loads cost, as the store has it.
+
+Law: it reads; a store that is not there is not begun, and nothing in one that is there is evicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from semcache.cache import Cache
+from semcache.errors import ConfigurationError, SemcacheError, TierError
+from semcache.meter import COLUMNS, MEASURES, UsageRow, columns_of, first_day, total_of
+from semcache.replay.render import Line, show
+from semcache.replay.words import clip, columns, plain
+from semcache.stores.schema import APPLICATION_ID
+from semcache.tier import SystemClock
+
+_STORES = ("redis", "disk")
+_WIDEST = 40
+_GAP = "  "
+# A file is bounded by who uses it; whoever only reads it must not hold it to a bound of his own.
+_UNBOUNDED = 2**62
+# Where SQLite's header says whose a file is.
+_APPLICATION_AT = 68
+# The columns of the table: under which heading, which one, and its figure. CSV and JSON tell every measure by itself.
+_FIGURES: tuple[tuple[str, str, Callable[[UsageRow], str]], ...] = (
+    ("calls", "hits", lambda row: f"{row.hits:,}"),
+    ("calls", "near", lambda row: f"{row.near_hits:,}"),
+    ("calls", "loads", lambda row: f"{row.loads:,}"),
+    ("calls", "errors", lambda row: f"{row.load_errors:,}"),
+    ("saved", "tokens", lambda row: f"{row.saved_prompt_tokens + row.saved_completion_tokens:,}"),
+    ("saved", "seconds", lambda row: f"{row.saved_seconds:,.1f}"),
+    ("saved", "money", lambda row: f"{row.saved_money:,.2f}"),
+    ("spent", "tokens", lambda row: f"{row.spent_prompt_tokens + row.spent_completion_tokens:,}"),
+    ("spent", "seconds", lambda row: f"{row.spent_seconds:,.1f}"),
+    ("spent", "money", lambda row: f"{row.spent_money:,.2f}"),
+)  # fmt: skip
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "stats",
+        help="what the cache saved, and what its loads cost, by day, stage, model or tenant",
+        description="Print what the lookups of all processes of a namespace saved, and what their loads cost: calls, "
+        "tokens, seconds (saved ones net of the lookups' own), and money in the unit in which it was told.",
+    )
+    store = parser.add_argument_group("the store")
+    store.add_argument("--redis", metavar="URL", help="the Redis that the processes share (default: SEMCACHE_REDIS)")
+    store.add_argument("--disk", metavar="FILE", help="or the file that they share (default: SEMCACHE_DISK)")
+    store.add_argument("--namespace", metavar="NAME", help="whose figures (default: SEMCACHE_NAMESPACE)")
+    asked = parser.add_argument_group("the figures")
+    asked.add_argument(
+        "--since", default="30d", metavar="TIME",
+        help='the first day in UTC, "2026-11-27", or how long ago it was, "7d" (default: 30d)',
+    )  # fmt: skip
+    asked.add_argument(
+        "--by", default="stage,model", metavar="COLUMNS",
+        help=f"what the rows are told apart by: some of {', '.join(COLUMNS)} (default: stage,model)",
+    )  # fmt: skip
+    out = parser.add_mutually_exclusive_group()
+    out.add_argument("--csv", action="store_true", help="every measure, as CSV with a line of headings")
+    out.add_argument("--json", action="store_true", help="every measure, and the total, as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    by = columns_of([column.strip() for column in options.by.split(",") if column.strip()])
+    since = first_day(options.since, SystemClock.time())
+    settings = _settings(options)
+    try:
+        with _quiet(), Cache(**settings, memory=0, disk_size=_UNBOUNDED) as cache:
+            rows = cache.usage(since, by)
+    except TierError as error:
+        mend = " (is it running, and is this its address?)" if error.reason in ("unreachable", "late") else ""
+        raise SemcacheError(f"{error}{mend}") from error
+    if not rows:
+        raise SemcacheError(
+            f"nothing was booked in namespace {settings['namespace']!r} since {since}: give an earlier --since or "
+            "another --namespace; what a running process counts is booked within 10 seconds"
+        )
+    if options.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([*by, *MEASURES])
+        writer.writerows([[getattr(row, name) for name in (*by, *MEASURES)] for row in rows])
+    elif options.json:
+        told = {
+            "namespace": settings["namespace"], "since": since, "rows": [_told(row, by) for row in rows],
+            "total": _told(total_of(rows), ()),
+        }  # fmt: skip
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        title = f"Usage of {plain(settings['namespace'])} since {since} (UTC)"
+        show([[(title, "title")], [], *_table(rows, by)], sys.stdout)
+    sys.stdout.flush()
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return where to look: what was typed, or else what the environment says. Raises ConfigurationError."""
+    typed = {name: getattr(options, name) for name in _STORES if getattr(options, name)}
+    stores = typed or {name: value for name in _STORES if (value := os.environ.get(f"SEMCACHE_{name.upper()}"))}
+    if not stores:
+        raise ConfigurationError(
+            "no store: give --redis URL or --disk FILE, or set SEMCACHE_REDIS or SEMCACHE_DISK; a cache of memory "
+            "alone is told by its own process, with cache.usage()"
+        )
+    namespace = options.namespace or os.environ.get("SEMCACHE_NAMESPACE")
+    if not namespace:
+        raise ConfigurationError("no namespace: give --namespace NAME, or set SEMCACHE_NAMESPACE")
+    if "disk" in stores:
+        _check_file(Path(stores["disk"]))
+    return {"namespace": namespace, **stores}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a file that is no store's: a cache would take it for a damaged one, and move it aside."""
+    if not path.is_file():
+        raise SemcacheError(f"{path}: there is no such file; give the one of Cache(disk=...)")
+    with path.open("rb") as file:
+        header = file.read(_APPLICATION_AT + 4)
+    if header[_APPLICATION_AT:] != APPLICATION_ID.to_bytes(4, "big"):
+        raise SemcacheError(f"{path}: not the file of a cache; give the one of Cache(disk=...)")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the store's warnings off the terminal: what is wrong is told in one line."""
+    logger, nowhere = logging.getLogger("semcache"), logging.NullHandler()
+    logger.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        logger.removeHandler(nowhere)
+
+
+def _told(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:
+    told = asdict(row)
+    return {name: told[name] for name in (*by, *MEASURES)}
+
+
+def _table(rows: list[UsageRow], by: tuple[str, ...]) -> list[Line]:
+    """Return the rows and their total, figures below each other, units in the headings."""
+    names = [[clip(plain(getattr(row, column)) or "-", _WIDEST) for column in by] for row in rows]
+    names = [list(by), *names, ["total", *[""] * (len(by) - 1)]] if by else [["", ""]] * (len(rows) + 2)
+    figures = [[name for _, name, _ in _FIGURES]]
+    figures += [[figure(row) for _, _, figure in _FIGURES] for row in [*rows, total_of(rows)]]
+    cells = [[*named, *told] for named, told in zip(names, figures, strict=True)]
+    widths = [max(columns(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = [_line(line, widths, len(names[0])) for line in cells]
+    styles = ["head", *[""] * len(rows), "head"]
+    return [
+        [(_groups(widths, len(names[0])), "note")],
+        *([(line, style)] for line, style in zip(lines, styles, strict=True)),
+    ]
+
+
+def _line(cells: list[str], widths: list[int], names: int) -> str:
+    padded = []
+    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        blank = " " * (width - columns(cell))
+        padded.append(cell + blank if place < names else blank + cell)
+    return _GAP.join(padded)
+
+
+def _groups(widths: list[int], names: int) -> str:
+    """Return the line over the headings: what several columns are figures of, above the first of them."""
+    line = ""
+    latest = ""
+    at = sum(width + len(_GAP) for width in widths[:names])
+    for (group, _, _), width in zip(_FIGURES, widths[names:], strict=True):
+        if group != latest:
+            line = line.ljust(at) + group
+            latest = group
+        at += width + len(_GAP)
+    return line
