@@ -10,27 +10,26 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
-from math import inf
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from semcache.accounts import BOOK_SECONDS, Accounts
+from semcache.chain import Chain, Origin
 from semcache.codec import Codec
-from semcache.commands import STRICTNESS, Commands
-from semcache.context import as_tenant, current, named_stage, named_tenant, names_of
+from semcache.commands import Commands
+from semcache.context import named_tenant
 from semcache.errors import ConfigurationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.keys import FORMAT, canonical, digest
-from semcache.log import LOST_SECONDS, Log
-from semcache.lookup import Chain, Origin, lookup
+from semcache.log import Log
+from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
+from semcache.meaning import Meaning
 from semcache.meter import Meter
-from semcache.model import FOREVER, MODES, SHARED, Facets, Lives, Mode, Request, Tenant, Usage
+from semcache.model import MODES, Mode, Request, Tenant, Usage
+from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
@@ -38,23 +37,20 @@ from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
 from semcache.tier import Breaker, Clock, SystemClock, Tier
-from semcache.tiers.memory import Kept, MemoryTier
-from semcache.ttl import TTL, Duration, Size, Timeouts, lives_of, size_bytes
+from semcache.tiers.memory import Kept
+from semcache.ttl import TTL, Size, Timeouts, size_bytes
 
 if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
-    from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.redis import RedisTier
-    from semcache.tiers.semantic import SemanticTier
 
 T = TypeVar("T")
 
 _EXIT_SECONDS = 10.0
-_LONGEST_LIFE_SECONDS = 86400.0
 
 
-class Cache(Commands, Accounts):
+class Cache(Meaning, Commands, Accounts):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
@@ -92,14 +88,7 @@ class Cache(Commands, Accounts):
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(namespace, str):
-            raise ConfigurationError(f"namespace is text; got {namespace!r}")
-        if not isinstance(disk, str | os.PathLike | None):
-            raise ConfigurationError(f"disk is the path of a file; got {disk!r}")
-        if not namespace and any(store is not None for store in (disk, redis, memcached)):
-            raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
-        if disk is not None and redis is not None:
-            raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
+        check_stores(namespace, disk, redis, memcached)
         if mode not in MODES:
             raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
@@ -118,11 +107,9 @@ class Cache(Commands, Accounts):
         self.now = self._clock.monotonic
         self.recorder = Recorder(_callables(observers), Meter(self._clock.time, tenants=tenant_usage))
         self._book_at = self.now() + BOOK_SECONDS
-        self._random = Random(seed).random  # noqa: S311 - spreads expiries, keeps no secret
-        self._ttl = ttl or TTL()
-        self._timeouts = timeouts or Timeouts()
         self._closed = False
 
+        ttl, timeouts = ttl or TTL(), timeouts or Timeouts()
         memory_bytes, semantic_bytes = size_bytes(memory, "memory"), size_bytes(semantic, "semantic")
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
@@ -130,20 +117,25 @@ class Cache(Commands, Accounts):
         keeps_log = disk is not None or redis is not None
         if made is not None and not memory_bytes and not keeps_log and memcached is None:
             raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
-        self._marks = Marks(self.now, max(_LONGEST_LIFE_SECONDS, *map(self._ttl.of, ("redis", "disk", "memcached"))))
+        self._marks = Marks(self.now, max(LONGEST_LIFE_SECONDS, *map(ttl.of, ("redis", "disk", "memcached"))))
         # Nobody tells others' memory what was invalidated in a memcached that stands alone.
-        self._is_deaf = memcached is not None and not keeps_log
-        self._others_ttl = 0.0 if memcached is None else self._ttl.of("memcached")
+        is_deaf = memcached is not None and not keeps_log
+        parts = Parts(
+            namespace, self._clock, Random(seed).random, self._marks, ttl, timeouts, self.recorder, is_deaf,  # noqa: S311 - spreads expiries, keeps no secret
+            0.0 if memcached is None else ttl.of("memcached"),
+        )  # fmt: skip
         is_store = not keeps_log and memcached is None
-        self.memory = self._make_memory(memory_bytes, is_store=is_store) if memory_bytes else None
-        self.memcached = self._make_memcached(memcached) if memcached is not None else None
+        self.memory = parts.memory(memory_bytes, is_store=is_store) if memory_bytes else None
+        self.memcached = parts.memcached(memcached) if memcached is not None else None
         # The store is opened last of all, so that no wrong setting leaves it open.
-        self.disk = self._make_disk(disk, disk_bytes) if disk is not None else None
-        self.redis = self._make_redis(redis) if redis is not None else None
+        self.disk = parts.disk(disk, disk_bytes) if disk is not None else None
+        self.redis = parts.redis(redis) if redis is not None else None
         self.store: DiskTier | RedisTier | None = self.disk or self.redis
-        self.log = Log(self.store, self._marks, self._clock.time if self._is_deaf else None)
+        self.log = Log(self.store, self._marks, self._clock.time if is_deaf else None)
         self.embedder_identity = "" if made is None else made.identity
-        self.semantic = None if made is None else self._make_semantic(made, semantic_bytes)
+        alone = self.memcached if is_deaf else None  # else the store has what it has
+        values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
+        self.semantic = None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values)
         # A file is nearer than a memcached; of two servers the one that may forget comes first, be it on this host.
         tiers = [
             tier for tier in (self.memory, self.disk, self.memcached, self.redis, self.semantic) if tier is not None
@@ -153,7 +145,7 @@ class Cache(Commands, Accounts):
             codec=codec,
             recorder=self.recorder,
             position=self.log.position,
-            flight_timeout=self._timeouts.of("flight"),
+            flight_timeout=timeouts.of("flight"),
             max_value_bytes=max_value_bytes,
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
@@ -183,163 +175,6 @@ class Cache(Commands, Accounts):
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
         self._let_go.atexit = False
-
-    def _make_memory(self, max_bytes: int, *, is_store: bool) -> MemoryTier:
-        return MemoryTier(
-            max_bytes, self._ttl.of("memory", is_store=is_store), clock=self._clock, jitter=self._ttl.jitter,
-            is_store=is_store, random=self._random, marks=self._marks,
-            longest=LOST_SECONDS if self._is_deaf else inf,
-        )  # fmt: skip
-
-    def _make_memcached(self, url: str) -> MemcachedTier:
-        from semcache.tiers.memcached import MemcachedTier
-
-        recorder = self.recorder
-        return MemcachedTier(
-            url, namespace=self.namespace, ttl=self._ttl.of("memcached"), clock=self._clock, marks=self._marks,
-            keeps_marks=not self._is_deaf, jitter=self._ttl.jitter, timeout=self._timeouts.of("memcached"),
-            random=self._random, on_fault=lambda reason, error: recorder.fault("memcached", reason, error),
-        )  # fmt: skip
-
-    def _make_redis(self, redis: Any) -> RedisTier:
-        from semcache.stores.address import address_of
-
-        address_of(redis)  # whether it can be one, and whether there is a client for it
-        from semcache.tiers.redis import RedisTier
-
-        recorder = self.recorder
-        return RedisTier(
-            redis, namespace=self.namespace, ttl=self._ttl.of("redis"), clock=self._clock, marks=self._marks,
-            jitter=self._ttl.jitter, timeout=self._timeouts.of("redis"), random=self._random,
-            others_ttl=self._others_ttl,
-            index_ttl=self._ttl.of("semantic"), on_fault=lambda reason, error: recorder.fault("redis", reason, error),
-        )  # fmt: skip
-
-    def _make_disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
-        from semcache.tiers.disk import DiskTier
-
-        return DiskTier(
-            path, namespace=self.namespace, ttl=self._ttl.of("disk"), jitter=self._ttl.jitter,
-            timeout=self._timeouts.of("disk"), max_bytes=max_bytes, clock=self._clock, marks=self._marks,
-            random=self._random, others_ttl=self._others_ttl,
-            index_ttl=self._ttl.of("semantic"),
-            on_fault=lambda reason, error: self.recorder.fault("disk", reason, error),
-        )  # fmt: skip
-
-    def _make_semantic(self, embedder: TextEmbedder, max_bytes: int) -> SemanticTier:
-        from semcache.semantic.batcher import Batcher
-        from semcache.semantic.index import FlatIndex
-        from semcache.tiers.semantic import SemanticTier, row_life
-
-        alone = self.memcached if self._is_deaf else None  # else the store has what it has
-        values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
-        store, now, ttl, identity = self.store, self.now, self._ttl.of("semantic"), embedder.identity
-
-        def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
-            for row in store.rows(identity) if store else ():
-                yield row.key, row.scope, row.text, row.vector, now() + row_life(row.remaining, ttl)
-
-        batcher = Batcher(
-            embedder,
-            lambda dimension: FlatIndex(dimension, max_bytes),
-            now,
-            restore=restore,
-            on_fault=lambda reason, error: self.recorder.fault("semantic", reason, error),
-        )
-        return SemanticTier(
-            batcher, self.policy, values, ttl=ttl, timeout=self._timeouts.of("semantic"), clock=self._clock,
-            jitter=self._ttl.jitter, random=self._random, warn=self.recorder.warn_once,
-            attach=partial(store.attach, embedder=identity) if store else None, embedder=identity,
-        )  # fmt: skip
-
-    # What a call means
-
-    def tenant_of(self, tenant: Tenant | None) -> Tenant | None:
-        """Return whose call it is: the context's word, then the call's, then the cache's."""
-        options = current.get()
-        if options is not None and options.tenant is not None:
-            return options.tenant
-        return self.tenant if tenant is None else tenant
-
-    def request(
-        self,
-        *parts: object,
-        text: str | None = None,
-        tenant: Tenant | None = None,
-        ttl: Duration | Callable[[Any], Duration | None] | None = None,
-        sliding: bool = False,
-        max_age: Duration | None = None,
-        stale_while_revalidate: Duration = 0,
-        stale_if_error: Duration = 0,
-        tags: str | Iterable[str] = (),
-        function: str = "",
-        version: str = "",
-        model: str = "",
-        exact_only: str | None = None,
-        stage: str | None = None,
-    ) -> Request:
-        """Make a request of parts, which must all be equal, and a text, which may match nearly.
-
-        `exact_only` is the reason why no near match may answer it; the rest is as in `cached`. Raises UnkeyableError
-        for a part that has no key.
-        """
-        tenant = as_tenant(tenant)
-        prefix = self.prefix(function, version)
-        rest = canonical(parts) + canonical(model)
-        key = digest(prefix, rest, canonical(text), self.tenant_bytes(self.tenant_of(tenant)))
-        return self.complete(
-            key, prefix, rest, text, tenant,
-            lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding),
-            Facets(self.namespace, function, version, "", model, names_of(tags, "tags")), exact_only,
-            named_stage(stage) or function,
-        )  # fmt: skip
-
-    def prefix(self, function: str, version: str) -> bytes:
-        """Return what begins every key and scope of a function."""
-        return FORMAT + canonical([self.namespace, function, version])
-
-    @staticmethod
-    def tenant_bytes(tenant: Tenant | None) -> bytes:
-        """Return a tenant's part in keys: none at all for those who share, or say nothing."""
-        return b"" if tenant is None or tenant is SHARED else b"tenant" + canonical(tenant)
-
-    def complete(
-        self, key: bytes, prefix: bytes, rest: bytes, text: str | None, tenant: Tenant | None, lives: Lives | None,
-        facets: Facets, exact_only: str | None, stage: str,
-    ) -> Request:  # fmt: skip
-        """Make a request of a key and all that stands around its text, in the mode of the context or the cache."""
-        options = current.get()
-        tenant = self.tenant_of(tenant)
-        mode: Mode = self.mode
-        if options is not None:
-            if options.mode is not None:
-                mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
-            stage = options.stage or stage
-            if options.ttl is not None:
-                lives = replace(lives or FOREVER, ttl=options.ttl, ttl_of=None)
-            if options.tags or options.documents:
-                facets.tags = tuple(dict.fromkeys((*facets.tags, *options.tags)))
-                facets.documents = tuple(dict.fromkeys((*facets.documents, *options.documents)))
-        owner = self.tenant_bytes(tenant)
-        if owner:
-            facets.tenant = str(tenant)
-        if text is not None and not text and exact_only is None:
-            exact_only = "the text is empty"
-        scope = None
-        if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
-            scope = digest(b"scope", prefix, rest, owner, canonical(self.embedder_identity))
-        return Request(
-            key,
-            scope,
-            text,
-            facets,
-            tenant is not None,
-            lives or FOREVER,
-            mode,
-            self.embedder_identity if scope else "",
-            exact_only,
-            stage,
-        )
 
     # Lookups
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from semcache.chain import Chain
 from semcache.context import as_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Recorder
 from semcache.log import Log
-from semcache.lookup import Chain
 from semcache.marks import Pair
 from semcache.model import SHARED, Mode, Tenant
 from semcache.plan import Plan, arun, run

@@ -29,74 +29,18 @@ Nothing here does I/O: what must be waited for is yielded, and `plan.run` or `pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
-from semcache.codec import Codec
+from semcache.chain import Chain, Landing, Origin
 from semcache.errors import DecodeError, TierError
-from semcache.events import Event, Kind, Recorder
-from semcache.flight import Abandoned, Flight, Flights, enter, leave
-from semcache.model import Entry, Evidence, Hit, Lives, Miss, Request, Usage, as_usage
-from semcache.plan import Crew, Follow, Load, Outcome, Plan, Spawn, run
+from semcache.events import Event
+from semcache.flight import Abandoned, Flight, enter, leave
+from semcache.keep import encode, is_kept, keep, usage_of
+from semcache.model import Evidence, Hit, Miss, Request
+from semcache.plan import Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
-from semcache.ttl import seconds
-
-LONGEST_LOAD_SECONDS = 3600.0
-# Why a tier that is well does not take an entry: it has nothing to do with the next one.
-_NOT_TAKEN = ("unmarked", "unpinned")
-
-
-@dataclass(slots=True)
-class Landing:
-    """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself.
-
-    `near` says that the answer is a near match's, which not every follower may be given.
-    """
-
-    value: bytes | None = None
-    error: BaseException | None = None
-    load_seconds: float = 0.0
-    near: Hit | None = None
-    usage: Usage | None = None
-
-
-@dataclass(slots=True)
-class Chain:
-    """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
-
-    `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
-    loads anew, behind the callers, what was served stale. With `names_tenants` events say whose calls they are.
-    """
-
-    tiers: Sequence[tuple[Tier, Breaker]]
-    codec: Codec
-    recorder: Recorder
-    position: Callable[[], int]
-    flight_timeout: float
-    max_value_bytes: int
-    crew: Crew
-    flights: Flights[Landing] = field(default_factory=Flights)
-    in_place: int | None = None
-    names_tenants: bool = False
-
-    def begin(self, kind: Kind, request: Request) -> Event:
-        """Begin the event of a request."""
-        facets = request.facets
-        return Event(
-            kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
-            tenant=facets.tenant if self.names_tenants else "",
-        )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Origin:
-    """What loads an answer, which answers are worth keeping, and what loading one has cost."""
-
-    load: Callable[[], Any]
-    keeps: Callable[[Any], bool] | None = None
-    usage: Callable[[Any], Usage | None] | None = None
 
 
 def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
@@ -299,15 +243,6 @@ def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[O
     return outcome
 
 
-def usage_of(told: Callable[[Any], Usage | None] | None, value: object, event: Event) -> Usage | None:
-    """Ask what loading an answer has cost; None, and where that failed a fault in the event, if it is not known."""
-    try:
-        return None if told is None else as_usage(told(value))
-    except Exception as error:  # noqa: BLE001 - the user's own callable
-        event.fault("usage", error)
-        return None
-
-
 def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
     """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss.
 
@@ -377,11 +312,6 @@ def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -
     event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 
 
-def is_not_taken(error: Exception) -> bool:
-    """Say whether a tier that is well has refused an entry for what the entry is."""
-    return isinstance(error, TierError) and error.reason in _NOT_TAKEN
-
-
 def note_hit(event: Event, tier: str, hit: Hit) -> None:
     """Take over what is known of an answer that was found."""
     event.kind, event.tier, event.reason = "hit", tier, None
@@ -406,91 +336,3 @@ def note_evidence(event: Event, evidence: Evidence) -> None:
     told = sum(evidence.stages.values())
     event.stages["wait"] = max(0, event.stages["wait"] - told)
     event.decision = evidence.decision
-
-
-def encode(chain: Chain, request: Request, value: object, born: int, event: Event) -> Entry | None:
-    """Encode a loaded answer; None, with a fault in the event, where it would not come back as it is."""
-    try:
-        data = chain.codec.encode(value)
-    except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
-        event.fault("codec", error)
-        chain.recorder.warn_once(
-            f"{event.function}: codec", f"an answer of {event.function or 'a load'} is not stored: {error}"
-        )
-        return None
-    return to_entry(request, data, born, event)
-
-
-def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
-    """Make an entry of encoded bytes; the request's own ttl is its life."""
-    lives = request.lives
-    entry = Entry(
-        data, born=born, load_seconds=event.load_seconds or 0.0, grace=lives.grace, limit=lives.max_age,
-        usage=event.usage,
-    )  # fmt: skip
-    if lives.ttl is not None:
-        entry.life, entry.own_ttl = lives.ttl, True
-        entry.slide = lives.ttl if lives.sliding else 0.0
-    return entry
-
-
-def is_kept(
-    chain: Chain, request: Request, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event
-) -> bool:
-    """Say whether an answer is to be stored; if not, the event says why."""
-    if len(entry.value) > chain.max_value_bytes:
-        event.reason = "not kept: over max_value"
-        return False
-    if entry.load_seconds > LONGEST_LOAD_SECONDS:  # marks of single keys are kept no longer
-        event.reason = "not kept: its load took over an hour"
-        return False
-    try:
-        wanted = keeps is None or keeps(value)
-    except Exception as error:  # noqa: BLE001 - the user's own predicate
-        event.fault("when", error)
-        return False
-    if not wanted:
-        event.reason = "not kept: when"
-    return bool(wanted) and (request.lives.ttl_of is None or has_life(request.lives, entry, value, event))
-
-
-def has_life(lives: Lives, entry: Entry, value: object, event: Event) -> bool:
-    """Give an entry the ttl that its answer asks for; False where that is none at all, or nobody can tell."""
-    try:
-        told = lives.ttl_of(value)  # type: ignore[misc]
-        life = None if told is None or told == 0 else seconds(told, "ttl")
-    except Exception as error:  # noqa: BLE001 - the user's own callable
-        event.fault("ttl", error)
-        return False
-    if life is not None:
-        entry.life, entry.own_ttl = life, True
-        entry.slide = life if lives.sliding else 0.0
-    elif told is not None:
-        event.reason = "not kept: ttl"
-        return False
-    return True
-
-
-def keep(
-    chain: Chain, request: Request, entry: Entry, evidence: Evidence | None, event: Event, *,
-    exact: bool, before: int | None = None,
-) -> Plan[None]:  # fmt: skip
-    """Put an entry into the exact tiers or the near ones; with `before`, into those nearer than that place."""
-    for tier, breaker in chain.tiers[:before]:
-        if tier.exact is not exact or (not exact and request.scope is None):
-            continue
-        # An open breaker lets one caller a pause through: who was let through to read may put too, and who was refused
-        # may not. A put takes no turn of its own: where loads are slower than the pause, no reader would get one.
-        if request.mode == "refresh" and not breaker.allows():
-            continue
-        if any(fault[:2] == (tier.name, "open") for fault in event.faults):
-            continue
-        try:
-            yield from tier.put(request, entry, evidence)
-        except Exception as error:  # noqa: BLE001 - the caller has the answer; keeping it is our affair (law 10)
-            if not is_not_taken(error):
-                breaker.failed()
-            event.fault(tier.name, error)
-        else:
-            if request.mode == "refresh":
-                breaker.succeeded()

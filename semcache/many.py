@@ -13,8 +13,9 @@ from inspect import isawaitable
 from time import perf_counter_ns
 from typing import Any
 
+from semcache.chain import Chain, Origin
 from semcache.events import Event
-from semcache.lookup import Chain, Origin, fill, lookup, note_failure, note_hit, note_time
+from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
 from semcache.model import Hit, Request
 from semcache.plan import Outcome, Plan
 from semcache.tier import Breaker, Tier

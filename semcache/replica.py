@@ -15,8 +15,8 @@ from semcache.model import Mode
 from semcache.plan import run
 
 if TYPE_CHECKING:
+    from semcache.chain import Landing
     from semcache.flight import Flights
-    from semcache.lookup import Landing
     from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.memory import MemoryTier
     from semcache.tiers.semantic import SemanticTier

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from semcache.chain import Chain
 from semcache.errors import EncodeError, TierError
 from semcache.events import Event
-from semcache.lookup import Chain, to_entry
+from semcache.keep import to_entry
 from semcache.model import Request
 from semcache.plan import Plan
 

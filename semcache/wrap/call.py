@@ -14,12 +14,13 @@ from time import perf_counter_ns
 from typing import Any
 
 from semcache.cache import Cache
+from semcache.chain import Origin
 from semcache.codec import Codec, unpack
 from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember, tracing
 from semcache.keys import KEY_BYTES, canonical, canonical_items
-from semcache.lookup import Origin, finish, load, lookup, probe
+from semcache.lookup import finish, load, lookup, probe
 from semcache.model import Facets, Request, Tenant
 from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
-from semcache.lookup import find, is_kept, keep, takes_near, to_entry, usage_of
+from semcache.keep import is_kept, keep, to_entry, usage_of
+from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call

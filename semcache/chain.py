@@ -1,0 +1,65 @@
+"""What the lookups of one cache share, and what a leader hands to its followers: values, no procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from semcache.codec import Codec
+from semcache.events import Event, Kind, Recorder
+from semcache.flight import Flights
+from semcache.model import Hit, Request, Usage
+from semcache.plan import Crew
+from semcache.tier import Breaker, Tier
+
+
+@dataclass(slots=True)
+class Landing:
+    """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself.
+
+    `near` says that the answer is a near match's, which not every follower may be given.
+    """
+
+    value: bytes | None = None
+    error: BaseException | None = None
+    load_seconds: float = 0.0
+    near: Hit | None = None
+    usage: Usage | None = None
+
+
+@dataclass(slots=True)
+class Chain:
+    """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
+
+    `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
+    loads anew, behind the callers, what was served stale. With `names_tenants` events say whose calls they are.
+    """
+
+    tiers: Sequence[tuple[Tier, Breaker]]
+    codec: Codec
+    recorder: Recorder
+    position: Callable[[], int]
+    flight_timeout: float
+    max_value_bytes: int
+    crew: Crew
+    flights: Flights[Landing] = field(default_factory=Flights)
+    in_place: int | None = None
+    names_tenants: bool = False
+
+    def begin(self, kind: Kind, request: Request) -> Event:
+        """Begin the event of a request."""
+        facets = request.facets
+        return Event(
+            kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
+            tenant=facets.tenant if self.names_tenants else "",
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Origin:
+    """What loads an answer, which answers are worth keeping, and what loading one has cost."""
+
+    load: Callable[[], Any]
+    keeps: Callable[[Any], bool] | None = None
+    usage: Callable[[Any], Usage | None] | None = None

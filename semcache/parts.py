@@ -1,0 +1,135 @@
+"""The tiers of a cache, made of its settings: what each is given, in one place.
+
+Laws: a tier's module, and with it its store's client or its device, is imported when such a tier is made (law 13); a
+setting that can never work is a ConfigurationError, and a store that is away is none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from semcache.errors import ConfigurationError
+from semcache.events import Recorder
+from semcache.log import LOST_SECONDS
+from semcache.marks import Marks
+from semcache.policy import Policy
+from semcache.tier import Clock
+from semcache.tiers.memory import MemoryTier
+from semcache.ttl import TTL, Timeouts
+
+if TYPE_CHECKING:
+    from semcache.semantic.embedder import TextEmbedder
+    from semcache.tiers.disk import DiskTier
+    from semcache.tiers.memcached import MemcachedTier
+    from semcache.tiers.redis import RedisTier
+    from semcache.tiers.semantic import SemanticTier
+
+LONGEST_LIFE_SECONDS = 86400.0
+
+
+def check_stores(namespace: object, disk: object, redis: object, memcached: object) -> None:
+    """Refuse stores that cannot stand together, or without a name. Raises ConfigurationError."""
+    if not isinstance(namespace, str):
+        raise ConfigurationError(f"namespace is text; got {namespace!r}")
+    if not isinstance(disk, str | os.PathLike | None):
+        raise ConfigurationError(f"disk is the path of a file; got {disk!r}")
+    if not namespace and any(store is not None for store in (disk, redis, memcached)):
+        raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
+    if disk is not None and redis is not None:
+        raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the tiers of one cache have in common.
+
+    `is_deaf` says that nobody tells this process what others invalidate, as with a memcached that stands alone;
+    `others_ttl` is how long, in seconds, a tier beside the store keeps what the store's marks must outlive.
+    """
+
+    namespace: str
+    clock: Clock
+    random: Callable[[], float]
+    marks: Marks
+    ttl: TTL
+    timeouts: Timeouts
+    recorder: Recorder
+    is_deaf: bool
+    others_ttl: float
+
+    def _fault(self, tier: str) -> Callable[[str, BaseException], None]:
+        return partial(self.recorder.fault, tier)
+
+    def memory(self, max_bytes: int, *, is_store: bool) -> MemoryTier:
+        """Make the memory tier."""
+        return MemoryTier(
+            max_bytes, self.ttl.of("memory", is_store=is_store), clock=self.clock, jitter=self.ttl.jitter,
+            is_store=is_store, random=self.random, marks=self.marks, longest=LOST_SECONDS if self.is_deaf else inf,
+        )  # fmt: skip
+
+    def memcached(self, url: str) -> MemcachedTier:
+        """Make the memcached tier. Raises ConfigurationError."""
+        from semcache.tiers.memcached import MemcachedTier
+
+        return MemcachedTier(
+            url, namespace=self.namespace, ttl=self.ttl.of("memcached"), clock=self.clock, marks=self.marks,
+            keeps_marks=not self.is_deaf, jitter=self.ttl.jitter, timeout=self.timeouts.of("memcached"),
+            random=self.random, on_fault=self._fault("memcached"),
+        )  # fmt: skip
+
+    def redis(self, redis: Any) -> RedisTier:
+        """Make the Redis tier. Raises ConfigurationError."""
+        from semcache.stores.address import address_of
+
+        address_of(redis)  # whether it can be one, and whether there is a client for it
+        from semcache.tiers.redis import RedisTier
+
+        return RedisTier(
+            redis, namespace=self.namespace, ttl=self.ttl.of("redis"), clock=self.clock, marks=self.marks,
+            jitter=self.ttl.jitter, timeout=self.timeouts.of("redis"), random=self.random, others_ttl=self.others_ttl,
+            index_ttl=self.ttl.of("semantic"), on_fault=self._fault("redis"),
+        )  # fmt: skip
+
+    def disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
+        """Make the disk tier. Raises ConfigurationError."""
+        from semcache.tiers.disk import DiskTier
+
+        return DiskTier(
+            path, namespace=self.namespace, ttl=self.ttl.of("disk"), jitter=self.ttl.jitter,
+            timeout=self.timeouts.of("disk"), max_bytes=max_bytes, clock=self.clock, marks=self.marks,
+            random=self.random, others_ttl=self.others_ttl, index_ttl=self.ttl.of("semantic"),
+            on_fault=self._fault("disk"),
+        )  # fmt: skip
+
+    def semantic(
+        self, embedder: TextEmbedder, max_bytes: int, policy: Policy, store: DiskTier | RedisTier | None,
+        values: list[Any],
+    ) -> SemanticTier:  # fmt: skip
+        """Make the semantic tier over the exact tiers `values`; its rows stand in the store, where there is one."""
+        from semcache.semantic.batcher import Batcher
+        from semcache.semantic.index import FlatIndex
+        from semcache.tiers.semantic import SemanticTier, row_life
+
+        now, ttl, identity = self.clock.monotonic, self.ttl.of("semantic"), embedder.identity
+
+        def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
+            for row in store.rows(identity) if store else ():
+                yield row.key, row.scope, row.text, row.vector, now() + row_life(row.remaining, ttl)
+
+        batcher = Batcher(
+            embedder,
+            lambda dimension: FlatIndex(dimension, max_bytes),
+            now,
+            restore=restore,
+            on_fault=self._fault("semantic"),
+        )
+        return SemanticTier(
+            batcher, policy, values, ttl=ttl, timeout=self.timeouts.of("semantic"), clock=self.clock,
+            jitter=self.ttl.jitter, random=self.random, warn=self.recorder.warn_once,
+            attach=partial(store.attach, embedder=identity) if store else None, embedder=identity,
+        )  # fmt: skip
