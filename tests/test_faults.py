@@ -29,10 +29,11 @@ from semcache.marks import Changes
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and users as Linux has them")
 
 
-def run_script(script, *arguments, **environment):
-    """Run a script in a process of its own; what it printed, line by line."""
+def run_script(script, *arguments, command=(), **environment):
+    """Run a script in a process of its own, which `command` begins; what it printed, line by line."""
+    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script)]
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script), *map(str, arguments)],
+        [*command, *python, *map(str, arguments)],
         check=False, capture_output=True, text=True, timeout=3 * GUARD, env=os.environ | environment,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -232,7 +233,7 @@ def test_readonly_file_costs_hits_alone(tmp_path_factory):
                 cache.invalidate(key=cache.request("a").key)
             except semcache.InvalidationError as error:
                 print("told")
-            assert cache.get_or_load(cache.request("a"), lambda: "newer") != "new"
+            assert cache.get_or_load(cache.request("a"), lambda: "newer") == "newer"
             print({fault[0] for event in heard for fault in event.faults} == {"disk"})
             cache.close()
             if os.getuid() == 0:
@@ -241,6 +242,169 @@ def test_readonly_file_costs_hits_alone(tmp_path_factory):
         """
     )
     assert lines == ["told", "True"]
+
+
+@pytest.fixture(scope="session")
+def in_namespace():
+    """What begins a command that may mount: a file system of its own, which ends with it."""
+    command = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        ran = subprocess.run(
+            [*command, "mount", "-t", "tmpfs", "none", "/mnt"],
+            check=False, capture_output=True, text=True, timeout=GUARD,
+        )  # fmt: skip
+    except OSError as error:
+        pytest.skip(f"no file system can be mounted for a test: {error}")
+    if ran.returncode:
+        pytest.skip(f"no file system can be mounted for a test: {ran.stderr}")
+    return command
+
+
+@pytest.fixture(params=["limit", "file system"])
+def full(request):
+    """How a disk comes to be full: the name of the way, and what begins a command that goes it."""
+    return request.param, [] if request.param == "limit" else request.getfixturevalue("in_namespace")
+
+
+# What the scripts below begin with: a cache asked and told in one colour, in a folder that is full, or read-only.
+STORED = """
+import asyncio, os, resource, semcache, subprocess, sys
+colour, memory, how, folder = sys.argv[1:]
+path, filler = os.path.join(folder, "cache.db"), os.path.join(folder, "filler")
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def mount(*options):
+    subprocess.run(["mount", *options, folder], check=True)
+
+def make():
+    return semcache.Cache("tests", disk=path, memory=memory, timeouts=semcache.Timeouts(disk="10s"))
+
+def ask(cache, name, word):
+    request = cache.request(name)
+    if colour == "sync":
+        return cache.get_or_load(request, lambda: word)
+    return asyncio.run(cache.aget_or_load(request, lambda: word))
+
+def invalidate(cache, name):
+    key = cache.request(name).key
+    try:
+        cache.invalidate(key=key) if colour == "sync" else asyncio.run(cache.ainvalidate(key=key))
+    except semcache.InvalidationError:
+        return False
+    return True
+
+def fill():
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path), limits[1]))
+        return
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError as error:
+            assert error.errno == 28, error
+
+def make_room():
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    else:
+        mount("-o", "remount,size=64m")
+"""
+
+
+@ON_LINUX
+@pytest.mark.parametrize("memory", ["64MB", "0"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_full_file_system_keeps_its_promises(tmp_path, full, colour, memory):
+    """Callers have the origin's answers; an acknowledged invalidation holds, one that raised holds in its process."""
+    how, command = full
+    lines = run_script(
+        STORED
+        + """
+if how != "limit":
+    mount("-t", "tmpfs", "-o", "size=2m", "none")
+cache = make()
+for number in range(40):
+    ask(cache, number, f"old {number}" + "x" * 10_000)
+assert cache.flush(30)
+told = {number: invalidate(cache, number) for number in range(10)}
+fill()
+for number in range(60):
+    assert ask(cache, ("new", number), f"{number}" * 20_000) == f"{number}" * 20_000
+cache.flush(30)
+told |= {number: invalidate(cache, number) for number in range(10, 20)}
+for number in told:
+    assert ask(cache, number, f"fresh {number}") == f"fresh {number}"
+    assert memory == "0" or ask(cache, number, "not again") == f"fresh {number}"
+for number in range(20, 40):
+    assert ask(cache, number, "lost").startswith(f"old {number}")
+cache.flush(30)
+print(*sorted(cache.stats().faults), sep=", ")
+print(sum(told.values()))
+make_room()
+other = make()
+for number, acknowledged in told.items():
+    found = ask(other, number, "loaded")
+    assert found in (f"fresh {number}", "loaded") or not acknowledged, (number, found)
+for number in range(20, 40):
+    assert ask(other, number, "lost").startswith(f"old {number}")
+other.close()
+for number in range(40):
+    assert invalidate(cache, number)
+    assert ask(cache, number, "again") == "again"
+assert cache.flush(30)
+other = make()
+assert [ask(other, number, "lost") for number in range(40)] == ["again"] * 40
+other.close()
+cache.close()
+""",
+        colour, memory, how, tmp_path, command=command,
+    )  # fmt: skip
+    faults, acknowledged = lines
+    assert {"disk: space", "disk: io"} & set(faults.split(", ")), faults
+    assert 10 <= int(acknowledged) < 20
+
+
+@ON_LINUX
+@pytest.mark.parametrize("memory", ["64MB", "0"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_readonly_file_system_keeps_its_promises(tmp_path, in_namespace, colour, memory):
+    """Callers have the origin's answers, or what stands; an invalidation raises, and holds in its process."""
+    lines = run_script(
+        STORED
+        + """
+mount("-t", "tmpfs", "none")
+with make() as cache:
+    ask(cache, "a", "old")
+    ask(cache, "b", "other")
+mount("-o", "remount,ro")
+cache = make()
+assert ask(cache, "a", "new") in ("old", "new")
+assert ask(cache, "b", "loaded") in ("other", "loaded")
+assert not invalidate(cache, "a")
+assert ask(cache, "a", "newer") == "newer"
+assert memory == "0" or ask(cache, "a", "not again") == "newer"
+print(*sorted(cache.stats().faults), sep=", ")
+mount("-o", "remount,rw")
+deadline = 10_000
+while not invalidate(cache, "a"):
+    deadline -= 1
+    assert deadline
+number = 0
+while ask(cache, ("again", number), "lost") != "kept":  # the breaker lets one try every now and then
+    number += 1
+    ask(cache, ("again", number), "kept")
+    cache.flush(30)
+cache.close()
+late = make()
+assert ask(late, "a", "loaded") == "loaded"
+assert ask(late, "b", "lost") == "other"
+late.close()
+""",
+        colour, memory, "", tmp_path, command=in_namespace,
+    )  # fmt: skip
+    (faults,) = lines
+    assert {"disk: readonly", "disk: unreachable"} & set(faults.split(", ")), faults
 
 
 # The clock
