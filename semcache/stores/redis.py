@@ -33,6 +33,7 @@ from semcache.stores.redis_keys import (
     position_at,
 )
 from semcache.stores.redis_writer import Write
+from semcache.stores.vectors import to_float16
 
 MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0
@@ -144,10 +145,8 @@ class RedisStore(Following):
         return ["a", asked.key, asked.scope, asked.embedder, asked.text, None, expires, about, self._token, born]
 
     def _added(self, record: list[Any], vector: Any) -> Command:
-        import numpy as np
-
         record = record.copy()
-        record[5] = None if vector is None else np.asarray(vector, dtype="<f2").tobytes()
+        record[5] = to_float16(vector)
         trim = max(int((self.now() - self._index_ttl - _MARGIN_SECONDS) * 1000), 1)
         return ("XADD", self.names.log, "MINID", "~", trim, "*", "r", pack(record))
 

@@ -21,10 +21,11 @@ from semcache.stores.redis_keys import (
     unpack,
 )
 from semcache.stores.redis_marking import Marking
+from semcache.stores.vectors import from_float16
 
 MAX_MARKS = 100_000
 _BLOCK_MS = 400
-_PAGE = 1000
+_PAGE = 2000
 _VERIFY_SECONDS = 1.0
 # A server that says nothing for so long, where it is asked to wait no longer than `_BLOCK_MS`, is lost.
 _SILENT_SECONDS = _BLOCK_MS / 1000 + 1.0
@@ -143,20 +144,20 @@ class Following(Marking):
 
     def _changes(self, since: int, records: list[Any]) -> Changes:
         changes = Changes(since, mode=self._mode)
+        if not records:
+            return changes
+        self._read_so_far += len(records)
+        self._last_seen = max(self._last_seen, position_of(records[-1][0]))
+        changes.position = max(since, self._last_seen)
         now = self.now()
-        vectors: list[bytes | None] = []
-        for stream_id, fields in records:
-            self._read_so_far += 1
-            self._last_seen = max(self._last_seen, position_of(stream_id))
-            changes.position = max(changes.position, self._last_seen)
+        added: list[list[Any]] = []
+        for _, fields in records:
             try:
                 record = unpack(fields[1])
                 kind = record[0]
                 if kind == "a":
-                    row = self._row(record, now)
-                    if row is not None:
-                        changes.rows.append(row)
-                        vectors.append(record[5])
+                    if record[8] != self._token and self._is_alive(record, now):
+                        added.append(record)
                 elif kind == "m":
                     _, facet, value, position = record
                     changes.marks.append((facet, value, position))
@@ -165,17 +166,15 @@ class Following(Marking):
                     changes.mode = self._mode = _mode(record[1])
             except (DecodeError, ValueError, IndexError, TypeError):
                 continue  # a record of a later version, or of another hand
-        changes.rows = _with_vectors(changes.rows, vectors)
+        changes.rows = _rows(added, now)
         return changes
 
-    def _row(self, record: list[Any], now: float) -> Row | None:
-        """Read a record of another process's row; None for our own, and for what is over."""
-        _, key, scope, embedder, text, _, expires, about, writer, born = record
-        if writer == self._token or expires <= now:
-            return None
-        if born < self._marks.newest and self._marks.cover(facets_of(about, self._namespace).pairs(key), born):
-            return None
-        return Row(key, scope, embedder, text, None, expires - now)
+    def _is_alive(self, record: list[Any], now: float) -> bool:
+        """Say whether a record's row may be found: its life is not over, and no mark covers it."""
+        _, key, _, _, _, _, expires, about, _, born = record
+        if expires <= now:
+            return False
+        return born >= self._marks.newest or not self._marks.cover(facets_of(about, self._namespace).pairs(key), born)
 
     def rows(self, embedder: str) -> Iterator[Row]:
         """Return the live rows of an embedder in the log, oldest first, a page at a time. Raises TierError."""
@@ -184,17 +183,16 @@ class Following(Marking):
             asked: list[Command] = [("XRANGE", self.names.log, start, "+", "COUNT", _PAGE)]
             records = self._checked(self._send(asked)[0])
             now = self.now()
+            found = []
             for _, fields in records:
                 try:
                     record = unpack(fields[1])
-                    if record[0] != "a" or record[3] != embedder:
-                        continue
-                    record[8] = b""  # also our own: an index that is built anew has forgotten them
-                    row = self._row(record, now)
+                    # Also our own: an index that is built anew has forgotten them.
+                    if record[0] == "a" and record[3] == embedder and self._is_alive(record, now):
+                        found.append(record)
                 except (DecodeError, ValueError, IndexError, TypeError):
                     continue
-                if row is not None:
-                    yield from _with_vectors([row], [record[5]])
+            yield from _rows(found, now)
             if len(records) < _PAGE:
                 return
             start = b"(" + records[-1][0]
@@ -243,15 +241,12 @@ def _mode(told: bytes | str | None) -> Mode | None:
     return name if name in MODES else None
 
 
-def _with_vectors(rows: list[Row], vectors: list[bytes | None]) -> list[Row]:
-    """Give rows their vectors, all of one length at once: one by one they would cost more than their rows."""
-    if not rows:  # a process that follows for its memory's sake alone needs no numpy
-        return rows
-    import numpy as np
-
-    told = [vector for vector in vectors if vector is not None]
-    if told and len(told) == len(rows) and len({len(vector) for vector in told}) == 1:
-        matrix = np.frombuffer(b"".join(told), dtype="<f2").reshape(len(rows), -1).astype(np.float32)
-        return [row._replace(vector=vector) for row, vector in zip(rows, matrix, strict=True)]
-    made = [None if vector is None else np.frombuffer(vector, dtype="<f2").astype(np.float32) for vector in vectors]
-    return [row._replace(vector=vector) for row, vector in zip(rows, made, strict=True)]
+def _rows(records: list[list[Any]], now: float) -> list[Row]:
+    try:
+        vectors = from_float16([record[5] for record in records])
+    except (TypeError, ValueError):  # one of them is of another hand
+        return [row for record in records for row in _rows([record], now)] if len(records) > 1 else []
+    return [
+        Row(key, scope, embedder, text, vector, expires - now)
+        for (_, key, scope, embedder, text, _, expires, *_), vector in zip(records, vectors, strict=True)
+    ]
