@@ -29,6 +29,8 @@ class Accounts:
     recorder: Recorder
     store: DiskTier | RedisTier | None
     now: Callable[[], float]
+    # Whether what is counted goes to the store: a trial is no traffic.
+    books: bool = True
     _clock: Clock
     _book_at: float
 
@@ -45,7 +47,7 @@ class Accounts:
         Never called in a lookup: a stream that the collector closes is a lookup too, in a thread that may hold a lock
         of the store's.
         """
-        if self.store is None:
+        if self.store is None or not self.books:
             return
         for day, amounts in self.recorder.taken().items():
             try:

@@ -29,8 +29,8 @@ from semcache.tiers.redis import RedisTier
 SHORT = semcache.Timeouts(redis="50ms")
 PATIENT = semcache.Timeouts(redis="10s")
 LEAST_RIGHTS = (
-    "+get", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore", "+zrange",
-    "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim",
+    "+get", "+mget", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore",
+    "+zrange", "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange", "+xtrim",
     "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+hincrbyfloat", "+hmget", "+hgetall", "+watch", "+time",
     "+multi", "+exec",
 )  # fmt: skip
@@ -278,6 +278,10 @@ def test_least_rights_suffice_and_each_is_used(open_near, own_redis):
         cache.redis._store.is_followed = False  # as after a cut: a read then asks for the marks too
         cache.memory.clear()
         cache.get_or_load(cache.request("again"), lambda: "answer")
+        other.memory.clear()
+        other.get_or_load_many(
+            [other.request("again"), other.request("and again")], lambda places: ["answer"] * len(places)
+        )
         cache.put(cache.request("pinned", tags="curated"), value="answer", pinned=True)
         assert cache.flush(GUARD)
         cache.invalidate(tag="curated")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from instruments import GUARD
 
 from semcache.errors import ConfigurationError, TierError
 from semcache.marks import Marks
-from semcache.model import Entry, Facets, Request
+from semcache.model import Entry, Evidence, Facets, Request
 from semcache.plan import run
-from semcache.stores.redis_keys import id_of, member, pair_of, position_at, position_of
+from semcache.stores.redis_keys import id_of, member, pack, pair_of, position_at, position_of
 from semcache.tier import SystemClock
 from semcache.tiers.redis import RedisTier
 
@@ -351,3 +354,24 @@ def test_marks_that_are_begun_lie_after_the_log_where_the_servers_clock_went_bac
     assert value(tier) is None
     assert tier.position() > position_of(b"9700000000000-5")
     assert tier.marks.cover([("namespace", "ns")], position_of(b"9700000000000-5"))
+
+
+@pytest.mark.parametrize("vector", [7, "text", b"odd", b"\0\0\0\0"])
+def test_record_of_another_hand_does_not_stop_the_follower(open_tier, redis_server, vector):
+    """Law 10: a row whose vector is none, or of another length, costs no row beside it, and is not met forever."""
+    ours, other = open_tier(), open_tier()
+    since = ours.join().position
+    other.join()
+    evidence = Evidence(vector=np.ones(3, np.float32))
+    asked = replace(request(b"good"), scope=b"s", text="text", embedder="e")
+    run(other.put(asked, Entry(b"v", born=other.position()), evidence))
+    assert other.flush(GUARD)
+    about = ["", "", "", "", [], []]
+    record = pack(["a", b"odd", b"s", "e", "odd", vector, 4e9, about, b"another", other.position()])
+    redis_server.client().xadd("semcache:ns:log", {"r": record})
+    keys = []
+    while b"good" not in keys or len(keys) < (2 if vector == b"\0\0\0\0" else 1):
+        changes = ours.follow(since)
+        since, keys = changes.position, keys + [row.key for row in changes.rows]
+    assert since == position_of(redis_server.client().xrevrange("semcache:ns:log", count=1)[0][0])
+    assert [row.key for row in ours.rows("e")] == keys

@@ -19,7 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
-from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Take, Within
+from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Within
 from semcache.semantic.worker import State, Worker
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ class Batcher:
         self._worker().submit(Remove(list(keys)))
 
     def take(self, rows: list[Row]) -> None:
-        """Add rows that came from elsewhere, many at once."""
+        """Add rows that came from elsewhere, many at once, and before whatever is asked next."""
         if rows:
-            self._worker().submit(Take(rows))
+            self._worker().take(rows)
 
     def rebuild(self) -> None:
         """Drop all rows, and restore them anew."""

@@ -208,7 +208,7 @@ class FlatIndex:
         return sum(self.remove(key) for key in expired)
 
     def _check(self, vector: NDArray[float32]) -> None:
-        square = float(vector @ vector) if vector.shape == (self.dimension,) else None
+        square = float(vector.dot(vector)) if vector.shape == (self.dimension,) else None
         if square is None or not 0.98 < square < 1.02:  # noqa: PLR2004 - float16 on the way leaves 0.999; NaN fails too
             message = (
                 f"a row must be a unit vector, float32[{self.dimension}]; got shape {vector.shape}, square {square}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from semcache.errors import TierError
 from semcache.semantic.texts import Texts, as_exception
+from semcache.semantic.vectors import to_units
 from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take, Within
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ State = Literal["idle", "loading", "ready", "failed", "closed"]
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+# Rows that others have added wait for so many more, or for whoever asks: to wake for each costs more than to add it.
+_TAKEN_AT_ONCE = 64
 
 
 class Worker:
@@ -51,6 +54,7 @@ class Worker:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._arriving: Counter[bytes] = Counter()
+        self._taken: list[Row] = []
         self._failure: Exception | None = None
         self._importing = batcher.importing
         self._pause = _FIRST_PAUSE
@@ -89,8 +93,22 @@ class Worker:
         else:
             self.submit(item)
 
+    def take(self, rows: list[Row]) -> None:
+        """Gather rows for the index; who asks for anything meanwhile finds them there."""
+        with self._lock:
+            self._arriving.update(row[1] for row in rows)
+            self._taken += rows
+            if len(self._taken) >= _TAKEN_AT_ONCE:
+                self._queue_taken()
+
+    def _queue_taken(self) -> None:
+        """Queue what was gathered; the lock is held."""
+        if self._taken:
+            self._queue.put(Take(self._taken))
+            self._taken = []
+
     def submit(self, item: Item) -> None:
-        """Queue an item, or, after a failed load, fail it at once."""
+        """Queue an item, behind the rows that were gathered before it, or, after a failed load, fail it at once."""
         with self._lock:
             if self.state == "closed":
                 raise TierError("closed", "the semantic tier is closed")
@@ -98,6 +116,7 @@ class Worker:
             if failure is None:
                 if isinstance(item, Add):
                     self._arriving[item.scope] += 1
+                self._queue_taken()
                 self._queue.put(item)
         if failure is not None:
             self._fail([item], failure)
@@ -122,7 +141,7 @@ class Worker:
             "evictions": index.evictions if index is not None else 0,
             **self._texts.counts,
             **self._counts,
-            "queued": self._queue.qsize(),
+            "queued": self._queue.qsize() + len(self._taken),
         }
 
     def end(self) -> None:
@@ -211,17 +230,14 @@ class Worker:
             self._report("load", error)
 
     def _restore(self, rows: Iterable[Row]) -> None:
-        import numpy as np
-
         while self.state != "closed" and (chunk := list(islice(rows, self._max_batch))):
             now = self._clock()
             alive = [row for row in chunk if row[4] > now]
-            known = self._texts.vectors([text for _, _, text, vector, _ in alive if vector is None])
-            for key, scope, text, stored, expires in alive:
-                vector = known[text] if stored is None else np.asarray(stored, dtype=np.float32)
-                if not isinstance(vector, Exception):
-                    length = float(np.linalg.norm(vector)) or 1.0  # what was kept as float16 is not quite a unit vector
-                    self._insert(Add(key, scope, text, None, expires, None), vector / np.float32(length))
+            made = self._texts.vectors([row[2] for row in alive if row[3] is None])
+            found = [(row, made[row[2]] if row[3] is None else row[3]) for row in alive]
+            whole = [(row, vector) for row, vector in found if not isinstance(vector, Exception)]
+            for (row, _), unit in zip(whole, to_units([vector for _, vector in whole]), strict=True):
+                self._insert(row[0], row[1], unit, row[2], row[4])
 
     def _serve(self, batch: list[Item]) -> None:
         """Embed all texts of a batch at once, then do what was asked in the order it was asked."""
@@ -291,6 +307,7 @@ class Worker:
                     self._loaded.remove(key)
             case Take():
                 self._restore(iter(item.rows))
+                self._arrived([row[1] for row in item.rows])
             case Restore():
                 self._restore_anew()
             case Clear():
@@ -315,17 +332,19 @@ class Worker:
         else:
             error = self._texts.uncovered(item.text)
             vector = item.vector if error is None else error
-        is_in = not isinstance(vector, Exception) and self._insert(item, vector)
-        self._arrived(item.scope)
+        is_in = False
+        if not isinstance(vector, Exception):
+            is_in = self._insert(item.key, item.scope, vector, item.text, item.expires)
+        self._arrived([item.scope])
         if is_in and item.vector is None and item.done is not None:
             try:
                 item.done(item.key, cast("Vector", vector))
             except BaseException as error:  # noqa: BLE001 - a stranger's callback
                 self._report("done", error)
 
-    def _insert(self, item: Add, vector: Vector) -> bool:
+    def _insert(self, key: bytes, scope: bytes, vector: Vector, text: str, expires: float) -> bool:
         try:
-            self._loaded.add(item.key, item.scope, vector, item.text, item.expires)
+            self._loaded.add(key, scope, vector, text, expires)
         except BaseException as error:  # noqa: BLE001 - a vector of another shape, NaN, no memory
             self._report("add", error)
             return False
@@ -333,12 +352,14 @@ class Worker:
 
     # What both run
 
-    def _arrived(self, scope: bytes, dropped: int = 0) -> None:
+    def _arrived(self, scopes: list[bytes], dropped: int = 0) -> None:
+        """Note that rows of these scopes are on their way no longer."""
         with self._lock:
             self._counts["dropped"] += dropped
-            self._arriving[scope] -= 1
-            if not self._arriving[scope]:
-                del self._arriving[scope]
+            self._arriving.subtract(scopes)
+            for scope in set(scopes):
+                if not self._arriving[scope]:
+                    del self._arriving[scope]
 
     def _drain(self) -> list[Item]:
         """Take all that waits."""
@@ -353,7 +374,9 @@ class Worker:
     def _fail(self, items: Iterable[Item], error: Exception) -> None:
         for item in items:
             if isinstance(item, Add):
-                self._arrived(item.scope, dropped=1)
+                self._arrived([item.scope], dropped=1)
+            elif isinstance(item, Take):
+                self._arrived([row[1] for row in item.rows])
             elif isinstance(item, Search | Embed | Sync):
                 _end(item.future, error)
 

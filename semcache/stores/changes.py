@@ -21,6 +21,7 @@ from semcache.model import Facets
 from semcache.stores import facets as combinations
 from semcache.stores.about import PLAIN, About, pack
 from semcache.stores.schema import IS_PINNED, MODE, PINNED, Row
+from semcache.stores.vectors import to_float16
 
 # A row's cell, its index entries and its part of half-empty pages, beside what is counted of it.
 ROW_BYTES = 250
@@ -135,15 +136,6 @@ class Slide(NamedTuple):
     until: float
     ends: float
     written: float
-
-
-def to_float16(vector: Any) -> bytes | None:
-    """Return a vector as it is stored: float16, little-endian."""
-    if vector is None:
-        return None
-    import numpy as np
-
-    return np.asarray(vector, dtype="<f2").tobytes()
 
 
 def newest_mark(connection: sqlite3.Connection) -> int:

@@ -12,17 +12,13 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
-from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
 from semcache.marks import Changes, Row
 from semcache.model import MODES, Mode
 from semcache.stores import schema
 from semcache.stores.file import StoreFile
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from semcache.stores.vectors import from_float16
 
 # More rows than this are for the next look.
 _PAGE_ROWS = 1000
@@ -81,10 +77,13 @@ class Follower:
             return changes, True
         now = self._now()
         page = connection.execute(schema.ROWS_SINCE, (since, self._writer, now, self._namespace, _PAGE_ROWS)).fetchall()
-        for last, key, scope, embedder, text, vector, expires in page:
-            changes.rows.append(Row(key, scope, embedder, text, from_float16(vector), expires - now))
-            changes.position = last
+        vectors = from_float16([row[5] for row in page])
+        changes.rows = [
+            Row(key, scope, embedder, text, vector, expires - now)
+            for (_, key, scope, embedder, text, _, expires), vector in zip(page, vectors, strict=True)
+        ]
         if len(page) == _PAGE_ROWS:
+            changes.position = page[-1][0]
             return changes, False
         changes.position = position
         return changes, True
@@ -116,12 +115,3 @@ class Follower:
         with self.lock:
             self._is_closed = True
             self.disconnect()
-
-
-def from_float16(vector: bytes | None) -> NDArray[np.float32] | Any:
-    """Return a vector as it is used, from how it is stored."""
-    if vector is None:
-        return None
-    import numpy as np
-
-    return np.frombuffer(vector, dtype="<f2").astype(np.float32)

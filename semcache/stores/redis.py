@@ -38,6 +38,7 @@ from semcache.stores.redis_keys import (
 )
 from semcache.stores.redis_ledger import KEEP_SECONDS
 from semcache.stores.redis_pins import WAITING, Pin, record_of
+from semcache.stores.vectors import to_float16
 
 MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0
@@ -161,7 +162,7 @@ class RedisStore(Following):
         is_new = key not in self.pins
         self.pins.add(key, pin)
         row = (asked.scope, asked.embedder, asked.text) if asked.text is not None else (None, "", None)
-        record = record_of(key, pin, row, None if vector is None else _to_float16(vector), self._token)
+        record = record_of(key, pin, row, to_float16(vector), self._token)
         commands: list[Command] = [("SET", self.names.of_pinned(key), data), *self._pinned(key, record)]
         commands += [("UNLINK", self.names.of(key)), ("ZREM", self.names.keys, key)]
         try:
@@ -183,7 +184,7 @@ class RedisStore(Following):
         return ["a", asked.key, asked.scope, asked.embedder, asked.text, None, expires, about, self._token, born]
 
     def _added(self, record: list[Any], vector: Any) -> Command:
-        record = [*record[:5], None if vector is None else _to_float16(vector), *record[6:]]
+        record = [*record[:5], to_float16(vector), *record[6:]]
         trim = max(int((self.now() - self._index_ttl - _MARGIN_SECONDS) * 1000), 1)
         return ("XADD", self.names.log, "MINID", "~", trim, "*", "r", pack(record))
 
@@ -201,7 +202,7 @@ class RedisStore(Following):
             pairs = facets_of(record[7], self._namespace).pairs(key)
             commands = [self._added(record, vector)]
             if record[0] == "p":
-                commands = self._pinned(key, [*record[:5], _to_float16(vector), *record[6:]])
+                commands = self._pinned(key, [*record[:5], to_float16(vector), *record[6:]])
             self.writer.put(Write(key, commands, None, record[9], pairs, 2048))
 
     def slide(self, key: bytes, seconds: float) -> None:
@@ -274,12 +275,6 @@ class RedisStore(Following):
         self._following = None
         self.is_followed = False
         self._token = os.urandom(8)
-
-
-def _to_float16(vector: Any) -> bytes:
-    import numpy as np
-
-    return np.asarray(vector, dtype="<f2").tobytes()
 
 
 def _date(day: str) -> date:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from math import inf
 from typing import Any, cast
 
 from semcache.errors import DecodeError, TierError
@@ -24,11 +23,12 @@ from semcache.stores.redis_keys import (
     unpack,
 )
 from semcache.stores.redis_marking import Marking
-from semcache.stores.redis_pins import pin_of, records
+from semcache.stores.redis_pins import records, row_of
+from semcache.stores.vectors import from_float16
 
 MAX_MARKS = 100_000
 _BLOCK_MS = 400
-_PAGE = 1000
+_PAGE = 2000
 _VERIFY_SECONDS = 1.0
 # A server that says nothing for so long, where it is asked to wait no longer than `_BLOCK_MS`, is lost.
 _SILENT_SECONDS = _BLOCK_MS / 1000 + 1.0
@@ -177,76 +177,68 @@ class Following(Marking):
             self._talk([("ZREMRANGEBYSCORE", self.names.marks, "-inf", f"({position}")])
 
     def _changes(self, since: int, records: list[Any]) -> Changes:
-        changes = Changes(since, log=self._log)
+        changes = Changes(since, mode=self._told_mode(), log=self._log)
+        if not records:
+            return changes
+        self._read_so_far += len(records)
+        self._last_seen = max(self._last_seen, position_of(records[-1][0]))
+        changes.position = max(since, self._last_seen)
         now = self.now()
-        vectors: list[bytes | None] = []
-        for stream_id, fields in records:
-            self._read_so_far += 1
-            self._last_seen = max(self._last_seen, position_of(stream_id))
-            changes.position = max(changes.position, self._last_seen)
+        added: list[list[Any]] = []
+        for _, fields in records:
             try:
-                record = unpack(fields[1])
-                kind = record[0]
-                if kind in ("a", "p"):
-                    row = self._row(record, now) if kind == "a" else self._pinned_row(record)
-                    if row is not None:
-                        changes.rows.append(row)
-                        vectors.append(record[5])
-                elif kind == "m":
-                    _, facet, value, position = record
-                    self._marks.mark(facet, value, position)
-                    changes.marks.append((facet, value, position))
-                elif kind == "o":
-                    _, mode, position = record
-                    self._hear_mode((int(position), mode) if mode in MODES else (0, ""))
+                added += self._hear(unpack(fields[1]), changes, now)
             except (DecodeError, ValueError, IndexError, TypeError):
                 continue  # a record of a later version, or of another hand
-        changes.rows, changes.mode = _with_vectors(changes.rows, vectors), self._told_mode()
-        for key in self.pins.covered(self._marks) if records else ():
+        changes.rows, changes.mode = _rows(added, now), self._told_mode()
+        for key in self.pins.covered(self._marks):
             self._unpin_covered(key)
         return changes
 
-    def _pinned_row(self, record: list[Any]) -> Row | None:
-        """Hear of a pinned entry; its row, which has no end, where it is another process's and its vector is there."""
-        self.pins.hear(record)
-        _, key, scope, embedder, text, vector, _, _, writer, _ = record
-        if writer == self._token or scope is None or text is None or vector is None:
-            return None
-        return Row(key, scope, embedder, text, None, inf)
+    def _hear(self, record: list[Any], changes: Changes, now: float) -> list[list[Any]]:
+        """Take in what a record tells; return the row of another process's that it brings, if it does."""
+        kind = record[0]
+        if kind == "a":
+            return [record] if record[8] != self._token and self._is_alive(record, now) else []
+        if kind == "p":
+            self.pins.hear(record)
+            return row_of(record) if record[8] != self._token and record[5] is not None else []
+        if kind == "m":
+            _, facet, value, position = record
+            self._marks.mark(facet, value, position)
+            changes.marks.append((facet, value, position))
+        elif kind == "o":
+            _, mode, position = record
+            self._hear_mode((int(position), mode) if mode in MODES else (0, ""))
+        return []
 
-    def _row(self, record: list[Any], now: float) -> Row | None:
-        """Read a record of another process's row; None for our own, and for what is over."""
-        _, key, scope, embedder, text, _, expires, about, writer, born = record
-        if writer == self._token or expires <= now:
-            return None
-        if born < self._marks.newest and self._marks.cover(facets_of(about, self._namespace).pairs(key), born):
-            return None
-        return Row(key, scope, embedder, text, None, expires - now)
+    def _is_alive(self, record: list[Any], now: float) -> bool:
+        """Say whether a record's row may be found: its life is not over, and no mark covers it."""
+        _, key, _, _, _, _, expires, about, _, born = record
+        if expires <= now:
+            return False
+        return born >= self._marks.newest or not self._marks.cover(facets_of(about, self._namespace).pairs(key), born)
 
     def rows(self, embedder: str) -> Iterator[Row]:
         """Return the live rows of an embedder, pinned ones, then the log's, oldest first. Raises TierError."""
-        for record in records(self._checked(self._send([("HVALS", self.names.pinned)])[0])):
-            _, _, scope, kind, text, vector, *_ = record
-            key, pin = pin_of(record, self._namespace)
-            is_covered = self._marks.cover(pin.facets.pairs(key), pin.born)
-            if kind == embedder and scope is not None and text is not None and not is_covered:
-                yield from _with_vectors([Row(key, scope, kind, text, None, inf)], [vector])
+        pinned = records(self._checked(self._send([("HVALS", self.names.pinned)])[0]))
+        standing = [row for record in pinned for row in row_of(record)]
+        yield from _rows([row for row in standing if row[3] == embedder and self._is_alive(row, 0.0)], 0.0)
         start: bytes = b"-"
         while True:
             asked: list[Command] = [("XRANGE", self.names.log, start, "+", "COUNT", _PAGE)]
             page = self._checked(self._send(asked)[0])
             now = self.now()
+            found = []
             for _, fields in page:
                 try:
                     record = unpack(fields[1])
-                    if record[0] != "a" or record[3] != embedder:
-                        continue
-                    record[8] = b""  # also our own: an index that is built anew has forgotten them
-                    row = self._row(record, now)
+                    # Also our own: an index that is built anew has forgotten them.
+                    if record[0] == "a" and record[3] == embedder and self._is_alive(record, now):
+                        found.append(record)
                 except (DecodeError, ValueError, IndexError, TypeError):
                     continue
-                if row is not None:
-                    yield from _with_vectors([row], [record[5]])
+            yield from _rows(found, now)
             if len(page) < _PAGE:
                 return
             start = b"(" + page[-1][0]
@@ -297,15 +289,12 @@ def _stream_told(info: Any) -> tuple[int, int, int]:
     return position_of(told[b"last-generated-id"]), added, added - int(told[b"length"])
 
 
-def _with_vectors(rows: list[Row], vectors: list[bytes | None]) -> list[Row]:
-    """Give rows their vectors, all of one length at once: one by one they would cost more than their rows."""
-    if not rows:  # a process that follows for its memory's sake alone needs no numpy
-        return rows
-    import numpy as np
-
-    told = [vector for vector in vectors if vector is not None]
-    if told and len(told) == len(rows) and len({len(vector) for vector in told}) == 1:
-        matrix = np.frombuffer(b"".join(told), dtype="<f2").reshape(len(rows), -1).astype(np.float32)
-        return [row._replace(vector=vector) for row, vector in zip(rows, matrix, strict=True)]
-    made = [None if vector is None else np.frombuffer(vector, dtype="<f2").astype(np.float32) for vector in vectors]
-    return [row._replace(vector=vector) for row, vector in zip(rows, made, strict=True)]
+def _rows(records: list[list[Any]], now: float) -> list[Row]:
+    try:
+        vectors = from_float16([record[5] for record in records])
+    except (TypeError, ValueError):  # one of them is of another hand
+        return [row for record in records for row in _rows([record], now)] if len(records) > 1 else []
+    return [
+        Row(key, scope, embedder, text, vector, expires - now)
+        for (_, key, scope, embedder, text, _, expires, *_), vector in zip(records, vectors, strict=True)
+    ]

@@ -11,6 +11,7 @@ others pin it hears from the log; where the mirror is wrong, one read is a miss,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any, NamedTuple
 
 from semcache.errors import DecodeError, TierError
@@ -112,6 +113,14 @@ def record_of(
     facets = pin.facets
     about = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
     return ["p", key, *row, vector, pin.size, about, writer, pin.born]
+
+
+def row_of(record: list[Any]) -> list[list[Any]]:
+    """Return a pinned entry's row as the log has the others', without an end; none where it is not for the index."""
+    _, key, scope, embedder, text, vector, _, about, writer, born = record
+    if scope is None or text is None:
+        return []
+    return [["a", key, scope, embedder, text, vector, inf, about, writer, born]]
 
 
 def pin_of(record: list[Any], namespace: str) -> tuple[bytes, Pin]:

@@ -25,9 +25,10 @@ from semcache.model import Facets, Mode
 from semcache.stores import changes, facets, schema
 from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
-from semcache.stores.follower import Follower, from_float16
+from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
 from semcache.stores.schema import READ, Row, reason_of, trouble
+from semcache.stores.vectors import from_float16
 from semcache.stores.writer import PATIENCE_SECONDS, OnFault, Writer
 from semcache.tier import Clock
 
@@ -125,10 +126,12 @@ class SqliteStore:
         while True:
             now = self._clock.time()
             page = self._ask(schema.INDEX_PAGE, position, embedder, now, self._namespace, _PAGE_ROWS)
-            for position, key, scope, text, vector, expires in page:  # noqa: B007 - the next page begins after the last
-                yield IndexRow(key, scope, text, from_float16(vector), expires - now)
+            vectors = from_float16([row[4] for row in page])
+            for (_, key, scope, text, _, expires), vector in zip(page, vectors, strict=True):
+                yield IndexRow(key, scope, text, vector, expires - now)
             if len(page) < _PAGE_ROWS:
                 return
+            position = page[-1][0]
 
     def count(self, pairs: list[Pair]) -> int:
         """Return how many live entries invalidations mean, written or not."""

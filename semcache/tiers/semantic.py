@@ -179,14 +179,12 @@ class SemanticTier:
     def take(self, rows: Iterable[Row]) -> None:
         """Take rows that others have added, if they are this embedder's; before it is loaded there is no need."""
         if self.batcher.state in ("loading", "ready"):
-            now = self._now()
-            self.batcher.take(
-                [
-                    (row.key, row.scope, row.text, row.vector, now + row_life(row.remaining, self._ttl))
-                    for row in rows
-                    if row.embedder == self._embedder
-                ]
-            )
+            now, ttl = self._now(), self._ttl
+            self.batcher.take([
+                (key, scope, text, vector, now + row_life(remaining, ttl))
+                for key, scope, embedder, text, vector, remaining in rows
+                if embedder == self._embedder
+            ])  # fmt: skip
 
     def rebuild(self) -> None:
         """Forget all rows and read them from the store anew."""

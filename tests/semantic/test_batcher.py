@@ -503,6 +503,47 @@ def test_restore_rows_are_there_when_ready(rig):
     assert {reason for reason, _ in r.faults} == {"add"}
 
 
+def test_taken_row_is_known_and_found_by_the_next_who_asks(rig):
+    """A row that came from elsewhere need not have been added yet: its scope has rows, and a search finds it."""
+    rig = rig()
+    rig.batcher.warm().result(SOON)
+    rig.batcher.take([(b"k", b"s", "parcel", vector_of("parcel"), inf)])
+    assert rig.batcher.has_scope(b"s") is True
+    assert [each.key for each in rig.search(b"s", "parcel").neighbours] == [b"k"]
+    rig.batcher.remove([b"k"])
+    assert rig.batcher.flush(SOON)
+    assert rig.batcher.has_scope(b"s") is False
+
+
+def test_taken_rows_are_added_unasked_when_they_are_many(rig):
+    """What others learn is gathered, but not without end."""
+    rig = rig()
+    future = rig.held()
+    rows = [(b"%d" % number, b"s", "", vector_of("parcel"), inf) for number in range(100)]
+    for row in rows:
+        rig.batcher.take([row])
+    waiting = rig.batcher._worker()._queue.qsize()
+    rig.embed.gate.set()
+    future.result(SOON)
+    assert waiting == 1, "one item for many rows"
+    assert rig.batcher.flush(SOON)
+    assert rig.batcher.stats()["rows"] == 100
+
+
+def test_taken_rows_of_another_shape_cost_only_themselves(rig):
+    """A row of another dimension, or of no length, is told as a fault; those beside it are added."""
+    rig = rig()
+    rig.batcher.warm().result(SOON)
+    good = vector_of("parcel")
+    rig.batcher.take([
+        (b"long", b"s", "", np.ones(DIMENSION + 1, np.float32), inf), (b"good", b"s", "", 0.995 * good, inf),
+        (b"nan", b"s", "", np.full(DIMENSION, np.nan, np.float32), inf),
+    ])  # fmt: skip
+    assert rig.batcher.flush(SOON)
+    assert [each.key for each in rig.search(b"s", "parcel").neighbours] == [b"good"]
+    assert [reason for reason, _ in rig.faults] == ["add", "add"]
+
+
 def test_restore_poisonous_text_is_left_out(rig):
     """A text that cannot be embedded does not keep the other rows out."""
     r = rig(restore=lambda: [(text.encode(), b"scope", text, None, inf) for text in ("good", "poison", "better")])

@@ -174,7 +174,7 @@ def test_server_that_was_paused_counts_once(own_redis, monkeypatch, attempts):
 def test_reply_that_is_lost_counts_once(redis_url, redis_server):
     """A batch whose transaction was made, though nobody heard of it, is not added a second time."""
     tier = open_redis(redis_url)
-    ledger, exchange = tier._store.writer._ledger, tier._store.writer._ledger._link.exchange
+    ledger, exchange = tier._store._ledger, tier._store._ledger._link.exchange
 
     def deaf(asked, timeout, then):
         exchange(asked, timeout, then)
@@ -193,7 +193,7 @@ def test_reply_that_is_lost_counts_once(redis_url, redis_server):
 def test_earlier_try_that_comes_through_late_stops_the_next(redis_url, redis_server):
     """An earlier try that is carried out between our look and our transaction makes that transaction void."""
     tier = open_redis(redis_url)
-    ledger = tier._store.writer._ledger
+    ledger = tier._store._ledger
     exchange, other, seen = ledger._link.exchange, redis_server.client(), []
 
     def overtaken(asked, timeout, then=None):

@@ -59,6 +59,7 @@ class Patient:
             made["disk_size"] = "1TB"  # the file is its service's to bound
         self.caches = [stack.enter_context(Cache(trial.namespace, **made)) for _ in range(2 if has_store else 1)]
         for cache in self.caches:
+            cache.books = False
             if cache.redis is not None:
                 from semcache.stores.redis_keys import Names
 
