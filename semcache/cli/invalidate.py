@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from semcache.cli.store import add_store, opened, place_of
-from semcache.errors import InvalidationError
+from semcache.commands import NEAR
+from semcache.errors import ConfigurationError, InvalidationError
 from semcache.replay.words import count
 
 _FACETS = {
@@ -32,21 +34,45 @@ def add(commands: Any) -> None:
     which = parser.add_argument_group("which, one of").add_mutually_exclusive_group(required=True)
     for facet, (metavar, told) in _FACETS.items():
         which.add_argument(f"--{facet}", metavar=metavar, help=told)
+    which.add_argument("--text", metavar="TEXT", help="those whose text is near to this, in all scopes")
     which.add_argument("--everything", action="store_true", help="all answers of the namespace")
+    near = parser.add_argument_group("with --text")
+    near.add_argument(
+        "--similarity", type=float, metavar="COSINE", help=f"how near, -1 to 1 (default: {NEAR})",
+    )  # fmt: skip
+    near.add_argument(
+        "--embedder", metavar="MODEL",
+        help="the service's model, by name or path (default: SEMCACHE_EMBEDDER)",
+    )  # fmt: skip
     add_store(parser)
     parser.add_argument("--dry-run", action="store_true", help="only count what would be dropped")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
+def _embedder(options: argparse.Namespace) -> str | None:
+    """Return the model that finds what is near to a text. Raises ConfigurationError."""
+    if options.text is None:
+        if options.similarity is not None or options.embedder is not None:
+            raise ConfigurationError("--similarity and --embedder are for --text")
+        return None
+    embedder: str | None = options.embedder or os.environ.get("SEMCACHE_EMBEDDER")
+    if not embedder:
+        raise ConfigurationError("--text looks into the index: name the service's model, --embedder MODEL")
+    return embedder
+
+
 def _run(options: argparse.Namespace) -> int:
+    embedder = _embedder(options)
     place = place_of(options)
     facet, value = next(
-        ((facet, getattr(options, facet)) for facet in _FACETS if getattr(options, facet) is not None),
+        ((facet, getattr(options, facet)) for facet in (*_FACETS, "text") if getattr(options, facet) is not None),
         ("namespace", place.namespace),
     )
     meant: dict[str, Any] = {facet: value}
-    with opened(place) as cache:
+    if options.similarity is not None:
+        meant["similarity"] = options.similarity
+    with opened(place, embedder=embedder) as cache:
         try:
             entries = cache.invalidate(**meant, dry_run=options.dry_run)
         except InvalidationError as error:

@@ -104,3 +104,33 @@ def test_invalidation_that_is_refused_is_status_1(semcache_command, own_redis):
     assert err.startswith("semcache: not invalidated durably, try again: redis://127.0.0.1:")
     assert "its memory is full" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.semantic
+def test_what_is_near_to_a_text_goes(open_service, store, told, typed):
+    """With the service's model a text means all that is near to it; the others stay."""
+    cache = open_service(**store, embedder="all-MiniLM-L6-v2")
+    cache.warm()
+    near = cache.request(text="How do I return a parcel?", function="f")
+    other = cache.request(text="When do you open on Sundays?", function="f")
+    for request in (near, other):
+        cache.get_or_load(request, lambda: "answer")
+    assert cache.flush(GUARD)
+    asked = ("invalidate", "--text", "How can I return a parcel?", "--embedder", "all-MiniLM-L6-v2", *typed)
+    assert told(*asked, "--dry-run")["entries"] == 1
+    assert told(*asked)["entries"] == 1
+    assert told(*asked, "--similarity", "-1", "--dry-run")["entries"] == 1
+    assert stands(cache, other)
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [(["--text", "a"], "--embedder MODEL"), (["--tag", "a", "--similarity", "0.5"], "--text"),
+     (["--tag", "a", "--embedder", "m"], "--text"), (["--text", "a", "--tag", "b"], "not allowed with")],
+)  # fmt: skip
+def test_text_wants_a_model_and_nothing_else_does(semcache_command, typed, options, mend):
+    """What does not go together is said in one line."""
+    status, out, err = semcache_command("invalidate", *options, *typed)
+    assert (status, out) == (2, "")
+    assert mend in err
