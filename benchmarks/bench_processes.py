@@ -104,8 +104,8 @@ def test_eight_processes(pairs):
         assert not any(child.ask("faults") for child in children)
     ratios = [ours / bare for ours, bare in zip(rates["ours"][1:], rates["bare"][1:], strict=True)]
     pairs.record(
-        f"calls a second of a decorated function in {PROCESSES} processes on {len(os.sched_getaffinity(0))} cores, 95% hits"
-        " in Redis, 5% puts, memory off / redis-py clients, the same GETs and SETs",
+        f"calls a second of {PROCESSES} processes on {len(os.sched_getaffinity(0))} cores, decorated function, 95% hits"
+        " in Redis, 5% puts, no memory / redis-py clients, the same GETs and SETs",
         ratio=statistics.median(ratios), bar=0.8, higher_is_better=True, unit="calls/s",
         medians={name: statistics.median(all_rates[1:]) for name, all_rates in rates.items()},
     )  # fmt: skip
