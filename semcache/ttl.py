@@ -68,6 +68,8 @@ def lives_of(
     stale_while_revalidate: Duration = 0, stale_if_error: Duration = 0, *, sliding: bool = False,
 ) -> Lives | None:  # fmt: skip
     """Check how long an answer may be served; None where nothing was said. Raises ConfigurationError."""
+    if (ttl, max_age, stale_while_revalidate, stale_if_error, sliding) == (None, None, 0, 0, False):
+        return None
     if sliding and ttl is None:
         raise ConfigurationError('sliding=True wants a ttl that each hit gives anew, as in ttl="1h"')
     if sliding and (stale_while_revalidate or stale_if_error):

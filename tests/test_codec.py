@@ -322,7 +322,9 @@ def test_value_of_every_kind_comes_back_exactly(value):
     before = exact(value)
     data = encode(value)
     assert exact(decode(data)) == before == exact(value)
-    assert encode(decode(data)) == data
+    again = encode(decode(data))
+    assert exact(decode(again)) == before
+    assert len(again) == len(data)  # the items of a set may come in another order
     packed = Codec("zstd").encode(value)
     assert exact(decode(packed)) == before
 

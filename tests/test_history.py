@@ -1,7 +1,7 @@
 """Several processes, one store, faults in the middle: no read is older than what was acknowledged before it (law 8).
 
-SEMCACHE_HISTORY_SECONDS makes each run longer than the seconds it takes here; SEMCACHE_HISTORY_LAG is how long a
-process that follows the log may take to hear of an invalidation.
+SEMCACHE_HISTORY_SECONDS makes each run longer than the seconds it takes here, SEMCACHE_HISTORY_PROCESSES gives it other
+than four processes; SEMCACHE_HISTORY_LAG is how long one that follows the log may take to hear of an invalidation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from history import KEYS, Acknowledged, Read, Starved, stale, staleness, trace
 
 from semcache.log import LOST_SECONDS
 
-PROCESSES = 4
+PROCESSES = int(os.environ.get("SEMCACHE_HISTORY_PROCESSES", "4"))
 SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "8"))
 # Processes that hear of each other do so in milliseconds; while a machine lets one of them wait for its turn, the time
 # does not count.

@@ -319,12 +319,12 @@ def test_pool_that_is_used_up_is_a_miss_in_time(open_cache, own_redis):
     cache.get_or_load(cache.request("a"), lambda: "stored")
     assert cache.flush(GUARD)
     link = cache.redis._store.link
-    assert link._free.acquire(timeout=GUARD)
+    assert link._free.get(timeout=GUARD) is None
     try:
         assert cache.get_or_load(cache.request("b"), lambda: "loaded") == "loaded"
         assert "redis: pool" in faults(cache)
     finally:
-        link._free.release()
+        link._free.put(None)
 
 
 def test_large_value_is_kept_whole(open_cache, own_redis, ask):
@@ -408,7 +408,7 @@ def test_caller_that_waited_for_a_connection_has_what_is_left_for_the_answer(own
             while told is None:  # where this thread comes late to the queue, it has not waited enough
                 assert time.monotonic() < deadline
                 first = crew.submit(link.exchange, [("PING",)], GUARD)
-                while link._free._value and not first.done():
+                while link._free.qsize() and not first.done():
                     pass
                 try:
                     link.exchange([("PING",)], 0.4)

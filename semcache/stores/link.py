@@ -21,7 +21,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from threading import BoundedSemaphore, Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -114,7 +115,10 @@ class Link:
 
     def _begin(self) -> None:
         self._idle: deque[Any] = deque()
-        self._free = BoundedSemaphore(self.address.max_connections)
+        # As many as there may be connections; a semaphore would cost a quarter of a trip.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self.address.max_connections):
+            self._free.put(None)
         self._opening = Lock()
         self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopPool] = WeakKeyDictionary()
 
@@ -127,17 +131,25 @@ class Link:
         answered.
         """
         deadline, waited_ns = time.monotonic() + timeout, 0
-        if not self._free.acquire(blocking=False):
+        try:
+            self._free.get_nowait()
+        except Empty:
             began = time.perf_counter_ns()
-            if not self._free.acquire(timeout=timeout):
-                raise TierError("pool", f"{self.where}: all {self.address.max_connections} connections are in use")
+            self._wait_for_one(timeout)
             waited_ns = time.perf_counter_ns() - began
         try:
             return Replies(self._converse(asked, deadline, then), waited_ns)
         except (RedisError, OSError) as error:
             raise trouble(error, self.where) from error
         finally:
-            self._free.release()
+            self._free.put(None)
+
+    def _wait_for_one(self, timeout: float) -> None:
+        try:
+            self._free.get(timeout=timeout)
+        except Empty:
+            full = f"{self.where}: all {self.address.max_connections} connections are in use"
+            raise TierError("pool", full) from None
 
     def _converse(self, asked: Sequence[Command], deadline: float, then: Then | None) -> list[Any]:
         try:
