@@ -22,7 +22,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.log import Log
+from semcache.log import LOST_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
@@ -350,6 +350,8 @@ class Cache(Meaning, Commands, Accounts):
             self.semantic.batcher.after_fork_in_child()
         if self.memory is not None:
             self.memory.after_fork_in_child()
+            if self.store is not None:  # nobody follows the log here until the first miss
+                self.memory.lose(LOST_SECONDS)
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

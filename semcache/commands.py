@@ -125,7 +125,9 @@ class Commands:
                 f"nothing was invalidated: the index could not be asked what is near to {text!r} ({error})"
             ) from error
         if tenant is not None and holder is not None:
-            keys = yield from holder.having(keys, ("tenant", str(tenant)))
+            # Of those that cannot be looked into it may be any: they go too.
+            others = set((yield from holder.lacking(keys, ("tenant", str(tenant)))))
+            keys = [key for key in keys if key not in others]
         dropped = 0
         for at in range(0, len(keys), _PAGE):
             pairs: list[Pair] = [("key", key) for key in keys[at : at + _PAGE]]

@@ -62,7 +62,8 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
         followed = yield from follow(chain, flight, request, event)
         if followed is not None:
             return finish(chain, event, followed)
-        if event.faults:  # the leader is too slow to wait for, or its answer cannot be shared
+        # The leader is too slow to wait for, or its answer cannot be shared; else it was cancelled.
+        if any(tier == "flight" for tier, _, _ in event.faults):
             flight = None
             break
     try:
@@ -237,7 +238,7 @@ def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[O
             leave(token)
     took = perf_counter_ns() - began
     event.took("load", took)
-    event.load_seconds = took / 1e9
+    event.load_seconds = took / 1e9 / outcome.shares
     if outcome.error is None:
         event.usage = usage_of(origin.usage, outcome.value, event)
     return outcome

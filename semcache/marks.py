@@ -77,7 +77,8 @@ class Marks:
         """Say that all that has this facet value and was born before `position` is invalid."""
         now = self._clock()
         with self._lock:
-            old = self._marks.pop((facet, value), (0, 0.0))[0]
+            # In place: whoever looks meanwhile, without the lock, is to find one or the other.
+            old = self._marks.get((facet, value), (0, 0.0))[0]
             self._marks[facet, value] = max(position, old), now
             self.newest = max(self.newest, position)
             if isinstance(position, Between):
@@ -88,7 +89,7 @@ class Marks:
     def _shrink(self, now: float) -> None:
         young = {pair: mark for pair, mark in self._marks.items() if mark[1] > now - self._keep_seconds}
         if len(young) > self._most // 2:
-            oldest = list(young)[: len(young) - self._most // 2]
+            oldest = sorted(young, key=lambda pair: young[pair][1])[: len(young) - self._most // 2]
             self._floor = max(self._floor, *(young.pop(pair)[0] for pair in oldest))
         self._marks = young
 

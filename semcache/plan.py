@@ -23,13 +23,14 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """What came of a load: a value, or the origin's error."""
+    """What came of a load: a value, or the origin's error; `shares` is how many loads were one call."""
 
-    __slots__ = ("error", "value")
+    __slots__ = ("error", "shares", "value")
 
-    def __init__(self, value: T | None = None, error: BaseException | None = None) -> None:
+    def __init__(self, value: T | None = None, error: BaseException | None = None, shares: int = 1) -> None:
         self.value = value
         self.error = error
+        self.shares = shares
 
     def unwrap(self) -> T:
         """Return the value, or raise the origin's error as it was."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Any, cast
 
-from semcache.plan import Exchange, Follow, Load, Outcome, Plan, Step
+from semcache.plan import Exchange, Follow, Load, Outcome, Plan, Step, Wait
 
 
 def together(plans: Sequence[Plan[Any]], load: Callable[[list[int]], Any] | None = None) -> Plan[list[Outcome[Any]]]:
@@ -37,11 +38,13 @@ class _Crowd:
     def __init__(self, plans: Sequence[Plan[Any]]) -> None:
         self.plans = plans
         self.steps: dict[int, Step] = {}
+        self.since: dict[int, float] = {}
         self.outcomes: list[Outcome[Any]] = [Outcome() for _ in plans]
 
     def go(self, place: int, result: Any, error: BaseException | None = None) -> None:
         """Give a plan what its step brought, and take its next."""
         self.steps.pop(place, None)
+        self.since[place] = monotonic()
         plan = self.plans[place]
         try:
             self.steps[place] = plan.send(result) if error is None else plan.throw(error)
@@ -65,16 +68,23 @@ class _Crowd:
         if exchanges:
             yield from self._exchange(next(iter(exchanges.values())))
             return
+        overdue = [place for place, step in self.steps.items() if isinstance(step, Follow) and self._left(place) == 0]
         loads = [place for place, step in self.steps.items() if isinstance(step, Load)]
-        alone = [place for place, step in self.steps.items() if not isinstance(step, Load | Follow)]
+        alone = [place for place, step in self.steps.items() if not isinstance(step, Load | Follow)] or overdue
         if alone or not loads or load is None:
             yield from self._alone((alone or loads or list(self.steps))[0])
         else:
             yield from self._load(loads, load)
 
+    def _left(self, place: int) -> float | None:
+        """Return how long a plan waits still: its time began when it came to its step, not when its turn comes."""
+        timeout = getattr(self.steps[place], "timeout", None)
+        return None if timeout is None else max(0.0, timeout - (monotonic() - self.since[place]))
+
     def _alone(self, place: int) -> Plan[None]:
+        step = self.steps[place]
         try:
-            result = yield self.steps[place]
+            result = yield type(step)(step.future, self._left(place)) if isinstance(step, Wait) else step
         except Exception as error:  # noqa: BLE001 - the plan decides what a failed step means
             self.go(place, None, error)
         else:
@@ -103,10 +113,10 @@ class _Crowd:
         if outcome.error is None:
             try:
                 listed = list(cast("Sequence[Any]", outcome.value))
-                answers = {place: Outcome(one) for place, one in zip(wanted, listed, strict=True)}
+                answers = {place: Outcome(one, shares=len(wanted)) for place, one in zip(wanted, listed, strict=True)}
             except (TypeError, ValueError) as error:
                 told = f"load is asked for {len(wanted)} answers, in order; it returned {type(outcome.value).__name__}"
                 outcome.error = TypeError(f"{told}: {error}")
         # The last to come here is the first to go on: each has set the context, and sets it back.
         for place in reversed(places):
-            self.go(place, answers.get(place) or Outcome(error=outcome.error))
+            self.go(place, answers.get(place) or Outcome(error=outcome.error, shares=len(wanted)))

@@ -112,3 +112,43 @@ def test_text_that_cannot_be_embedded_raises(open_store):
     with pytest.raises(InvalidationError, match="no vector"):
         cache.invalidate(text="poison")
     assert cache.get_or_load(cache.request(text="refunds"), Origin("new")) == "about refunds"
+
+
+@pytest.mark.semantic
+def test_text_while_the_model_cannot_be_loaded_raises(open_cache):
+    """Whoever asks is told, every time, and nobody hangs; nor where the cache was closed."""
+
+    class Absent(Compass):
+        def load(self):
+            raise OSError("no network")
+
+    cache = open_cache(embedder=Absent(DEGREES))
+    for _ in range(3):
+        with pytest.raises(InvalidationError, match="no network"):
+            cache.invalidate(text="refunds")
+    cache.close()
+    with pytest.raises(InvalidationError, match="closed"):
+        cache.invalidate(text="refunds")
+
+
+@pytest.mark.semantic
+def test_entry_that_cannot_be_looked_into_is_taken_for_the_tenants(open_store):
+    """An invalidation that returns has dropped all that it may mean: what nobody can look into goes too."""
+    cache = open_store()
+    with semcache.context(documents=[f"document {number}" for number in range(60)]):
+        request = cache.request(text="refunds", tenant="acme")
+    cache.get_or_load(request, lambda: "old")
+    assert cache.flush(GUARD)
+    cache.invalidate(text="refunds", similarity=0.99, tenant="acme")
+    assert cache.get_or_load(request, lambda: "new") == "new"
+
+
+@pytest.mark.semantic
+def test_entry_that_waits_to_be_written_is_the_tenants_too(open_store):
+    """What was loaded a moment ago goes as well."""
+    cache = open_store()
+    request = cache.request(text="refunds", tenant="acme")
+    for number in range(30):
+        cache.get_or_load(request, lambda number=number: number)
+        cache.invalidate(text="refunds", similarity=0.99, tenant="acme")
+        assert cache.get_or_load(request, lambda: "new", when=lambda _: False) == "new"

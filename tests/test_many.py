@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from itertools import count
 
 import pytest
@@ -288,3 +289,44 @@ def test_many_answer_as_one_by_one_would(open_cache, tmp_path, data):
             cache.invalidate(key=cache.request(gone).key)
             known.pop(gone, None)
     cache.close()
+
+
+def test_waits_of_many_do_not_add_up(open_cache):
+    """Law 10: who waits for twenty flights that do not land waits once, and then loads all of them in one call."""
+    cache = open_cache(timeouts=semcache.Timeouts(flight=0.2))
+    requests = [cache.request(number) for number in range(20)]
+    origin, load = Origin("theirs", hold=True), Batch()
+    flights = watch_flights(cache)
+    with Crew(20) as crew:
+        theirs = [crew.submit(cache.get_or_load, request, origin) for request in requests]
+        flights.wait_for(20)
+        try:
+            assert cache.get_or_load_many(requests, load) == [f"answer {place}" for place in range(20)]
+        finally:
+            origin.go.set()
+        assert [one.result(GUARD) for one in theirs] == ["theirs"] * 20
+    assert load.asked == [list(range(20))]
+
+
+def test_memcached_is_asked_for_many_in_one_command(open_cache, memcached_url):
+    """500 keys are one `gets` of them all, not 500 trips in one deadline."""
+    cache = open_cache(memcached=memcached_url, memory=0)
+    requests = [cache.request(number) for number in range(500)]
+    cache.get_or_load_many(requests, Batch())
+    assert cache.flush(GUARD)
+    link, asked = cache.memcached._link, []
+    exchange = link.exchange
+    link.exchange = lambda commands, timeout: asked.append(commands) or exchange(commands, timeout)
+    assert cache.get_or_load_many(requests, Batch("new")) == [f"answer {place}" for place in range(500)]
+    assert [[command[0] for command in commands] for commands in asked] == [["gets_many"]]
+
+
+def test_time_of_a_shared_load_is_booked_once(open_cache):
+    """What a load of many took is shared out among them: it is neither spent nor saved a hundred times."""
+    cache = open_cache()
+    requests = [cache.request(number) for number in range(100)]
+    with semcache.trace() as seen:
+        cache.get_or_load_many(requests, lambda places: [time.sleep(0.02)] * len(places))
+    spent = sum(event.load_seconds for event in seen.lookups)
+    whole = max(event.stages["load"] for event in seen.lookups) / 1e9
+    assert spent == pytest.approx(whole, rel=0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from instruments import GUARD, Compass, Origin
+from instruments import GUARD, Compass, Crew, Origin
 
 import semcache
 from semcache.errors import EncodeError, TierError
@@ -206,3 +206,50 @@ def test_pinned_in_memory_alone_is_bounded_and_no_pressure_takes_it(open_cache, 
         ask(cache, cache.request("other", n), lambda: "x" * 10_000)
     for n in range(4):
         assert ask(cache, cache.request("pinned", n), Origin("loaded")) == "x" * 10_000
+
+
+def test_put_keeps_to_the_ttl_that_the_answer_tells(open_cache, clock):
+    """`ttl=callable` holds for what is put; what it says not to keep is refused."""
+    cache = open_cache()
+    cache.put(cache.request("a", ttl=lambda _: 10), value="curated")
+    clock.advance(11)
+    assert cache.get_or_load(cache.request("a"), Origin("loaded")) == "loaded"
+    with pytest.raises(semcache.ConfigurationError, match="ttl"):
+        cache.put(cache.request("b", ttl=lambda _: 0), value="curated")
+
+
+def test_put_that_raises_is_served_by_nobody(open_cache, tmp_path, memcached_url, redis_url, monkeypatch):
+    """Where the store refuses, neither memory nor the memcached before it has the answer."""
+    monkeypatch.setattr("semcache.stores.redis_pins.MAX_PINNED", 0)
+    cache = open_cache(redis=redis_url, memcached=memcached_url)
+    with pytest.raises(TierError):
+        cache.put(cache.request("a"), value="curated", pinned=True)
+    assert cache.flush(10)
+    assert cache.get_or_load(cache.request("a"), Origin("loaded")) == "loaded"
+
+
+def test_pinned_answers_that_many_put_at_once_stay(open_cache, redis_url):
+    """Replicas that seed the same answers at their start do not undo each other's."""
+    caches = [open_cache(redis=redis_url) for _ in range(3)]
+    with Crew() as crew:
+        for number in range(40):
+            puts = [crew.submit(cache.put, cache.request(number), value=number, pinned=True) for cache in caches]
+            for put in puts:
+                put.result(GUARD)
+    for cache in caches:
+        assert cache.flush(GUARD)
+    fresh = open_cache(redis=redis_url, memory=0)
+    assert [fresh.get_or_load(fresh.request(number), Origin("loaded")) for number in range(40)] == list(range(40))
+
+
+def test_pinned_slots_are_freed(open_cache, redis_server, redis_url):
+    """What is no longer there holds none of the places of the pinned: neither a late row nor a lost value does."""
+    cache = open_cache(redis=redis_url)
+    cache.put(cache.request("a", tags="t"), value=1, pinned=True)
+    assert cache.flush(GUARD)
+    store = cache.redis._store
+    redis_server.cli("DEL", store.names.of_pinned(cache.request("a").key))
+    cache.invalidate(tag="t")
+    until(lambda: redis_server.cli("HLEN", store.names.pinned) == 0)
+    assert len(store.pins) == 0
+    assert store.pins._bytes == 0

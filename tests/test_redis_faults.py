@@ -30,10 +30,9 @@ SHORT = semcache.Timeouts(redis="50ms")
 PATIENT = semcache.Timeouts(redis="10s")
 LEAST_RIGHTS = (
     "+get", "+mget", "+set", "+unlink", "+exists", "+getrange", "+pexpire", "+zadd", "+zrem", "+zscore", "+zmscore",
-    "+zrange", "+zrevrange", "+zremrangebyscore", "+zscan", "+zcard", "+xadd", "+xread", "+xrange", "+xrevrange",
-    "+xtrim",
-    "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+hincrbyfloat", "+hmget", "+hgetall", "+watch", "+time",
-    "+multi", "+exec",
+    "+zrange", "+zrevrange", "+zremrangebyscore", "+zremrangebyrank", "+zscan", "+zcard", "+xadd", "+xread",
+    "+xrange", "+xrevrange", "+xtrim", "+xinfo|stream", "+hset", "+hvals", "+hdel", "+hlen", "+hincrbyfloat",
+    "+hmget", "+hgetall", "+watch", "+time", "+multi", "+exec",
 )  # fmt: skip
 OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
 

@@ -224,7 +224,18 @@ def test_write_that_crosses_an_invalidation_leaves_nothing_behind(open_cache, re
             other.invalidate(key=request.key)
         return send(commands)
 
+    exchange = store._steady.exchange
+    late = iter([lambda: other.invalidate(key=request.key)])
+
+    def exchange_late(commands, timeout, then=None):
+        def after(replies):
+            next(late, lambda: None)()
+            return then(replies)
+
+        return exchange(commands, timeout, then and after)
+
     store._send = send_late
+    store._steady.exchange = exchange_late
     entry = Entry(cache.chain.codec.encode("old"), born=cache.log.position(), is_pinned=pinned)
     run(cache.redis.put(request, entry, None))
     assert cache.flush(GUARD)

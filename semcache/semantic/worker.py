@@ -377,7 +377,7 @@ class Worker:
                 self._arrived([item.scope], dropped=1)
             elif isinstance(item, Take):
                 self._arrived([row[1] for row in item.rows])
-            elif isinstance(item, Search | Embed | Sync):
+            elif isinstance(item, Search | Within | Embed | Sync):
                 _end(item.future, error)
 
     def _report(self, reason: str, error: BaseException) -> None:

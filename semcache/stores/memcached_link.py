@@ -120,7 +120,15 @@ class MemcachedLink:
 
     @staticmethod
     def join(asked: list[Sequence[Command]]) -> tuple[list[Command], Callable[[Replies], list[Replies]]]:
-        """Make one exchange of many."""
+        """Make one exchange of many: of those that are one `gets` each, one `gets_many`."""
+        if all(len(one) == 1 and one[0][0] == "gets" for one in asked):
+            names = [one[0][1] for one in asked]
+
+            def pick(replies: Replies) -> list[Replies]:
+                (found,) = replies.values
+                return [Replies([found.get(name, (None, None))], replies.waited_ns) for name in names]
+
+            return [("gets_many", names)], pick
 
         def split(replies: Replies) -> list[Replies]:
             values = iter(replies.values)

@@ -30,7 +30,7 @@ from semcache.stores.fork import forking
 from semcache.stores.link import PATIENT_SECONDS, Command
 from semcache.stores.outbox import Write
 from semcache.stores.redis_base import LONGEST_LOAD_SECONDS
-from semcache.stores.redis_follow import Following, facets_of
+from semcache.stores.redis_follow import MAX_MARKS, Following, facets_of
 from semcache.stores.redis_keys import (
     member,
     pack,
@@ -203,7 +203,8 @@ class RedisStore(Following):
             commands = [self._added(record, vector)]
             if record[0] == "p":
                 commands = self._pinned(key, [*record[:5], to_float16(vector), *record[6:]])
-            self.writer.put(Write(key, commands, None, record[9], pairs, 2048))
+            at = WAITING + key if record[0] == "p" else key
+            self.writer.put(Write(at, commands, None, record[9], pairs, 2048))
 
     def slide(self, key: bytes, seconds: float) -> None:
         """Give an entry that was read its life anew."""
@@ -220,7 +221,10 @@ class RedisStore(Following):
         names, now = self.names, self.now()
         commands = self._prolong(names.keys, names.marks, names.gone, names.log)
         commands.append(("ZREMRANGEBYSCORE", names.keys, "-inf", now))
-        commands.append(("ZREMRANGEBYSCORE", names.gone, "-inf", position_at(now - LONGEST_LOAD_SECONDS)))
+        # Others may hold a key for as long as an entry lives: in memory, or in a memcached beside this store.
+        stays = self._longest + LONGEST_LOAD_SECONDS
+        commands.append(("ZREMRANGEBYSCORE", names.gone, "-inf", position_at(now - stays)))
+        commands.append(("ZREMRANGEBYRANK", names.gone, 0, -MAX_MARKS - 1))
         commands.append(("XTRIM", names.log, "MAXLEN", "~", MAX_RECORDS))
         return commands
 
@@ -272,6 +276,7 @@ class RedisStore(Following):
         self.link.after_fork()
         self._steady.after_fork()
         self.writer.after_fork()
+        self.pins.after_fork()
         self._following = None
         self.is_followed = False
         self._token = os.urandom(8)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
+from semcache.errors import TierError
 from semcache.marks import Marks
+from semcache.stores import header
 from semcache.stores.address import address_of
 from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
 from semcache.stores.outbox import Outbox, Sent, Write
@@ -21,6 +23,7 @@ from semcache.stores.redis_pins import WAITING, Pins
 from semcache.tier import Clock, SystemClock
 
 LONGEST_LOAD_SECONDS = 3600.0
+_TRIES = 5
 # Entries that are written in one trip.
 BATCH = 128
 
@@ -92,18 +95,47 @@ class RedisBase:
 
     def _deliver(self, batch: list[Write[list[Command]]]) -> Sent:
         """Write entries in one trip; the first command of each is the one that keeps it."""
-        commands = [command for write in batch for command in write.what]
-        newest: list[Command] = [
-            ("ZREVRANGE", name, 0, 0, "WITHSCORES") for name in (self.names.marks, self.names.gone)
-        ]
+        plain = [write for write in batch if not write.key.startswith(WAITING)]
+        commands = [command for write in plain for command in write.what]
+        marks = self.names.marks, self.names.gone
+        newest: list[Command] = [("ZREVRANGE", name, 0, 0, "WITHSCORES") for name in marks]
         replies = self._send(commands + newest + self._upkeep())
-        self._take_back(batch, replies[len(commands) : len(commands) + len(newest)])
+        self._take_back(plain, replies[len(commands) : len(commands) + len(newest)])
         sent: Sent = []
         at = 0
         for write in batch:
+            if write.key.startswith(WAITING):
+                sent.append(self._deliver_pinned(write))
+                continue
             sent.append(replies[at] if isinstance(replies[at], Exception) else True)
             at += len(write.what)
         return sent
+
+    def _deliver_pinned(self, write: Write[list[Command]]) -> bool | BaseException:
+        """Write a pinned entry, or its row, unless it was invalidated or a younger one stands; it has no end."""
+        place, pairs = self.names.of_pinned(write.key.removeprefix(WAITING)), list(write.pairs or ())
+        keys = [value for facet, value in pairs if facet == "key"]
+        asked: list[Command] = [
+            ("WATCH", place, self.names.marks, self.names.gone), ("GETRANGE", place, 0, header.HEADER_BYTES),
+            ("ZMSCORE", self.names.marks, *(member(*pair) for pair in pairs)), ("ZMSCORE", self.names.gone, *keys),
+        ]  # fmt: skip
+        is_whole = write.data is not None
+
+        def then(replies: list[Any]) -> list[Command]:
+            _, head, scores, gone = (self._checked(reply) for reply in replies)
+            standing = header.born_of(head)
+            is_marked = any(score is not None and write.born < int(float(score)) for score in [*scores, *gone])
+            is_wanted = standing is None or standing <= write.born if is_whole else standing == write.born
+            return [("MULTI",), *(write.what if is_wanted and not is_marked else ()), ("EXEC",)]
+
+        for _ in range(_TRIES):
+            done = self._steady.exchange(asked, PATIENT_SECONDS, then).values[-1]
+            if isinstance(done, Exception):
+                return done
+            if done is not None:  # else somebody else wrote in between
+                failed: BaseException | None = next((one for one in done if isinstance(one, Exception)), None)
+                return failed or bool(done)
+        return TierError("busy", f"{self.where}: a pinned entry could not be written, so many others were")
 
     def _take_back(self, batch: list[Write[list[Command]]], newest: list[Any]) -> None:
         """Drop what another process invalidated just before it was written: the entry may outlive the mark."""
@@ -118,12 +150,9 @@ class RedisBase:
                 for pair, score in zip(pairs + [("key", key) for key in keys], scores, strict=True):
                     if score is not None:
                         self._marks.mark(*pair, int(float(score)))
-        for write in batch:
-            if write.pairs and self._marks.cover(write.pairs, write.born):
-                key = write.key.removeprefix(WAITING)
-                is_pinned = key != write.key
-                name = self.names.of_pinned(key) if is_pinned else self.names.of(key)
-                self._send([("UNLINK", name), *([("HDEL", self.names.pinned, key)] if is_pinned else [])])
+        doomed = [write.key for write in batch if write.pairs and self._marks.cover(write.pairs, write.born)]
+        if doomed:
+            self._send([("UNLINK", *map(self.names.of, doomed))])
 
     def _prolong(self, *names: bytes) -> list[Command]:
         """Let keys stand as long as an entry and its load can, and no shorter than they do; also such as are new.

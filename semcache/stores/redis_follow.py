@@ -77,7 +77,9 @@ class Following(Marking):
         place = self.names.of_pinned(key)
         _, head = self._talk([("WATCH", place), ("GETRANGE", place, 0, header.HEADER_BYTES + 0xFFFF)])
         told = header.peek(self._checked(head))
-        if told is None or not self._marks.cover(_owned(told[2], self._namespace).pairs(key), told[0]):
+        if not head:
+            self._talk([("MULTI",), ("HDEL", self.names.pinned, key), ("EXEC",)])
+        elif told is None or not self._marks.cover(_owned(told[2], self._namespace).pairs(key), told[0]):
             self._talk([("MULTI",), ("EXEC",)])
         else:
             self._talk([("MULTI",), ("UNLINK", place), ("HDEL", self.names.pinned, key), ("EXEC",)])
@@ -183,7 +185,7 @@ class Following(Marking):
         self._read_so_far += len(records)
         self._last_seen = max(self._last_seen, position_of(records[-1][0]))
         changes.position = max(since, self._last_seen)
-        now = self.now()
+        now, known = self.now(), len(self.pins)
         added: list[list[Any]] = []
         for _, fields in records:
             try:
@@ -191,8 +193,9 @@ class Following(Marking):
             except (DecodeError, ValueError, IndexError, TypeError):
                 continue  # a record of a later version, or of another hand
         changes.rows, changes.mode = _rows(added, now), self._told_mode()
-        for key in self.pins.covered(self._marks):
-            self._unpin_covered(key)
+        if changes.marks or len(self.pins) != known:
+            for key in self.pins.covered(self._marks):
+                self._unpin_covered(key)
         return changes
 
     def _hear(self, record: list[Any], changes: Changes, now: float) -> list[list[Any]]:

@@ -47,8 +47,9 @@ class Marking(RedisBase):
         self.writer.drop(pairs, position)
         if facets:
             with suppress(TierError):  # the marks hold; what was not dropped is a miss until it expires
-                dropped += yield from self._sweep(facets, position, drops=True)
+                # The pinned first: a walk takes its time, and they may be pinned anew meanwhile.
                 dropped += yield from self._unpin(pinned)
+                dropped += yield from self._sweep(facets, position, drops=True)
         return position, dropped
 
     def _forget(self, pairs: list[Pair], position: int) -> None:
@@ -120,18 +121,23 @@ class Marking(RedisBase):
             found += len((yield from self._pinned_of(facets)))
         return found
 
-    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
-        """Return those of some keys whose live entries have a facet value. Raises TierError."""
-        pinned, now = set((yield from self._pinned_of([pair]))), self.now()
+    def lacking(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries have not a facet value: of which that is known. Raises TierError."""
+        pinned = set((yield from self._pinned_of([pair])))
         found: list[bytes] = []
         for at in range(0, len(keys), _SWEEP_PAGE):
             page = keys[at : at + _SWEEP_PAGE]
             asked: list[Command] = [("GETRANGE", self.names.of(key), 0, _PEEK_BYTES) for key in page]
             heads = yield Exchange(self._steady, asked, PATIENT_SECONDS)
-            found += [
-                key for key, head in zip(page, map(self._checked, heads.values), strict=True)
-                if key in pinned or self._is_meant(key, head, [pair], _EVERYTHING, now)
-            ]  # fmt: skip
+            for key, head in zip(page, map(self._checked, heads.values), strict=True):
+                if key in self.pins:
+                    is_lacking = key not in pinned
+                else:
+                    waiting = self.writer.pending.get(key)
+                    told = header.peek(head if waiting is None or waiting.data is None else waiting.data)
+                    is_lacking = told is not None and not told[2].has(*pair)
+                if is_lacking:
+                    found.append(key)
         return found
 
     def _sweep(self, pairs: list[Pair], position: int, *, drops: bool) -> Plan[int]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from threading import Lock
 from typing import Any, NamedTuple
 
 from semcache.errors import DecodeError, TierError
-from semcache.marks import Pair
+from semcache.marks import Marks, Pair
 from semcache.model import Facets
 from semcache.stores.redis_keys import unpack
 
@@ -35,11 +36,13 @@ class Pin(NamedTuple):
 
 
 class Pins:
-    """The pinned entries by key."""
+    """The pinned entries by key; callers and the follower share it."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
+        self._lock = Lock()
         self._pins: dict[bytes, Pin] = {}
+        self._bytes = 0
         # Pinned here, and not heard of in the log so far.
         self._unheard: set[bytes] = set()
 
@@ -51,29 +54,34 @@ class Pins:
 
     def add(self, key: bytes, pin: Pin) -> None:
         """Know one more. Raises TierError("full") where that would be too many, or too large."""
-        others = len(self._pins) - (key in self._pins)
-        used = sum(one.size for other, one in list(self._pins.items()) if other != key)
-        if others >= MAX_PINNED or used + pin.size > MAX_PINNED_BYTES:
-            raise TierError(
-                "full",
-                f"{others} entries of {used} bytes are pinned, of at most {MAX_PINNED} and {MAX_PINNED_BYTES}: "
-                "invalidate some",
-            )
-        self._pins[key] = pin
-        self._unheard.add(key)
+        with self._lock:
+            standing = self._pins.get(key)
+            others = len(self._pins) - (standing is not None)
+            used = self._bytes - (standing.size if standing else 0)
+            if others >= MAX_PINNED or used + pin.size > MAX_PINNED_BYTES:
+                raise TierError(
+                    "full",
+                    f"{others} entries of {used} bytes are pinned, of at most {MAX_PINNED} and {MAX_PINNED_BYTES}: "
+                    "invalidate some",
+                )
+            self._set(key, pin)
+            self._unheard.add(key)
 
     def hear(self, record: list[Any]) -> None:
         """Know what was pinned, as its record says."""
         key, pin = pin_of(record, self._namespace)
-        self._unheard.discard(key)
-        standing = self._pins.get(key)
-        if standing is None or standing.born <= pin.born:
-            self._pins[key] = pin
+        with self._lock:
+            self._unheard.discard(key)
+            standing = self._pins.get(key)
+            if standing is None or standing.born <= pin.born:
+                self._set(key, pin)
 
     def begin(self, stored: Iterable[bytes]) -> None:
         """Know what stands in the hash, and of what was known only what may be on its way there."""
-        known, self._pins = self._pins, dict(pin_of(record, self._namespace) for record in records(stored))
-        self._pins |= {key: known[key] for key in list(self._unheard) if key in known}
+        told = dict(pin_of(record, self._namespace) for record in records(stored))
+        with self._lock:
+            told |= {key: self._pins[key] for key in self._unheard if key in self._pins}
+            self._pins, self._bytes = told, sum(pin.size for pin in told.values())
 
     def meant(self, pairs: list[Pair], position: int | None = None) -> list[bytes]:
         """Return the keys of those that an invalidation at a position means; without one, of all."""
@@ -84,15 +92,26 @@ class Pins:
             and any(key == value if facet == "key" else pin.facets.has(facet, value) for facet, value in pairs)
         ]
 
-    def covered(self, marks: Any) -> list[bytes]:
+    def covered(self, marks: Marks) -> list[bytes]:
         """Return the keys of those that marks cover."""
         return [key for key, pin in list(self._pins.items()) if marks.cover(pin.facets.pairs(key), pin.born)]
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """Know some no more."""
-        for key in keys:
-            self._pins.pop(key, None)
-            self._unheard.discard(key)
+        with self._lock:
+            for key in keys:
+                self._unheard.discard(key)
+                gone = self._pins.pop(key, None)
+                self._bytes -= gone.size if gone else 0
+
+    def after_fork(self) -> None:
+        """Go on, with a lock of our own."""
+        self._lock = Lock()
+
+    def _set(self, key: bytes, pin: Pin) -> None:
+        standing = self._pins.get(key)
+        self._bytes += pin.size - (standing.size if standing else 0)
+        self._pins[key] = pin
 
 
 def records(stored: Iterable[bytes]) -> Iterable[list[Any]]:

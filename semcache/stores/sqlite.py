@@ -142,6 +142,18 @@ class SqliteStore:
         with self._reader() as connection:
             return changes.count(connection, self._namespace, pairs, self._clock.time())
 
+    def lacking(self, keys: list[bytes], pair: Pair) -> list[bytes]:
+        """Return those of some keys whose entries, written or not, have not a facet value."""
+        meant, parameters = facets.meant(self._namespace, [pair])
+        found: list[bytes] = []
+        for at in range(0, len(keys), _PAGE_ROWS):
+            page = keys[at : at + _PAGE_ROWS]
+            question = f"SELECT key FROM entries WHERE key IN ({', '.join('?' * len(page))}) AND id NOT IN ({meant})"  # noqa: S608 - names of our own
+            found += [key for (key,) in self._ask(question, *page, *parameters)]
+        waiting = {key: record for key, record in list(self._pending.items()) if key in set(keys)}
+        found = [key for key in found if key not in waiting]
+        return found + [key for key, record in waiting.items() if not record.has([pair])]
+
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:
         """Return the keys of the live entries that invalidations mean, written or not."""
         if not pairs:

@@ -202,10 +202,9 @@ class DiskTier:
         return self._store.count(_known(pairs))
         yield
 
-    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
-        """Return those of some keys whose live entries have a facet value."""
-        meant = set(self.keys_of([pair]))
-        return [key for key in keys if key in meant]
+    def lacking(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries are here, and have not a facet value."""
+        return self._store.lacking(keys, pair)
         yield
 
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:

@@ -66,6 +66,11 @@ class Kept:
         self.is_pinned = entry.is_pinned
         self.facets = facets
 
+    def limit_to(self, until: float) -> None:
+        """Let it live no longer than that, without any grace: nobody can tell us of invalidations."""
+        self.expires = self.ends = min(self.expires, until)
+        self.slide = self.grace = 0.0
+
 
 class _Entries(TLRUCache[bytes, Kept]):
     """The LRU, counting what pressure drops."""
@@ -175,7 +180,7 @@ class MemoryTier:
             raise TierError("closed", "the memory tier was closed")
         if entry.limit > self._longest:
             entry = replace(entry, limit=self._longest)
-        life = min(entry.life_in(self._ttl, is_store=self._is_store), self._most)
+        life = entry.life_in(self._ttl, is_store=self._is_store)
         if life != inf:
             life *= 1 - self._jitter * self._random()
         if life <= 0:
@@ -183,9 +188,9 @@ class MemoryTier:
         now = self._now()
         facets = entry.facets or request.facets
         kept = Kept(entry, facets, now - entry.age, now, life)
-        if self._most != inf:
-            kept.slide = kept.grace = 0.0
         with self._lock:
+            if self._most != inf:
+                kept.limit_to(now + self._most)
             if entry.born < self._marks.newest and self._marks.cover(facets.pairs(request.key), entry.born):
                 return
             standing = self._standing(request.key)
@@ -252,9 +257,7 @@ class MemoryTier:
             self._most = seconds
             until = self._now() + seconds
             for key in self._entries:
-                kept = _read(self._entries, key)
-                kept.expires = min(kept.expires, until)
-                kept.slide = kept.grace = 0.0
+                _read(self._entries, key).limit_to(until)
 
     def find(self) -> None:
         """Give what comes its whole life again."""
@@ -277,11 +280,11 @@ class MemoryTier:
             for key, one in kept
         )
 
-    def having(self, keys: list[bytes], pair: tuple[str, str | bytes]) -> Plan[list[bytes]]:
-        """Return those of some keys whose entries have a facet value."""
+    def lacking(self, keys: list[bytes], pair: tuple[str, str | bytes]) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries are here, and have not a facet value."""
         with self._lock:
-            meant = {key for key, _ in self._meant(*pair)}
-        return [key for key in keys if key in meant]
+            standing = {key: self._standing(key) for key in keys}
+        return [key for key, kept in standing.items() if kept is not None and not kept.facets.has(*pair)]
         yield
 
     def stats(self) -> Mapping[str, int | float]:

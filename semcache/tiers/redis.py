@@ -113,9 +113,9 @@ class RedisTier:
         """Return how many live entries an invalidation of these would drop. Raises TierError."""
         return (yield from self._store.count(pairs))
 
-    def having(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
-        """Return those of some keys whose entries have a facet value. Raises TierError."""
-        return (yield from self._store.having(keys, pair))
+    def lacking(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
+        """Return those of some keys whose entries are here, and have not a facet value. Raises TierError."""
+        return (yield from self._store.lacking(keys, pair))
 
     def switch(self, mode: Mode) -> Plan[None]:
         """Set the mode of all who use the namespace. Raises TierError."""

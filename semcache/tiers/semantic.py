@@ -27,6 +27,7 @@ from semcache.tier import Clock
 NEIGHBOURS = 4
 _ROUNDS = 3
 _MOST_BIRTHS = 4096
+_PATIENCE_SECONDS = 60.0
 
 # Called with (reason, message) when a policy would have served but the request names no tenant.
 Warn = Callable[[str, str], None]
@@ -148,8 +149,14 @@ class SemanticTier:
         return None
 
     def within(self, text: str, similarity: float) -> Plan[list[Neighbour]]:
-        """Return every row, of whatever scope, at least so similar to a text. Raises TierError."""
-        found: list[Neighbour] = yield Wait(self.batcher.within(text, similarity))
+        """Return every row, of whatever scope, at least so similar to a text. Raises TierError.
+
+        Whoever asks waits for a model that is still loading, up to a minute.
+        """
+        try:
+            found: list[Neighbour] = yield Wait(self.batcher.within(text, similarity), _PATIENCE_SECONDS)
+        except TimeoutError:
+            raise TierError("late", f"the index did not answer within {_PATIENCE_SECONDS:g} s") from None
         return found
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:

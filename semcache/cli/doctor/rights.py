@@ -61,6 +61,7 @@ def trials(names: Names) -> dict[str, Command]:
         "zscan": ("ZSCAN", ranks, 0, "COUNT", 1),
         "zcard": ("ZCARD", ranks),
         "zrem": ("ZREM", ranks, b"none"),
+        "zremrangebyrank": ("ZREMRANGEBYRANK", ranks, 0, -2),
         "zremrangebyscore": ("ZREMRANGEBYSCORE", ranks, "-inf", "+inf"),
         "xadd": ("XADD", stream, "*", "r", b"trial"),
         "xinfo|stream": ("XINFO", "STREAM", stream),
