@@ -50,7 +50,7 @@ class Marking(RedisBase):
                 # The pinned first: a walk takes its time, and they may be pinned anew meanwhile.
                 dropped += yield from self._unpin(pinned)
                 dropped += yield from self._sweep(facets, position, drops=True)
-        return position, dropped
+        return max(position, self._position), dropped
 
     def _forget(self, pairs: list[Pair], position: int) -> None:
         """Serve and write nothing of ours that was born before; what is loaded from now on is younger."""
@@ -88,8 +88,12 @@ class Marking(RedisBase):
         # A namespace that nobody has begun yet: see `_begin_marks`.
         commands.append(("ZADD", names.marks, "NX", position, self._own))
         commands += self._prolong(names.marks, names.gone, names.log)
+        # Others may have come in between with later marks of the same: what is put after this is to be younger.
+        commands += [("ZSCORE", names.marks, self._own), ("ZMSCORE", names.gone, *(keys or [b""]))]
         made = yield from self._transact(commands)
-        self._heard(position)
+        own, gone = made[-2], made[-1]
+        self._marks.mark("namespace", self._namespace, int(float(own)))
+        self._heard(max([position, *(int(float(score)) for score in (own, *gone) if score is not None)]))
         if not keys:
             return 0
         self.pins.forget(keys)  # type: ignore[arg-type]
