@@ -19,14 +19,14 @@ from semcache.chain import Chain, Origin
 from semcache.codec import Codec
 from semcache.commands import Commands
 from semcache.context import named_tenant
-from semcache.errors import ConfigurationError
+from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.log import LOST_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
-from semcache.meaning import Meaning
+from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import MODES, Mode, Request, Tenant, Usage
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
@@ -188,6 +188,7 @@ class Cache(Meaning, Commands, Accounts):
         loaded has cost.
         """
         origin = Origin(load, when, usage)
+        checked(request)
         outcome: Outcome[T] = run(lookup(self.chain, request, origin, self.event(request), blocks=True))
         return outcome.unwrap()
 
@@ -197,6 +198,7 @@ class Cache(Meaning, Commands, Accounts):
     ) -> Any:  # fmt: skip
         """Answer a request as `get_or_load` does; what `load` returns is awaited if it can be."""
         origin = Origin(load, when, usage)
+        checked(request)
         outcome = await arun(lookup(self.chain, request, origin, self.event(request), blocks=False))
         return outcome.unwrap()
 
@@ -209,7 +211,7 @@ class Cache(Meaning, Commands, Accounts):
         It returns their answers in that order. Equal requests are one, and are given the same answer. Raises what
         `load` raises, unchanged, or TypeError where it does not return an answer for each.
         """
-        plan = lookup_many(self.chain, requests, load, when, self.event, blocks=True)
+        plan = lookup_many(self.chain, list(map(checked, requests)), load, when, self.event, blocks=True)
         return [outcome.unwrap() for outcome in run(plan)]
 
     async def aget_or_load_many(
@@ -217,7 +219,7 @@ class Cache(Meaning, Commands, Accounts):
         when: Callable[[Any], bool] | None = None,
     ) -> list[Any]:  # fmt: skip
         """Answer many requests as `get_or_load_many` does; what `load` returns is awaited if it can be."""
-        plan = lookup_many(self.chain, requests, load, when, self.event, blocks=False)
+        plan = lookup_many(self.chain, list(map(checked, requests)), load, when, self.event, blocks=False)
         return [outcome.unwrap() for outcome in await arun(plan)]
 
     def put(self, request: Request, *, value: Any, pinned: bool = False) -> None:
@@ -236,7 +238,11 @@ class Cache(Meaning, Commands, Accounts):
 
     def _put(self, request: Request, value: Any, *, pinned: bool) -> Plan[None]:
         # What stands goes everywhere, also from the memories of other processes, and what is being loaded is older.
-        born, _ = yield from self._mark([("key", request.key)])
+        checked(request)
+        try:
+            born, _ = yield from self._mark([("key", request.key)])
+        except InvalidationError as error:
+            raise InvalidationError(f"the answer was not put: {error.__cause__ or error}") from error
         yield from seed(self.chain, request, value, born, is_pinned=pinned)
 
     def event(self, request: Request) -> Event:
@@ -255,6 +261,11 @@ class Cache(Meaning, Commands, Accounts):
         return run(explain(self.chain.tiers, self.chain.codec.decode, request))
 
     # Life
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: its functions then call their origins."""
+        return self._closed
 
     @property
     def tiers(self) -> list[Tier]:

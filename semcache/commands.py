@@ -32,6 +32,7 @@ STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3,
 # How near a text is, unless it is said: what a careful threshold would serve.
 NEAR = 0.9
 _PAGE = 500
+_SHOWN = 60
 
 
 class Commands:
@@ -65,10 +66,10 @@ class Commands:
         document: str | None = None,
         namespace: str | None = None,
         text: str | None = None,
-        similarity: float = NEAR,
+        similarity: float | None = None,
         dry_run: bool = False,
     ) -> int:
-        """Drop what has one of these: a key (bytes, or hex), a function (its name, or itself), a tag, a tenant ...
+        """Drop what has one of these: a key (bytes, or hex), a function (itself, or "module.name"), a tag, a tenant ...
 
         `text` means all entries whose texts are at least so similar, whatever their scope, those of one tenant where
         that is given too; it finds what is in the index of this cache's embedder, not what is being loaded. Everywhere
@@ -80,7 +81,7 @@ class Commands:
         if text is not None:
             given = (key, function, tag, model, version, document, namespace)
             return run(self._invalidate_near(_near_told(text, similarity, tenant, given), dry_run=dry_run))
-        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        told = _facet_told(similarity, key, function, tag, tenant, model, version, document, namespace)
         return run(self._count(told) if dry_run else self._invalidate(told))
 
     async def ainvalidate(
@@ -95,20 +96,20 @@ class Commands:
         document: str | None = None,
         namespace: str | None = None,
         text: str | None = None,
-        similarity: float = NEAR,
+        similarity: float | None = None,
         dry_run: bool = False,
     ) -> int:
         """Invalidate as `invalidate` does, without blocking the loop."""
         if text is not None:
             given = (key, function, tag, model, version, document, namespace)
             return await arun(self._invalidate_near(_near_told(text, similarity, tenant, given), dry_run=dry_run))
-        told = _facet_told(key, function, tag, tenant, model, version, document, namespace)
+        told = _facet_told(similarity, key, function, tag, tenant, model, version, document, namespace)
         return await arun(self._count(told) if dry_run else self._invalidate(told))
 
     def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
         facet, value = self._own_namespace(told)
         _, dropped = yield from self._mark([(facet, value)])
-        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {value!r}"))
+        self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {_shown(value)}"))
         return dropped
 
     def _invalidate_near(self, told: tuple[str, float, Tenant | None], *, dry_run: bool) -> Plan[int]:
@@ -122,7 +123,7 @@ class Commands:
             keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
         except Exception as error:
             raise InvalidationError(
-                f"nothing was invalidated: the index could not be asked what is near to {text!r} ({error})"
+                f"nothing was invalidated: the index could not be asked what is near to {_shown(text)} ({error})"
             ) from error
         if tenant is not None and holder is not None:
             # Of those that cannot be looked into it may be any: they go too.
@@ -136,7 +137,7 @@ class Commands:
             else:
                 dropped += (yield from self._mark(pairs))[1]
         if not dry_run:
-            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {text!r}"))
+            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_shown(text)}"))
         return dropped
 
     def _mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
@@ -151,7 +152,7 @@ class Commands:
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
-                f"{facet} {value!r} was dropped from this process, but the store could not keep it ({error}): "
+                f"{facet} {_shown(value)} was dropped from this process, but the store could not keep it ({error}): "
                 "others may serve it, and whoever starts later; try again when the store is there"
             ) from error
         dropped = yield from self._forget(pairs, position)
@@ -209,8 +210,8 @@ class Commands:
 
 
 def _facet_told(
-    key: bytes | str | None, function: str | Callable[..., Any] | None, tag: str | None, tenant: Tenant | None,
-    model: str | None, version: str | None, document: str | None, namespace: str | None,
+    similarity: float | None, key: bytes | str | None, function: str | Callable[..., Any] | None, tag: str | None,
+    tenant: Tenant | None, model: str | None, version: str | None, document: str | None, namespace: str | None,
 ) -> tuple[str, str | bytes]:  # fmt: skip
     """Return the one facet value that was given. Raises ConfigurationError."""
     given: list[tuple[str, Any]] = [
@@ -219,7 +220,11 @@ def _facet_told(
     ]  # fmt: skip
     told = [(facet, value) for facet, value in given if value is not None]
     if len(told) != 1:
-        raise ConfigurationError(f"invalidate takes one of {'=, '.join(facet for facet, _ in given)}=")
+        raise ConfigurationError(
+            f"invalidate takes one of {'=, '.join(facet for facet, _ in given)}= and text=; got {len(told)}"
+        )
+    if similarity is not None:
+        raise ConfigurationError("similarity= says how near a text= is to be: it goes with nothing else")
     facet, value = told[0]
     if facet == "key":
         return facet, _key_bytes(value)
@@ -234,11 +239,22 @@ def _facet_told(
     return facet, value
 
 
+def _shown(value: str | bytes) -> str:
+    """Tell a facet value or a text: a key as its digits, and no more of a text than tells it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
+
+
 def _near_told(
-    text: object, similarity: object, tenant: Tenant | None, others: tuple[object, ...]
+    text: object, similarity: float | None, tenant: Tenant | None, others: tuple[object, ...]
 ) -> tuple[str, float, Tenant | None]:
-    if not isinstance(text, str) or not text or any(one is not None for one in others):
-        raise ConfigurationError("invalidate(text=) takes a text, similarity= and tenant=, and nothing beside")
+    if not isinstance(text, str) or not text:
+        raise ConfigurationError(f"text= is text; got {text!r}")
+    if any(one is not None for one in others):
+        raise ConfigurationError("invalidate(text=) takes similarity= and tenant=, and nothing beside")
+    if similarity is None:
+        similarity = NEAR
     if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not -1 <= similarity <= 1:
         raise ConfigurationError(f"similarity is a cosine, -1 to 1; got {similarity!r}")
     if tenant is SHARED:

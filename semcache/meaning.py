@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from semcache.tiers.semantic import SemanticTier
 
 
+def checked(request: Request) -> Request:
+    """Return a request. Raises TypeError for what is none."""
+    if not isinstance(request, Request):
+        raise TypeError(f"a request is made by cache.request(...), or f.request(*args) of a function; got {request!r}")
+    return request
+
+
 class Meaning:
     """The part of a Cache that makes requests; the rest of it gives it what it needs."""
 

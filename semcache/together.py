@@ -7,7 +7,8 @@ for each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from time import monotonic
 from typing import Any, cast
@@ -111,12 +112,16 @@ class _Crowd:
         outcome: Outcome[Any] = yield Load(lambda: load(wanted))
         answers: dict[int, Outcome[Any]] = {}
         if outcome.error is None:
-            try:
-                listed = list(cast("Sequence[Any]", outcome.value))
+            told = outcome.value
+            # Not of a text or a dict, whose items would pass for answers.
+            is_list = isinstance(told, Iterable) and not isinstance(told, str | bytes | Mapping | AbstractSet)
+            listed = list(cast("Iterable[Any]", told)) if is_list else []
+            if is_list and len(listed) == len(wanted):
                 answers = {place: Outcome(one, shares=len(wanted)) for place, one in zip(wanted, listed, strict=True)}
-            except (TypeError, ValueError) as error:
-                told = f"load is asked for {len(wanted)} answers, in order; it returned {type(outcome.value).__name__}"
-                outcome.error = TypeError(f"{told}: {error}")
+            else:
+                got = f"{len(listed)}" if is_list else f"a {type(told).__name__}"
+                asked = f"load is asked for a list of {len(wanted)} answers, in order"
+                outcome.error = TypeError(f"{asked}; it returned {got}")
         # The last to come here is the first to go on: each has set the context, and sets it back.
         for place in reversed(places):
             self.go(place, answers.get(place) or Outcome(error=outcome.error, shares=len(wanted)))

@@ -83,7 +83,7 @@ def test_none_and_nothing(open_cache, ask_many):
     assert ask_many(cache, [cache.request("a")], Batch()) == [None]
 
 
-@pytest.mark.parametrize("wrong", [[], ["a", "b", "c"], None, 7])
+@pytest.mark.parametrize("wrong", [[], ["a", "b", "c"], None, 7, "ab", b"ab", {0: "a", 1: "b"}, {"a", "b"}])
 def test_load_that_does_not_answer_each_is_told(open_cache, ask_many, wrong):
     """Too few or too many answers cannot be told apart: nothing is kept, and who wrote the load is told."""
     cache = open_cache()

@@ -8,7 +8,7 @@ import pytest
 from instruments import GUARD, Compass, Crew, Origin
 
 import semcache
-from semcache.errors import EncodeError, TierError
+from semcache.errors import EncodeError, InvalidationError, TierError
 
 STORES = ["memory", "disk", "redis"]
 
@@ -253,3 +253,24 @@ def test_pinned_slots_are_freed(open_cache, redis_server, redis_url):
     until(lambda: redis_server.cli("HLEN", store.names.pinned) == 0)
     assert len(store.pins) == 0
     assert store.pins._bytes == 0
+
+
+def test_what_is_no_request_is_told(open_cache):
+    """A call is made a request first; what else is given is a TypeError that says so."""
+    cache = open_cache()
+    for wrong in (
+        lambda: cache.put("a", value=1), lambda: cache.get_or_load("a", int),
+        lambda: cache.get_or_load_many(["a"], list),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"f.request\(\*args\)"):
+            wrong()
+
+
+def test_put_that_cannot_be_kept_says_that_it_was_not_put(open_cache, own_redis):
+    """Who curates is told of the answer, not of an invalidation."""
+    server = own_redis()
+    cache = open_cache(redis=server.url)
+    server.kill()
+    with pytest.raises(InvalidationError, match="the answer was not put") as told:
+        cache.put(cache.request("a"), value=1)
+    assert str(told.value).count("try again") <= 1

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from semcache.cli.arguments import Once
 from semcache.cli.store import add_store, opened, place_of
 from semcache.commands import NEAR
 from semcache.errors import ConfigurationError, InvalidationError
@@ -33,8 +34,8 @@ def add(commands: Any) -> None:
     )
     which = parser.add_argument_group("which, one of").add_mutually_exclusive_group(required=True)
     for facet, (metavar, told) in _FACETS.items():
-        which.add_argument(f"--{facet}", metavar=metavar, help=told)
-    which.add_argument("--text", metavar="TEXT", help="those whose text is near to this, in all scopes")
+        which.add_argument(f"--{facet}", metavar=metavar, help=told, action=Once)
+    which.add_argument("--text", metavar="TEXT", action=Once, help="those whose text is near to this, in all scopes")
     which.add_argument("--everything", action="store_true", help="all answers of the namespace")
     near = parser.add_argument_group("with --text")
     near.add_argument(
@@ -89,5 +90,6 @@ def _run(options: argparse.Namespace) -> int:
         "would drop" if options.dry_run else "dropped",
         f"{facet} {value!r} of " if facet != "namespace" else "",
     )
-    print(f"{did} {count(entries, 'entry', 'entries')}: {whose}namespace {place.namespace!r} in {place.where}")
+    hint = "" if entries else "; is it the right name?"  # a mistyped one drops nothing, in the moment that counts
+    print(f"{did} {count(entries, 'entry', 'entries')}: {whose}namespace {place.namespace!r} in {place.where}{hint}")
     return 0

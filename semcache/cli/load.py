@@ -110,6 +110,11 @@ def _target(options: argparse.Namespace) -> Iterator[_Target]:
         function = function_of(options.call)
         cache = cache_of(function)
         assert cache is not None  # noqa: S101 - `function_of` has seen to it
+        if cache.is_closed:
+            raise ConfigurationError(
+                f"importing the module of {options.call} closed its cache: let only definitions stand there, and what "
+                'runs under `if __name__ == "__main__":`'
+            )
         if cache.store is None:
             raise ConfigurationError(
                 f"the cache of {options.call} keeps nothing beyond a process: give it disk= or redis=, or set "

@@ -134,3 +134,15 @@ def test_text_wants_a_model_and_nothing_else_does(semcache_command, typed, optio
     status, out, err = semcache_command("invalidate", *options, *typed)
     assert (status, out) == (2, "")
     assert mend in err
+
+
+def test_option_given_twice_is_refused(semcache_command, typed):
+    """The second would silently take the first one's place."""
+    status, out, err = semcache_command("invalidate", "--tag", "a", "--tag", "b", *typed)
+    assert (status, out) == (2, "")
+    assert "given twice" in err
+
+
+def test_nothing_dropped_asks_for_the_name(service, semcache_command, typed):
+    """A mistyped name drops nothing, and says so."""
+    assert "is it the right name?" in semcache_command("invalidate", "--tag", "none", *typed)[1]

@@ -107,7 +107,11 @@ def _store(place: Place) -> Iterator[Finding]:
 
         yield from examine_file(place.disk)
     else:
-        yield Finding("skipped", "store", "none was given: --redis URL or --disk FILE, with --namespace NAME")
+        mend = "--redis URL or --disk FILE, with --namespace NAME, or SEMCACHE_REDIS, _DISK, _NAMESPACE"
+        if place.namespace or os.environ.get("SEMCACHE_MEMCACHED"):
+            yield Finding("warning", "store", "none was looked at: a memcached is not, and no other was given", mend)
+        else:
+            yield Finding("skipped", "store", f"none was given: {mend}")
 
 
 def _lines(finding: Finding, width: int) -> list[Line]:
