@@ -13,7 +13,7 @@ from threading import Condition, Lock
 from typing import Any, TypeAlias
 
 from semcache.errors import InvalidationError, TierError
-from semcache.marks import Pair
+from semcache.marks import Mark, Pair
 from semcache.meter import overflow
 from semcache.model import Mode
 from semcache.stores.changes import Record, Slide
@@ -92,7 +92,8 @@ class Backlog:
         self._owed: dict[tuple[str, str], float] = {}
         self._orders: list[Order] = []
         self._batch: Batch | None = None
-        # The latest invalidations made here, oldest first; of what was born before the floor, nothing is known.
+        # The latest invalidations, made here or heard of, oldest first; of what was born before the floor, nothing is
+        # known.
         self._marks: dict[Pair, int] = {}
         self._newest_mark = 0
         self._floor = 0
@@ -270,6 +271,15 @@ class Backlog:
         with self.lock:
             return self._orders.copy()
 
+    def hear(self, marks: list[Mark]) -> None:
+        """Take note of invalidations that others have made: what they mean can no longer be read from here."""
+        with self.lock:
+            for facet, value, position in marks:
+                self._remember([(facet, value)], position)
+            for key, record in list(self.pending.items()) if marks else ():
+                if self._is_marked(record):
+                    del self.pending[key]
+
     def doubt(self, newest_mark: int) -> None:
         """Take note of the latest mark in the file: what was born before it may be meant by one not known here."""
         self._newest_mark = max(self._newest_mark, newest_mark)
@@ -335,10 +345,10 @@ class Backlog:
 
     def _remember(self, pairs: list[Pair], position: int) -> None:
         for pair in pairs:
-            self._marks.pop(pair, None)
-            self._marks[pair] = self._newest_mark = position
+            self._marks[pair] = max(position, self._marks.pop(pair, 0))
+            self._newest_mark = max(position, self._newest_mark)
             if len(self._marks) > MAX_MARKS:
-                self._floor = self._marks.pop(next(iter(self._marks)))
+                self._floor = max(self._floor, self._marks.pop(next(iter(self._marks))))
 
     def _is_marked(self, record: Record) -> bool:
         if record.born >= self._newest_mark:

@@ -271,9 +271,11 @@ class SqliteStore:
     def changes(self, since: int) -> Changes:
         """Return what came into the log after a position, as `Follower.changes` does; one thread at a time asks."""
         try:
-            return self._follower.changes(since)
+            found = self._follower.changes(since)
         except (sqlite3.Error, OSError, TierError) as error:
             raise trouble(error, str(self._path)) from error
+        self._backlog.hear(found.marks)  # before anybody is told that they are known
+        return found
 
     # Connections
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from instruments import GUARD, Crew, Origin
@@ -99,6 +101,41 @@ def test_answer_that_another_was_loading_is_not_kept(pair):
     until(lambda: other.probe(request.key) is None)
     other.flush(GUARD)
     assert one.get_or_load(one.request("a", function="f"), lambda: "new") == "new"
+
+
+@pytest.mark.parametrize("hears_first", [False, True], ids=["put before", "put after"])
+def test_answer_that_waits_to_be_written_is_not_read_once_another_invalidated_it(open_cache, tmp_path, hears_first):
+    """Law 8: who has heard of an invalidation serves nothing older, though a busy file keeps it from being refused."""
+    path = tmp_path / "c.db"
+    one, other = (
+        open_cache(disk=path, memory=0),
+        open_cache(disk=path, memory=0, timeouts=semcache.Timeouts(disk="10s")),
+    )
+    request, origin = other.request("a", function="f"), Origin("old", hold=True)
+    ask(one, "opens the file", "b")
+    ask(other, "opens the file", "c")
+    heard = lambda: other.log.marks.cover([("function", "f")], 1)  # noqa: E731
+    writing = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    follow = other.log.store.follow
+    with closing(writing), Crew(1) as crew:
+        loading = crew.submit(other.get_or_load, request, origin)
+        assert origin.entered.wait(GUARD)
+        if not hears_first:
+            other.log.stop()
+        since = other.log.position()
+        one.invalidate(function="f")
+        if hears_first:
+            until(heard)
+        writing.execute("BEGIN IMMEDIATE")
+        origin.go.set()
+        assert loading.result(GUARD) == "old"
+        assert other.stats().tiers["disk"]["pending"] == 1
+        if not hears_first:
+            assert follow(since).marks
+        assert other.get_or_load(request, lambda: "new") == "new"
+        writing.execute("ROLLBACK")
+    assert other.flush(GUARD)
+    assert other.get_or_load(request, lambda: "newer") == "new"
 
 
 def test_invalidation_holds_for_a_cache_that_starts_later(pair, open_cache, store):
