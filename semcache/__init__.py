@@ -31,6 +31,7 @@ from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarnin
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
 from semcache.wrap.function import Cached, CacheInfo, cached, check
+from semcache.wrap.retrieval import cached_retrieval
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ __all__ = [
     "UsageRow",
     "Verdict",
     "cached",
+    "cached_retrieval",
     "check",
     "configure",
     "context",

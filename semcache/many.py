@@ -73,6 +73,8 @@ def _peek(
             if not isinstance(hit, Hit) or hit.entry.life <= 0:
                 continue
             value = chain.codec.decode(hit.entry.value)
+            if request.suits is not None and not request.suits(value):
+                continue
         except Exception as error:  # noqa: BLE001 - a tier may fail in any way
             if has_failed:  # one trip that failed is one failure
                 event.fault(tier.name, error)

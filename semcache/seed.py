@@ -11,7 +11,7 @@ from typing import Any
 from semcache.chain import Chain
 from semcache.errors import EncodeError, TierError
 from semcache.events import Event
-from semcache.keep import to_entry
+from semcache.keep import name_documents, to_entry
 from semcache.model import Request
 from semcache.plan import Plan
 
@@ -22,6 +22,7 @@ def seed(chain: Chain, request: Request, value: Any, born: int, *, is_pinned: bo
     if len(data) > chain.max_value_bytes:
         raise EncodeError(f"the answer takes {len(data)} bytes, over max_value={chain.max_value_bytes}")
     entry = to_entry(request, data, born, Event("miss"))
+    name_documents(request, entry, value)
     entry.is_pinned = is_pinned
     if is_pinned:
         entry.slide = entry.grace = 0.0

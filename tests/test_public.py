@@ -11,8 +11,8 @@ NAMES = [
     "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour",
     "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError", "Timeouts",
     "Trace", "TrafficError", "UnkeyableError",
-    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "check", "configure", "context", "last",
-    "register", "trace",
+    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_retrieval",
+    "check", "configure", "context", "last", "register", "trace",
 ]  # fmt: skip
 
 

@@ -50,6 +50,17 @@ large: Do you ship to Austria?
 CacheInfo(hits=1, misses=2, bypasses=0)
 ['gpt-small', 'gpt-large'] ['gpt-small', 'gpt-large']
 """,
+    "retrieval.py": """\
+  (searching what staff may read: shipping to Austria, 2)
+['austria', 'prices']
+['austria']
+  (searching what public may read: shipping to Austria, 1)
+['austria']
+1 dropped
+  (searching what staff may read: shipping to Austria, 2)
+['austria', 'prices']
+CacheInfo(hits=1, misses=3, bypasses=0)
+""",
     "semantic.py": """\
 How long does shipping to Austria take? [en]
   an answer to: How long does shipping to Austria take? [en]
