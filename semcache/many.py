@@ -2,7 +2,7 @@
 
 Laws: each request is answered as a lookup of its own would answer it, for that is what it is given; what is found at
 first sight boards no flight, as in `lookup.probe`; of equal requests one is looked up; flights of others are boarded
-when our own loads have landed, and no sooner.
+when our own loads have landed, and no sooner; what one load fails at takes nothing from what another brings.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ LoadMany = Callable[[list[int]], Any]
 
 def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
-    event: Callable[[Request], Event], *, blocks: bool,
+    event: Callable[[Request], Event], *, blocks: bool, most: int | None = None,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
-    """Answer requests, in their order; `load` is given the places of those that are missing."""
+    """Answer requests, in their order; `load` is given the places of those that are missing, at most so many at once.
+
+    What one load brought is kept before the next is begun.
+    """
     first: dict[tuple[bytes, str], int] = {}
     for place, request in enumerate(requests):
         first.setdefault((request.key, request.mode), place)
@@ -46,7 +49,8 @@ def lookup_many(
             )
     rest = [place for place in events if place not in outcomes]
     free = [place for place in rest if not chain.flights.flies(requests[place].key)]
-    for group in (free, [place for place in rest if place not in set(free)]):
+    busy = [place for place in rest if place not in set(free)]
+    for group in (*_parted(free, most), *_parted(busy, most)):
         plans = [
             lookup(chain, requests[place], Origin(partial(_load_one, load, place), keeps), events[place], blocks=blocks)
             for place in group
@@ -55,6 +59,11 @@ def lookup_many(
         for place, outcome in zip(group, done, strict=True):
             outcomes[place] = outcome.unwrap()
     return [outcomes[first[request.key, request.mode]] for request in requests]
+
+
+def _parted(places: list[int], most: int | None) -> list[list[int]]:
+    size = most or max(len(places), 1)
+    return [places[at : at + size] for at in range(0, len(places), size)]
 
 
 def _peek(

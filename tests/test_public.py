@@ -7,11 +7,11 @@ import inspect
 import semcache
 
 NAMES = [
-    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CodecError", "ConfigurationError", "Decision", "DecodeError",
-    "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour",
-    "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError", "Timeouts",
-    "Trace", "TrafficError", "UnkeyableError",
-    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_retrieval",
+    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
+    "DecodeError", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError",
+    "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError",
+    "Timeouts", "Trace", "TrafficError", "UnkeyableError",
+    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
     "check", "configure", "context", "last", "register", "trace",
 ]  # fmt: skip
 

@@ -30,6 +30,19 @@ memory
 DO YOU SHIP TO AUSTRIA?
 hit memory
 """,
+    "embeddings.py": """\
+  (computing ['a cab', 'abba'])
+  (computing ['bccb'])
+(4, 3) float32
+  (computing ['aaa'])
+[[2.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+[3.0, 0.0, 0.0]
+CacheInfo(hits=2, misses=4, bypasses=0)
+  (computing ['a', 'b'])
+  (computing ['c'])
+  (computing ['ab', 'abc'])
+[[4.0], [6.0]] [[6.0]]
+""",
     "generators.py": """\
   (the model begins)
 we
