@@ -142,7 +142,7 @@ class Embedding:
     def __init__(self, cache: Cache | None, given: _Given, function: Any) -> None:
         inner, arguments = unwrap(function)
         if isinstance(inner, type) or not hasattr(inner, "__qualname__") or inspect.isgeneratorfunction(inner):
-            raise ConfigurationError(f"cached_embedding takes a function of texts that returns vectors; got {inner!r}")
+            raise ConfigurationError(f"cached_embedding takes a function from texts to vectors; got {inner!r}")
         self.function = function
         self.name = name_of(inner)
         self._given = given
@@ -174,7 +174,8 @@ class Embedding:
         if not self._given.model:
             raise ConfigurationError(
                 f"{self.name} is a method of a {type_name(kind)}, whose settings nobody can tell: name what it "
-                f'computes, as in cached_embedding(cache, model="all-MiniLM-L6-v2"), or give the class __semcache_key__()'
+                'computes, as in cached_embedding(cache, model="all-MiniLM-L6-v2"), or give the class '
+                "__semcache_key__()"
             )
         return frozenset([next(iter(inspect.signature(self._inner).parameters))])
 
@@ -182,7 +183,8 @@ class Embedding:
         try:
             parameters = list(inspect.signature(self.function).parameters.values())
         except (TypeError, ValueError) as error:  # a builtin may have no signature
-            raise ConfigurationError(f"{self.name} cannot be called as it is: {error}; wrap it") from None
+            told = f"{self.name} cannot be called as it is: {error}; wrap it in a function"
+            raise ConfigurationError(told) from None
         takes = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if not parameters or parameters[0].kind not in takes:
             raise ConfigurationError(f"{self.name} takes no list of texts as its first argument")
@@ -273,7 +275,7 @@ class Embedding:
         requests = []
         for text in texts:
             hasher = begun.copy()
-            hasher.update(canonical(text))
+            hasher.update(text.encode("utf-8", "surrogatepass"))  # the last part, so it needs no frame
             requests.append(
                 Request(
                     hasher.digest(), facets=common.facets, tenanted=common.tenanted, lives=common.lives,
