@@ -30,7 +30,9 @@ from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usag
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
+from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
+from semcache.wrap.retrieval import cached_retrieval
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "Cache",
     "CacheInfo",
     "Cached",
+    "CachedEmbedding",
     "CodecError",
     "ConfigurationError",
     "Decision",
@@ -69,6 +72,8 @@ __all__ = [
     "UsageRow",
     "Verdict",
     "cached",
+    "cached_embedding",
+    "cached_retrieval",
     "check",
     "configure",
     "context",

@@ -204,22 +204,25 @@ class Cache(Meaning, Commands, Accounts):
 
     def get_or_load_many(
         self, requests: Sequence[Request], load: Callable[[list[int]], Sequence[T]], *,
-        when: Callable[[T], bool] | None = None,
+        when: Callable[[T], bool] | None = None, max_batch: int | None = None,
     ) -> list[T]:  # fmt: skip
         """Answer many requests in one trip to each server; `load` is given the places of all that are missing.
 
-        It returns their answers in that order. Equal requests are one, and are given the same answer. Raises what
-        `load` raises, unchanged, or TypeError where it does not return an answer for each.
+        It returns their answers in that order; with `max_batch` it is given at most so many at once, and what one load
+        brought is kept, whatever becomes of the next. Equal requests are one, and are given the same answer. Raises
+        what `load` raises, unchanged, or TypeError where it does not return an answer for each.
         """
-        plan = lookup_many(self.chain, list(map(checked, requests)), load, when, self.event, blocks=True)
+        asked = list(map(checked, requests))
+        plan = lookup_many(self.chain, asked, load, when, self.event, blocks=True, most=max_batch)
         return [outcome.unwrap() for outcome in run(plan)]
 
     async def aget_or_load_many(
         self, requests: Sequence[Request], load: Callable[[list[int]], Any], *,
-        when: Callable[[Any], bool] | None = None,
+        when: Callable[[Any], bool] | None = None, max_batch: int | None = None,
     ) -> list[Any]:  # fmt: skip
         """Answer many requests as `get_or_load_many` does; what `load` returns is awaited if it can be."""
-        plan = lookup_many(self.chain, list(map(checked, requests)), load, when, self.event, blocks=False)
+        asked = list(map(checked, requests))
+        plan = lookup_many(self.chain, asked, load, when, self.event, blocks=False, most=max_batch)
         return [outcome.unwrap() for outcome in await arun(plan)]
 
     def put(self, request: Request, *, value: Any, pinned: bool = False) -> None:

@@ -11,7 +11,7 @@ import inspect
 import logging
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Any, Literal
 
 from semcache.meter import Amounts, Meter
-from semcache.model import Decision, Facets, Usage
+from semcache.model import Decision, Entry, Facets, Usage
 
 logger = logging.getLogger("semcache")
 
@@ -267,6 +267,34 @@ class Recorder:
             warnings.warn(message, SemcacheWarning, stacklevel=_frames_of_ours() + 1)
         except SemcacheWarning:
             logger.warning("%s", message)
+
+    @property
+    def is_watched(self) -> bool:
+        """Say whether anybody looks at the event of each lookup."""
+        return bool(self.observers or tracing())
+
+    def hits(self, latest: Event, found: Sequence[tuple[Facets, str, Entry]], nanoseconds: int) -> None:
+        """Sum hits of one tier that nobody watches, (facets, stage, entry) each, at once; `latest` is the last one's.
+
+        Each took so many nanoseconds in the stage that `latest` names.
+        """
+        group: tuple[Facets, str] | None = None
+        with self._lock:
+            if self.meter.is_over:
+                self._fold()
+            for facets, stage, entry in found:
+                if group is None or facets is not group[0] or stage is not group[1]:
+                    group = facets, stage
+                    sums = self.meter.sums_of(stage, facets.model, facets.tenant)
+                    calls = self._calls.setdefault(facets.function, Counter())
+                calls["hit"] += 1
+                seconds = entry.load_seconds - nanoseconds / 1e9
+                self._saved_seconds += seconds
+                self.meter.saved(sums, entry.usage, seconds, is_near=False)
+            self._hits[latest.tier or ""] += len(found)
+            for stage in latest.stages:
+                self._stages[stage] += nanoseconds * len(found)
+        remember(latest)
 
     def after_fork(self) -> None:
         """Begin with a lock of our own: the old one may be held by a thread that the fork left behind.

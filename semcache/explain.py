@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from semcache.model import Decision, Hit, Neighbour, Request
+from semcache.model import Decision, Hit, Miss, Neighbour, Request
 from semcache.plan import Plan
 from semcache.tier import Breaker, Tier
 
@@ -53,8 +53,9 @@ def explain(
             continue
         try:
             found = yield from tier.get(request)
-            if isinstance(found, Hit):
-                decode(found.entry.value)
+            value = decode(found.entry.value) if isinstance(found, Hit) else None
+            if isinstance(found, Hit) and request.suits is not None and not request.suits(value):
+                found = Miss("unsuited: what stands answers another call of this key", found.evidence)
         except Exception as error:  # noqa: BLE001 - what a tier raises is what there is to tell
             explanation.said.append((tier.name, f"failed: {error!r}"))
             continue

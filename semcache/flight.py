@@ -128,7 +128,7 @@ class Flights(Generic[T]):
         with self._lock:
             for flight in list(self._open):
                 asked = flight.request
-                if asked is not None and (asked.key == value if facet == "key" else asked.facets.has(facet, value)):
+                if asked is not None and _may_bring(asked, facet, value):
                     flight.is_closed = True
 
     def land(self, flight: Flight[T], result: T) -> None:
@@ -155,6 +155,13 @@ class Flights(Generic[T]):
         self._open = set()
         self._blocked = {}
         self._lock = RLock()
+
+
+def _may_bring(asked: Request, facet: str, value: str | bytes) -> bool:
+    """Say whether an invalidation means what a request may be answered with: which documents, its answer tells."""
+    if facet == "key":
+        return asked.key == value
+    return asked.facets.has(facet, value) or (facet == "document" and asked.documents_of is not None)
 
 
 def enter(flight: Flight[T]) -> Token[Any]:

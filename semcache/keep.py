@@ -7,6 +7,7 @@ an entry's life is told once, here, and no tier that it moves to makes it longer
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from semcache.chain import Chain
@@ -75,7 +76,26 @@ def is_kept(
         return False
     if not wanted:
         event.reason = "not kept: when"
-    return bool(wanted) and (request.lives.ttl_of is None or has_life(request.lives, entry, value, event))
+    if not wanted or (request.lives.ttl_of is not None and not has_life(request.lives, entry, value, event)):
+        return False
+    try:
+        name_documents(request, entry, value)
+    except Exception as error:  # noqa: BLE001 - the user's own callable; what nobody could invalidate is not kept
+        event.fault("documents", error)
+        return False
+    return True
+
+
+def name_documents(request: Request, entry: Entry, value: object) -> None:
+    """Give an entry the documents that its answer holds. Raises TypeError, and what the user's callable raises."""
+    if request.documents_of is None:
+        return
+    told: Any = request.documents_of(value)
+    names = [told] if isinstance(told, str) else list(told)
+    if not all(isinstance(name, str | int) and name != "" for name in names):
+        raise TypeError(f"documents= returns the names of an answer's documents; got {told!r}")
+    documents = dict.fromkeys((*request.facets.documents, *map(str, names)))
+    entry.facets = replace(request.facets, documents=tuple(documents))
 
 
 def has_life(lives: Lives, entry: Entry, value: object, event: Event) -> bool:

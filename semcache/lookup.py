@@ -42,6 +42,9 @@ from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
 
+# Why an answer that stands is not served: it is another call's, though the key is the same.
+UNSUITED = "unsuited"
+
 
 def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
     """Answer a request from the nearest tier that can, or from its origin, whose error is in the outcome as it was.
@@ -92,6 +95,8 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
         if not isinstance(found, Hit):
             return False, None
         value = chain.codec.decode(found.entry.value)
+        if request.suits is not None and not request.suits(value):
+            return False, None
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
         return False, None
@@ -142,6 +147,8 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
         value = chain.codec.decode(landing.value)
     except DecodeError as error:
         event.fault("flight", error)
+        return None
+    if request.suits is not None and not request.suits(value):
         return None
     event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
     event.usage = landing.usage
@@ -298,7 +305,9 @@ def ask(
         if found.waited_ns:  # for a connection: no time of the store's
             event.took("pool", found.waited_ns)
             began += found.waited_ns
-        return found, chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
+        value = chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
+        is_suited = request.suits is None or not isinstance(found, Hit) or request.suits(value)
+        return (found, value) if is_suited else (Miss(UNSUITED, found.evidence), None)
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
     finally:

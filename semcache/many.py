@@ -2,7 +2,7 @@
 
 Laws: each request is answered as a lookup of its own would answer it, for that is what it is given; what is found at
 first sight boards no flight, as in `lookup.probe`; of equal requests one is looked up; flights of others are boarded
-when our own loads have landed, and no sooner.
+when our own loads have landed, and no sooner; what one load fails at takes nothing from what another brings.
 """
 
 from __future__ import annotations
@@ -16,37 +16,43 @@ from typing import Any
 from semcache.chain import Chain, Origin
 from semcache.events import Event
 from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
-from semcache.model import Hit, Request
+from semcache.model import Hit, Miss, Request
 from semcache.plan import Outcome, Plan
-from semcache.tier import Breaker, Tier
+from semcache.tier import Tier
 from semcache.together import together
 
 LoadMany = Callable[[list[int]], Any]
+# What a tier says of one of many; an error is of that one alone.
+Found = Hit | Miss | BaseException | None
+_NOTHING = object()
 
 
 def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
-    event: Callable[[Request], Event], *, blocks: bool,
+    event: Callable[[Request], Event], *, blocks: bool, most: int | None = None,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
-    """Answer requests, in their order; `load` is given the places of those that are missing."""
+    """Answer requests, in their order; `load` is given the places of those that are missing, at most so many at once.
+
+    What one load brought is kept before the next is begun.
+    """
     first: dict[tuple[bytes, str], int] = {}
-    for place, request in enumerate(requests):
-        first.setdefault((request.key, request.mode), place)
-    events = {place: event(requests[place]) for place in first.values()}
+    places = [first.setdefault((request.key, request.mode), place) for place, request in enumerate(requests)]
+    events = _Events(requests, event)
     outcomes: dict[int, Outcome[Any]] = {}
     for at, (tier, breaker) in enumerate(chain.tiers):
         waiting = [
-            place for place in events if place not in outcomes and requests[place].mode not in ("off", "refresh")
+            place
+            for place in first.values()
+            if place not in outcomes and requests[place].mode not in ("off", "refresh")
         ]
         if not tier.exact or not waiting:
             break
         if not breaker.is_open:
-            yield from _peek(
-                chain, at, tier, breaker, {place: (requests[place], events[place]) for place in waiting}, outcomes
-            )
-    rest = [place for place in events if place not in outcomes]
+            yield from _peek(chain, at, requests, events, waiting, outcomes)
+    rest = [place for place in first.values() if place not in outcomes]
     free = [place for place in rest if not chain.flights.flies(requests[place].key)]
-    for group in (free, [place for place in rest if place not in set(free)]):
+    busy = [place for place in rest if place not in set(free)]
+    for group in (*_parted(free, most), *_parted(busy, most)):
         plans = [
             lookup(chain, requests[place], Origin(partial(_load_one, load, place), keeps), events[place], blocks=blocks)
             for place in group
@@ -54,39 +60,106 @@ def lookup_many(
         done = yield from together(plans, partial(_load_group, load, group))
         for place, outcome in zip(group, done, strict=True):
             outcomes[place] = outcome.unwrap()
-    return [outcomes[first[request.key, request.mode]] for request in requests]
+    return [outcomes[place] for place in places]
+
+
+def _parted(places: list[int], most: int | None) -> list[list[int]]:
+    size = most or max(len(places), 1)
+    return [places[at : at + size] for at in range(0, len(places), size)]
+
+
+class _Events(dict[int, Event]):
+    """The events of requests by their places, each begun when it is wanted: what is found at once has none of its own.
+
+    The first is there from the start.
+    """
+
+    def __init__(self, requests: Sequence[Request], begin: Callable[[Request], Event]) -> None:
+        super().__init__()
+        self._requests = requests
+        self._begin = begin
+        if requests:
+            self[0]
+
+    def __missing__(self, place: int) -> Event:
+        event = self[place] = self._begin(self._requests[place])
+        return event
 
 
 def _peek(
-    chain: Chain, at: int, tier: Tier, breaker: Breaker, asked: dict[int, tuple[Request, Event]],
+    chain: Chain, at: int, requests: Sequence[Request], events: _Events, asked: list[int],
     outcomes: dict[int, Outcome[Any]],
 ) -> Plan[None]:  # fmt: skip
     """Ask one exact tier for all at once; what it has fresh is answered and recorded."""
+    tier, breaker = chain.tiers[at]
     began = perf_counter_ns()
-    found = yield from together([tier.get(request) for request, _ in asked.values()])
+    found = yield from _get_many(tier, [requests[place] for place in asked])
     share = (perf_counter_ns() - began) // len(asked)
-    has_failed = False
-    for (place, (request, event)), outcome in zip(asked.items(), found, strict=True):
-        note_time(event, tier, share)
+    decode, failed = chain.codec.decode, False
+    hits: dict[int, Any] = {}
+    for place, told in zip(asked, found, strict=True):
         try:
-            hit = outcome.unwrap()
-            if not isinstance(hit, Hit) or hit.entry.life <= 0:
-                continue
-            value = chain.codec.decode(hit.entry.value)
+            value = _answer(told, decode, requests[place].suits)
         except Exception as error:  # noqa: BLE001 - a tier may fail in any way
-            if has_failed:  # one trip that failed is one failure
-                event.fault(tier.name, error)
+            if failed:  # one trip that failed is one failure
+                events[place].fault(tier.name, error)
             else:
-                note_failure(event, tier, breaker, error)
-            has_failed = True
+                note_failure(events[place], tier, breaker, error)
+            failed = True
             continue
-        note_hit(event, tier.name, hit)
-        if at:
-            yield from fill(chain, request, hit, event, at)
-        chain.recorder.lookup(event)
-        outcomes[place] = Outcome(value)
-    if not has_failed:
+        if value is not _NOTHING:
+            hits[place] = told
+            outcomes[place] = Outcome(value)
+    if not failed:
         breaker.succeeded()
+    for place in asked:
+        if place not in hits:
+            note_time(events[place], tier, share)
+    yield from _record(chain, at, requests, events, hits, share)
+
+
+def _answer(told: Found, decode: Callable[[bytes], Any], suits: Callable[[Any], bool] | None) -> Any:
+    """Return the fresh answer that a tier has for a request, or _NOTHING. Raises what went wrong."""
+    if isinstance(told, BaseException):
+        raise told
+    if not isinstance(told, Hit) or told.entry.life <= 0:
+        return _NOTHING
+    value = decode(told.entry.value)
+    return value if suits is None or suits(value) else _NOTHING
+
+
+def _get_many(tier: Tier, requests: list[Request]) -> Plan[list[Found]]:
+    """Ask a tier for many: by `get_many` where it has one, whose failure is that of each."""
+    get_many = getattr(tier, "get_many", None)
+    if get_many is None:
+        outcomes = yield from together([tier.get(request) for request in requests])
+        return [outcome.value if outcome.error is None else outcome.error for outcome in outcomes]
+    try:
+        found: list[Found] = yield from get_many(requests)
+    except Exception as error:  # noqa: BLE001 - a tier may fail in any way
+        return [error] * len(requests)
+    return found
+
+
+def _record(
+    chain: Chain, at: int, requests: Sequence[Request], events: _Events, hits: dict[int, Hit], share: int
+) -> Plan[None]:
+    """Record what a tier had: together, unless it fills nearer tiers or somebody looks at each."""
+    tier, _ = chain.tiers[at]
+    alone = list(hits)
+    if not at and not chain.recorder.is_watched:
+        alone = alone[-1:]
+    for place in alone:
+        event = events[place]
+        note_time(event, tier, share)
+        note_hit(event, tier.name, hits[place])
+        if at:
+            yield from fill(chain, requests[place], hits[place], event, at)
+        if len(alone) == len(hits):
+            chain.recorder.lookup(event)
+    if len(alone) < len(hits):
+        told = [(requests[place].facets, requests[place].stage, hit.entry) for place, hit in hits.items()]
+        chain.recorder.hits(events[alone[-1]], told, share)
 
 
 def _load_group(load: LoadMany, group: list[int], places: list[int]) -> Any:

@@ -6,7 +6,7 @@ only a tier turns a life into an expiry, in its own clock (law 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
@@ -123,7 +123,8 @@ class Request:
     may be compared with another text; it is None where near matches are out of the question, and `exact_only` says
     why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
     the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
-    is what its cost and time are booked on.
+    is what its cost and time are booked on. `documents_of` tells of an answer which documents it holds, beside those
+    in `facets`; `suits` says whether an answer that stands is one for this call (None: any is).
     """
 
     key: bytes
@@ -136,6 +137,8 @@ class Request:
     embedder: str = ""
     exact_only: str | None = None
     stage: str = ""
+    documents_of: Callable[[Any], Iterable[str]] | None = None
+    suits: Callable[[Any], bool] | None = None
 
 
 @dataclass(slots=True)

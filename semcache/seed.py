@@ -11,7 +11,7 @@ from typing import Any
 from semcache.chain import Chain
 from semcache.errors import ConfigurationError, EncodeError, TierError
 from semcache.events import Event
-from semcache.keep import has_life, to_entry
+from semcache.keep import has_life, name_documents, to_entry
 from semcache.model import Request
 from semcache.plan import Plan
 
@@ -23,6 +23,7 @@ def seed(chain: Chain, request: Request, value: Any, born: int, *, is_pinned: bo
         raise EncodeError(f"the answer takes {len(data)} bytes, over max_value={chain.max_value_bytes}")
     event = Event("miss")
     entry = to_entry(request, data, born, event)
+    name_documents(request, entry, value)
     entry.is_pinned = is_pinned
     if is_pinned:
         entry.slide = entry.grace = 0.0

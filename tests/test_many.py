@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from itertools import count
 
 import pytest
@@ -326,7 +325,84 @@ def test_time_of_a_shared_load_is_booked_once(open_cache):
     cache = open_cache()
     requests = [cache.request(number) for number in range(100)]
     with semcache.trace() as seen:
-        cache.get_or_load_many(requests, lambda places: [time.sleep(0.02)] * len(places))
-    spent = sum(event.load_seconds for event in seen.lookups)
-    whole = max(event.stages["load"] for event in seen.lookups) / 1e9
-    assert spent == pytest.approx(whole, rel=0.5)
+        cache.get_or_load_many(requests, Batch())
+    assert len(seen.lookups) == 100
+    for event in seen.lookups:
+        assert event.load_seconds == pytest.approx(event.stages["load"] / 1e9 / 100)
+
+
+def test_hits_found_at_once_are_counted_as_one_by_one(open_cache, store, clock, ask_many):
+    """Sums, savings and the latest event are those of single lookups, whether or not somebody watches."""
+    watched = []
+    for observers in ((), (watched.append,)):
+        cache = open_cache(f"watched {len(observers)} {next(NAMESPACES)}", observers=observers, **store)
+        requests = [
+            cache.request("q", number, function=f"f{number % 2}", stage=f"s{number % 3}") for number in range(7)
+        ]
+        for number, request in enumerate(requests):
+            cache.get_or_load(request, lambda: "stood", usage=lambda _, number=number: semcache.Usage(number, 0, 0.5))
+        watched.clear()
+        assert ask_many(cache, requests, Batch()) == ["stood"] * 7
+        stats = cache.stats()
+        assert stats.hits == {"memory": 7}
+        assert stats.stages["memory"] > 0
+        assert [cache.recorder.counts(name)[0] for name in ("f0", "f1")] == [4, 3]
+        assert cache.flush(GUARD)
+        rows = {row.stage: (row.hits, row.saved_prompt_tokens, row.saved_money) for row in cache.usage(by=("stage",))}
+        assert rows == {"s0": (3, 9, 1.5), "s1": (2, 5, 1.0), "s2": (2, 7, 1.0)}
+    assert [event.key for event in watched] == [request.key for request in requests]
+
+
+def test_latest_of_hits_found_at_once_is_remembered(open_cache, store):
+    """`last()` tells the last one, `trace()` tells each."""
+    cache = open_cache(**store)
+    requests = [cache.request("q", number) for number in range(3)]
+    cache.get_or_load_many(requests, Batch())
+    cache.get_or_load_many(requests, Batch())
+    event = semcache.last()
+    assert (event.kind, event.tier, event.key) == ("hit", "memory", requests[2].key)
+    with semcache.trace() as traced:
+        cache.get_or_load_many(requests, Batch())
+    assert [event.key for event in traced.lookups] == [request.key for request in requests]
+
+
+def test_damaged_entry_among_many_is_loaded_alone(open_cache, redis_server, redis_url):
+    """Bytes that are not ours are one miss and one fault; the others are hits of the same trip."""
+    cache = open_cache(redis=redis_url, memory=0)
+    requests = [cache.request("q", number) for number in range(4)]
+    cache.get_or_load_many(requests, Batch())
+    assert cache.flush(GUARD)
+    names = cache.redis._store.names
+    redis_server.client().set(names.of(requests[2].key), b"somebody else's")
+    load = Batch("new")
+    assert cache.get_or_load_many(requests, load) == ["answer 0", "answer 1", "new 2", "answer 3"]
+    assert load.asked == [[2]]
+    assert cache.stats().faults == {"redis: DecodeError": 1}
+
+
+def test_pinned_and_waiting_answers_are_found_among_many(open_cache, redis_url):
+    """What is pinned, or waits to be written, is answered as alone."""
+    cache = open_cache(redis=redis_url, memory=0)
+    requests = [cache.request("q", number) for number in range(3)]
+    cache.get_or_load_many(requests, Batch())
+    cache.put(requests[1], value="curated", pinned=True)
+    assert cache.get_or_load_many(requests, Batch("new")) == ["answer 0", "curated", "answer 2"]
+    assert cache.flush(GUARD)
+    assert cache.get_or_load_many(requests, Batch("new")) == ["answer 0", "curated", "answer 2"]
+
+
+def test_load_is_given_max_batch_at_once_and_each_is_kept(open_cache, store, ask_many):
+    """A load that fails takes nothing from the others; its error is the caller's."""
+    cache = open_cache(**store)
+    requests = [cache.request("q", number) for number in range(5)]
+
+    def load(places):
+        if 2 in places:
+            raise ValueError("no 2")
+        return [f"answer {place}" for place in places]
+
+    with pytest.raises(ValueError, match="no 2"):
+        ask_many(cache, requests, load, max_batch=2)
+    again = Batch("new")
+    assert ask_many(cache, requests, again) == ["answer 0", "answer 1", "new 2", "new 3", "answer 4"]
+    assert again.asked == [[2, 3]]

@@ -7,12 +7,12 @@ import inspect
 import semcache
 
 NAMES = [
-    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CodecError", "ConfigurationError", "Decision", "DecodeError",
-    "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour",
-    "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError", "Timeouts",
-    "Trace", "TrafficError", "UnkeyableError",
-    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "check", "configure", "context", "last",
-    "register", "trace",
+    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
+    "DecodeError", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError",
+    "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError",
+    "Timeouts", "Trace", "TrafficError", "UnkeyableError",
+    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
+    "check", "configure", "context", "last", "register", "trace",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from math import ceil, inf
 from typing import Any, NamedTuple
@@ -66,23 +66,35 @@ class RedisStore(Following):
 
     # Reading
 
-    def get(self, key: bytes, pairs: list[Pair], grace: float) -> Plan[tuple[Entry | None, int]]:
+    def get(self, key: bytes, facets: Facets, grace: float) -> Plan[tuple[Entry | None, int]]:
         """Return an entry that no mark covers, and the nanoseconds spent waiting for a connection."""
         is_pinned = key in self.pins
         pending = self.writer.pending.get(WAITING + key if is_pinned else key)
         if pending is not None and pending.data is not None and self.is_followed:
-            return self._read(key, pending.data, pairs, grace), 0
+            return self.read(key, pending.data, facets, grace), 0
         if self.is_followed:
             asked: list[Command] = [("GET", self.names.of_pinned(key) if is_pinned else self.names.of(key))]
             replies = yield Exchange(self.link, asked, self._timeout)
             data = self._checked(replies.values[0])
             if data is None and is_pinned and WAITING + key not in self.writer.pending:
                 self.pins.forget([key])  # evicted, or never written: from now on it is loaded as others are
-            return (None if data is None else self._read(key, data, pairs, grace)), replies.waited_ns
-        return (yield from self._get_unfollowed(key, pairs, grace))
+            return (None if data is None else self.read(key, data, facets, grace)), replies.waited_ns
+        return (yield from self._get_unfollowed(key, facets, grace))
 
-    def _get_unfollowed(self, key: bytes, pairs: list[Pair], grace: float) -> Plan[tuple[Entry | None, int]]:
+    def are_plain(self, keys: Sequence[bytes]) -> bool:
+        """Say whether each is read with one GET: the log is followed, none is pinned or waits here."""
+        pins, pending = self.pins, self.writer.pending
+        return self.is_followed and not any(key in pending or key in pins for key in keys)
+
+    def get_many(self, keys: Sequence[bytes]) -> Plan[list[bytes | None]]:
+        """Return what stands for keys that are plain, in one trip."""
+        asked: list[Command] = [("MGET", *map(self.names.of, keys))]
+        replies = yield Exchange(self.link, asked, self._timeout)
+        return list(self._checked(replies.values[0]))
+
+    def _get_unfollowed(self, key: bytes, facets: Facets, grace: float) -> Plan[tuple[Entry | None, int]]:
         """Read the entry with its marks and the server's time: nobody has told us of either, or of what is pinned."""
+        pairs = facets.pairs(key)
         asked: list[Command] = [("GET", self.names.of_pinned(key)), ("GET", self.names.of(key)), ("TIME",)]
         replies = yield Exchange(self.link, asked + self._ask_marks(pairs), self._timeout)
         pinned, plain, clock, scores, gone = (self._checked(reply) for reply in replies.values)
@@ -94,13 +106,13 @@ class RedisStore(Following):
             return None, replies.waited_ns
         if data is None:
             return None, replies.waited_ns
-        entry = self._read(key, data, pairs, grace)
+        entry = self.read(key, data, facets, grace)
         if entry is not None and entry.facets is not None:
             more = [pair for pair in entry.facets.pairs(key) if pair not in pairs]
             if more:
                 again = yield Exchange(self.link, self._ask_marks(more)[:1], self._timeout)
                 self._take_marks(more, self._checked(again.values[0]), None)
-                entry = self._read(key, data, pairs, grace)
+                entry = self.read(key, data, facets, grace)
         return entry, replies.waited_ns
 
     def _ask_marks(self, pairs: list[Pair]) -> list[Command]:
@@ -118,14 +130,16 @@ class RedisStore(Following):
             found.append(int(float(gone)))
         return found
 
-    def _read(self, key: bytes, data: bytes, pairs: list[Pair], grace: float) -> Entry | None:
+    def read(self, key: bytes, data: bytes, facets: Facets, grace: float) -> Entry | None:
+        """Return the entry that bytes hold, None where it is over or a mark covers it. Raises DecodeError."""
         entry = header.read(key, data, self.now(), grace)
         if entry is None:
             return None
         if entry.facets is not None:
             entry.facets.namespace = self._namespace
-            pairs = entry.facets.pairs(key)
-        return None if self._marks.cover(pairs, entry.born) else entry
+            facets = entry.facets
+        is_marked = entry.born < self._marks.newest and self._marks.cover(facets.pairs(key), entry.born)
+        return None if is_marked else entry
 
     # Writing
 

@@ -54,7 +54,8 @@ class Call:
         self._signature = signature
         self._prefix = cache.prefix(name, version)
         self._copy_base = blake2b(self._prefix, digest_size=KEY_BYTES).copy
-        self._probe = cache.memory.probe if cache.memory is not None else _nothing
+        # Which answers in memory are for a call is asked in the lookup: the hot path is for those that all are.
+        self._probe = cache.memory.probe if cache.memory is not None and options.suits is None else _nothing
         self._count = signature.count
         self._is_bare = signature.is_bare and not is_method and options.key is None
         self._text_place = -1
@@ -195,10 +196,14 @@ class Call:
     ) -> Request:
         """Make the whole request of a call that memory did not answer."""
         text, rest, exact_only = self._text(values, args, kwargs)
-        return self.cache.complete(
+        request = self.cache.complete(
             key, self._prefix, rest, text, tenant, self._options.lives,
             Facets(self.cache.namespace, self.name, self.version, tags=self._options.tags), exact_only, self.stage,
         )  # fmt: skip
+        request.documents_of = self._options.documents
+        if self._options.suits is not None:
+            request.suits = self._options.suits(args, kwargs)
+        return request
 
     def _text(
         self, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -95,7 +95,9 @@ class Cached(Protocol[P, R_co]):
         ...
 
 
-class _Decorator(Protocol):
+class Decorator(Protocol):
+    """What `cached` returns where it is given settings: it takes the function."""
+
     def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
 
 
@@ -120,7 +122,8 @@ def cached(
     when: Callable[[Any], bool] | None = None,
     stage: str | None = None,
     usage: Callable[[Any], Usage | None] | None = None,
-) -> _Decorator: ...
+    documents: Callable[[Any], Iterable[str]] | None = None,
+) -> Decorator: ...
 def cached(
     target: Any = None,
     /,
@@ -139,6 +142,7 @@ def cached(
     when: Callable[[Any], bool] | None = None,
     stage: str | None = None,
     usage: Callable[[Any], Usage | None] | None = None,
+    documents: Callable[[Any], Iterable[str]] | None = None,
 ) -> Any:
     """Cache a function: `@cached`, in the default cache, or `@cached(cache, ...)`.
 
@@ -151,12 +155,13 @@ def cached(
     `ignore` names arguments or closed-over variables that cannot change the answer. `when` says of a result (of a
     generator: the list of its items) whether to keep it. `stage` is what cost and time are booked on (the function's
     name, unless you say so); `usage` takes a result (of a generator: as above), once when it was loaded, and returns
-    the `semcache.Usage` of it. Raises ConfigurationError.
+    the `semcache.Usage` of it. `documents` takes a result (as above) and returns the names of the documents in it, by
+    which it can be invalidated. Raises ConfigurationError.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     checked = options(
         text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,
-        stage=stage, usage=usage,
+        stage=stage, usage=usage, documents=documents,
     )  # fmt: skip
     if target is None or isinstance(target, Cache):
         return functools.partial(_decorate, target, checked)
@@ -168,7 +173,11 @@ def cached(
 def _decorate(cache: Cache | None, checked: Options, function: Any) -> Any:
     if isinstance(function, classmethod | staticmethod):
         return type(function)(_decorate(cache, checked, function.__func__))
-    wrapping = Wrapping(cache, checked, function)
+    return bind(Wrapping(cache, checked, function))
+
+
+def bind(wrapping: Wrapping) -> Any:
+    """Make what stands in the function's place: its wrapper, or for a method of a class a descriptor."""
     wrapper = wrapping.wrapper()
     return _Method(wrapper, wrapping) if wrapping.is_method else wrapper
 
@@ -181,6 +190,7 @@ class Wrapping:
         if isinstance(inner, type) or not hasattr(inner, "__qualname__"):
             raise ConfigurationError(f"cached takes a function; {inner!r} is none: wrap it in one")
         self.function = function
+        self.loads = function  # what a load calls
         self.name = name_of(inner)
         self._inner = inner
         self._cache = cache
@@ -221,7 +231,7 @@ class Wrapping:
                     self._cache or default_cache(),
                     self._options,
                     self._signature,
-                    self.function,
+                    self.loads,
                     self.name,
                     self._version,
                     is_method=self.is_method,
@@ -230,16 +240,8 @@ class Wrapping:
 
     def wrapper(self) -> Any:
         """Make the wrapper, of the function's own kind."""
-        inner = self._inner
-        if inspect.isasyncgenfunction(inner):
-            made: Any = areplaying(lambda: self.call)
-        elif inspect.isgeneratorfunction(inner):
-            made = replaying(lambda: self.call)
-        elif inspect.iscoroutinefunction(inner):
-            made = _coroutine(self)
-        else:
-            made = _function(self)
-        functools.update_wrapper(made, inner)
+        made: Any = self._made()
+        functools.update_wrapper(made, self._inner)
         made.__wrapped__ = self.function
         made.__semcache_name__ = self.name
         made.__semcache_version__ = self._version
@@ -249,6 +251,14 @@ class Wrapping:
         made.explain = self.explain
         made.request = self.request
         return made
+
+    def _made(self) -> Callable[..., Any]:
+        inner = self._inner
+        if inspect.isasyncgenfunction(inner):
+            return areplaying(lambda: self.call)
+        if inspect.isgeneratorfunction(inner):
+            return replaying(lambda: self.call)
+        return _coroutine(self) if inspect.iscoroutinefunction(inner) else _function(self)
 
     def cache_info(self) -> CacheInfo:
         """Return the hits, misses and bypasses so far."""

@@ -13,7 +13,10 @@ from semcache.model import Lives, Shared, Tenant, Usage
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The checked arguments of `cached`; `lives` is None where it was told nothing of them."""
+    """The checked arguments of `cached`; `lives` is None where it was told nothing of them.
+
+    `suits` tells of a call's arguments which answers that stand are for it.
+    """
 
     text: str | Callable[..., Any] | None = None
     key: Callable[..., Any] | None = None
@@ -25,14 +28,16 @@ class Options:
     when: Callable[[Any], bool] | None = None
     stage: str | None = None
     usage: Callable[[Any], Usage | None] | None = None
+    documents: Callable[[Any], Iterable[str]] | None = None
+    suits: Callable[[tuple[Any, ...], dict[str, Any]], Callable[[Any], bool]] | None = None
 
 
 def options(
     *, text: object, key: object, tenant: object, lives: Lives | None, version: object, tags: str | Iterable[str],
-    ignore: str | Iterable[str], when: object, stage: object, usage: object,
+    ignore: str | Iterable[str], when: object, stage: object, usage: object, documents: object = None,
 ) -> Options:  # fmt: skip
     """Check the arguments of `cached`. Raises ConfigurationError."""
-    for name, value in (("key", key), ("when", when), ("usage", usage)):
+    for name, value in (("key", key), ("when", when), ("usage", usage), ("documents", documents)):
         if value is not None and not callable(value):
             raise ConfigurationError(f"{name}= is a callable; got {value!r}")
     if text is not None and not isinstance(text, str) and not callable(text):
@@ -53,4 +58,5 @@ def options(
         when,  # type: ignore[arg-type]
         named_stage(stage),
         usage,  # type: ignore[arg-type]
+        documents,  # type: ignore[arg-type]
     )

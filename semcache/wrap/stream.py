@@ -240,7 +240,8 @@ class Reading:
         began = perf_counter_ns()
         try:
             data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
-            is_asked = self._call.when is not None or self._request.lives.ttl_of is not None
+            request = self._request
+            is_asked = any((self._call.when, request.lives.ttl_of, request.documents_of))
             items = self._chain.codec.decode(data)[:-1] if is_asked else None
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             event.fault("codec", error)

@@ -30,6 +30,19 @@ memory
 DO YOU SHIP TO AUSTRIA?
 hit memory
 """,
+    "embeddings.py": """\
+  (computing ['a cab', 'abba'])
+  (computing ['bccb'])
+(4, 3) float32
+  (computing ['aaa'])
+[[2.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+[3.0, 0.0, 0.0]
+CacheInfo(hits=2, misses=4, bypasses=0)
+  (computing ['a', 'b'])
+  (computing ['c'])
+  (computing ['ab', 'abc'])
+[[4.0], [6.0]] [[6.0]]
+""",
     "generators.py": """\
   (the model begins)
 we
@@ -49,6 +62,17 @@ large: Do you ship to Austria?
 [1, 0, 1]
 CacheInfo(hits=1, misses=2, bypasses=0)
 ['gpt-small', 'gpt-large'] ['gpt-small', 'gpt-large']
+""",
+    "retrieval.py": """\
+  (searching what staff may read: shipping to Austria, 2)
+['austria', 'prices']
+['austria']
+  (searching what public may read: shipping to Austria, 1)
+['austria']
+1 dropped
+  (searching what staff may read: shipping to Austria, 2)
+['austria', 'prices']
+CacheInfo(hits=1, misses=3, bypasses=0)
 """,
     "semantic.py": """\
 How long does shipping to Austria take? [en]

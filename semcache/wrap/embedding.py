@@ -1,0 +1,366 @@
+"""`cached_embedding`: a function from texts to vectors, each text an entry of its own.
+
+Laws: each text is answered as by itself, whatever stands beside it, so that batches may overlap in any way; results
+come in the caller's order, as float32 with the bits that were computed (or, by choice, with those of float16, also
+where they were computed just now); no text matches nearly; what one batch computed is kept, whatever becomes of the
+next.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, update_wrapper
+from hashlib import blake2b
+from threading import Lock
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+
+from semcache.cache import Cache
+from semcache.chain import Origin
+from semcache.context import current, named_stage, names_of
+from semcache.errors import ConfigurationError, MissingExtraError, UnkeyableError
+from semcache.events import Event
+from semcache.keys import KEY_BYTES, canonical, canonical_items, type_name
+from semcache.lookup import finish, load
+from semcache.many import lookup_many
+from semcache.model import Facets, Lives, Request
+from semcache.plan import Outcome, Plan, arun, run
+from semcache.ttl import Duration, lives_of
+from semcache.wrap.default import default_cache
+from semcache.wrap.function import CacheInfo
+from semcache.wrap.signature import MisfitError, Signature, unwrap
+from semcache.wrap.version import name_of, version_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+R_co = TypeVar("R_co", covariant=True)
+_DTYPES = {"float32": "<f4", "float16": "<f2"}
+
+
+class CachedEmbedding(Protocol[R_co]):
+    """What `cached_embedding` makes of a function: of a list of n texts float32[n, d], of one text float32[d]."""
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return the hits, misses and bypasses so far, each text counted by itself."""
+        ...
+
+    def cache_clear(self) -> int:
+        """Invalidate every vector of this function, as `cache.invalidate(function=)` does."""
+        ...
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> int:
+        """Invalidate the vectors of the texts of one call."""
+        ...
+
+    def requests(self, *args: Any, **kwargs: Any) -> list[Request]:
+        """Return what a call means to the cache: one request for each text. Raises UnkeyableError."""
+        ...
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(
+        self, function: Callable[..., Awaitable[Any]], /
+    ) -> CachedEmbedding[Awaitable[NDArray[np.float32]]]: ...
+    @overload
+    def __call__(self, function: Callable[..., Any], /) -> CachedEmbedding[NDArray[np.float32]]: ...
+
+
+def cached_embedding(
+    cache: Cache | None = None,
+    /,
+    *,
+    model: str = "",
+    max_batch: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    ttl: Duration | None = None,
+    max_age: Duration | None = None,
+    tags: str | Iterable[str] = (),
+    version: str | None = None,
+    ignore: str | Iterable[str] = (),
+    stage: str | None = None,
+) -> _Decorator:
+    """Cache a function whose first argument is a list of texts and which returns float32[n, d], or what converts to it.
+
+    Its callers may also pass one text, and get float32[d]; the function is called with a list of the distinct texts
+    that no tier has, at most `max_batch` at once. All its other arguments are in the key, but for those that `ignore`
+    names. `model` names what computes the vectors; a method of an object, as `encode` of a SentenceTransformer, needs
+    it, as nobody can tell the object's settings. `dtype="float16"` keeps half the bytes; results are float32 in any
+    case. The rest is as in `cached`. What is no list of texts goes to the function as it is. Raises ConfigurationError.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f'dtype= is "float32" or "float16"; got {dtype!r}')
+    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        raise ConfigurationError(f"max_batch= is a number of texts from 1 on, or None; got {max_batch!r}")
+    for name, value in (("model", model), ("version", version or "")):
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name}= is text; got {value!r}")
+    try:
+        import numpy  # noqa: ICN001, F401 - said now rather than at the first vector
+    except ImportError:
+        raise MissingExtraError("cached_embedding", "semantic") from None
+    lives = lives_of(ttl, max_age, 0, 0, sliding=False)
+    given = _Given(
+        model, max_batch, dtype, lives, names_of(tags, "tags"), version, frozenset(names_of(ignore, "ignore")),
+        named_stage(stage),
+    )  # fmt: skip
+
+    def decorate(function: Any) -> Any:
+        return Embedding(cache, given, function).wrapper()
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The checked arguments of `cached_embedding`."""
+
+    model: str
+    max_batch: int | None
+    dtype: str
+    lives: Lives | None
+    tags: tuple[str, ...]
+    version: str | None
+    ignore: frozenset[str]
+    stage: str | None
+
+
+class Embedding:
+    """One decorated function: what is known of it at decoration, and its cache, from its first use on."""
+
+    def __init__(self, cache: Cache | None, given: _Given, function: Any) -> None:
+        inner, arguments = unwrap(function)
+        if isinstance(inner, type) or not hasattr(inner, "__qualname__") or inspect.isgeneratorfunction(inner):
+            raise ConfigurationError(f"cached_embedding takes a function from texts to vectors; got {inner!r}")
+        self.function = function
+        self.name = name_of(inner)
+        self._given = given
+        self._inner = inner
+        self._cache = cache
+        self._lock = Lock()
+        unseen = self._unseen()
+        self._texts = self._first_argument()
+        signature = Signature(inner, arguments, given.ignore | unseen | {self._texts}, self.name, has_key=False)
+        for name in given.ignore - frozenset(getattr(getattr(inner, "__code__", None), "co_freevars", ())):
+            signature.require(name, "ignore")
+        self._signature = signature
+        # What an object's method is made of, behind its decorators; the object itself is named by model=.
+        source = inspect.unwrap(inner) if unseen else inner
+        self.version = given.version if given.version is not None else version_of(source, self.name, given.ignore)
+        self._stage = given.stage or self.name
+        self._identity = canonical([given.model, given.dtype])
+
+    def _unseen(self) -> frozenset[str]:
+        """Return the name of the parameter whose object has no key; its model is named instead."""
+        method = self.function
+        while isinstance(method, partial):
+            method = method.func
+        if not isinstance(method, MethodType) or isinstance(method.__self__, type):
+            return frozenset()
+        kind = type(method.__self__)
+        if hasattr(kind, "__semcache_key__"):
+            return frozenset()
+        if not self._given.model:
+            raise ConfigurationError(
+                f"{self.name} is a method of a {type_name(kind)}, whose settings nobody can tell: name what it "
+                'computes, as in cached_embedding(cache, model="all-MiniLM-L6-v2"), or give the class '
+                "__semcache_key__()"
+            )
+        return frozenset([next(iter(inspect.signature(self._inner).parameters))])
+
+    def _first_argument(self) -> str:
+        try:
+            parameters = list(inspect.signature(self.function).parameters.values())
+        except (TypeError, ValueError) as error:  # a builtin may have no signature
+            told = f"{self.name} cannot be called as it is: {error}; wrap it in a function"
+            raise ConfigurationError(told) from None
+        takes = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if not parameters or parameters[0].kind not in takes:
+            raise ConfigurationError(f"{self.name} takes no list of texts as its first argument")
+        if parameters[0].name == "self":
+            raise ConfigurationError(
+                f"{self.name} is a method without its object: cache the bound one, as in "
+                'embed = cached_embedding(cache, model="...")(embedder.embed)'
+            )
+        return parameters[0].name
+
+    @property
+    def cache(self) -> Cache:
+        """The cache; the default one is built here, at the first use."""
+        with self._lock:
+            if self._cache is None:
+                self._cache = default_cache()
+            return self._cache
+
+    def wrapper(self) -> Any:
+        """Make the wrapper, of the function's own colour."""
+        if inspect.iscoroutinefunction(self._inner):
+
+            async def awrapper(*args: Any, **kwargs: Any) -> Any:
+                return (await arun(self.plan(args, kwargs, blocks=False))).unwrap()
+
+            made: Any = awrapper
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return run(self.plan(args, kwargs, blocks=True)).unwrap()
+
+            made = wrapper
+        update_wrapper(made, self._inner)
+        made.__wrapped__ = self.function
+        made.__semcache_name__ = self.name
+        made.__semcache_version__ = self.version
+        made.cache_info = lambda: CacheInfo(*self.cache.recorder.counts(self.name))
+        made.cache_clear = lambda: self.cache.invalidate(function=self.name)
+        made.invalidate = self.invalidate
+        made.requests = self.requests
+        return made
+
+    def plan(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, blocks: bool) -> Plan[Outcome[Any]]:
+        """Return the plan that answers a call."""
+        cache = self.cache
+        try:
+            told = self._told(args, kwargs)
+            requests = self._requests([told] if isinstance(told, str) else told, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever has no key goes on without us
+            return (yield from self._bypass(args, kwargs, error))
+        if not requests:  # only the function knows what it returns for nothing
+            outcome: Outcome[Any] = yield from load(
+                Origin(partial(self.function, *args, **kwargs)), None, Event("bypass")
+            )
+            return outcome
+        vectors = partial(self._load, [told] if isinstance(told, str) else told, args, kwargs)
+        look = partial(
+            lookup_many, cache.chain, load=vectors, keeps=None, event=cache.event, blocks=blocks,
+            most=self._given.max_batch,
+        )  # fmt: skip
+        outcomes = yield from look(requests)
+        if not _are_alike(outcomes):  # the model has changed under its name: what stands is of no use beside the new
+            outcomes = yield from look([replace(request, mode="refresh") for request in requests])
+        return self._gathered(outcomes, is_one=isinstance(told, str))
+
+    def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | list[str]:
+        """Return the text or texts of a call. Raises UnkeyableError, or MisfitError where there are none."""
+        if not args and self._texts not in kwargs:
+            raise MisfitError(self._texts)
+        told = args[0] if args else kwargs[self._texts]
+        if isinstance(told, str):
+            return told
+        if not isinstance(told, list | tuple) or not all(isinstance(text, str) for text in told):
+            raise UnkeyableError("it is neither a text nor a list of texts", f"argument {self._texts!r}")
+        return list(told)
+
+    def _requests(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Request]:
+        """Return a request for each text; what they have in common is made once."""
+        given, cache = self._given, self.cache
+        values = self._signature.bind(args, kwargs)
+        owner = cache.tenant_bytes(cache.tenant_of(None))
+        common = cache.complete(
+            b"", b"", b"", None, None, given.lives,
+            Facets(cache.namespace, self.name, self.version, model=given.model, tags=given.tags), None, self._stage,
+        )  # fmt: skip
+        begun = blake2b(cache.prefix(self.name, self.version), digest_size=KEY_BYTES)
+        begun.update(canonical_items(values) + self._identity + owner)
+        requests = []
+        for text in texts:
+            hasher = begun.copy()
+            hasher.update(text.encode("utf-8", "surrogatepass"))  # the last part, so it needs no frame
+            requests.append(
+                Request(
+                    hasher.digest(), facets=common.facets, tenanted=common.tenanted, lives=common.lives,
+                    mode=common.mode, stage=common.stage,
+                )
+            )  # fmt: skip
+        return requests
+
+    def _load(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], places: list[int]) -> Any:
+        """Call the function with the texts at some places; their vectors as bytes, be they awaited first."""
+        asked = [texts[place] for place in places]
+        if args:
+            args = (asked, *args[1:])
+        else:
+            kwargs = {**kwargs, self._texts: asked}
+        told = self.function(*args, **kwargs)
+        return self._awaited(told, len(asked)) if inspect.isawaitable(told) else self._rows(told, len(asked))
+
+    async def _awaited(self, told: Awaitable[Any], count: int) -> list[bytes]:
+        return self._rows(await told, count)
+
+    def _rows(self, told: Any, count: int) -> list[bytes]:
+        """Return the bytes of each of so many vectors. Raises TypeError for what is no float32[count, d]."""
+        import numpy as np
+
+        try:
+            array = np.asarray(told)
+        except Exception as error:
+            raise TypeError(self._misshapen(type(told).__name__, count)) from error
+        is_exact = isinstance(told, list | tuple) and array.dtype.kind in "iu"  # plain lists may say 1 for 1.0
+        if array.ndim != 2 or len(array) != count or not array.shape[1] or not (array.dtype.kind == "f" or is_exact):  # noqa: PLR2004
+            raise TypeError(self._misshapen(f"{array.dtype}{list(array.shape)}", count))
+        with np.errstate(over="ignore"):  # as the function's own float32 would have it
+            return [row.tobytes() for row in array.astype(_DTYPES[self._given.dtype])]
+
+    def _misshapen(self, returned: str, count: int) -> str:
+        return (
+            f"{self.name} is asked for the vectors of {count} texts, float32[{count}, d], in their order; it returned "
+            f"{returned}: cached_embedding keeps nothing else"
+        )
+
+    def _gathered(self, outcomes: list[Outcome[Any]], *, is_one: bool) -> Outcome[Any]:
+        """Make one array of the vectors of a call, or take the first error."""
+        for outcome in outcomes:
+            if outcome.error is not None:
+                return outcome
+        import numpy as np
+
+        rows: list[Any] = [outcome.value for outcome in outcomes]
+        if not _are_alike(outcomes):
+            return Outcome(
+                error=TypeError(f"{self.name} returned vectors of different lengths for the texts of one call")
+            )
+        # A bytearray of our own makes the array writable.
+        array = np.frombuffer(bytearray().join(rows), _DTYPES[self._given.dtype]).reshape(len(rows), -1)
+        array = array.astype(np.float32, copy=False)
+        return Outcome(array[0] if is_one else array)
+
+    def _bypass(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Plan[Outcome[Any]]:
+        """Call the function as it was called, and record why it was."""
+        told = current.get()
+        stage = self._stage if told is None else told.stage or self._stage
+        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable", stage=stage)
+        if isinstance(error, MisfitError):
+            event.reason = "the arguments do not fit the function"
+        else:
+            event.fault("key", error)
+            self.cache.recorder.warn_once(
+                f"{self.name}: {getattr(error, 'where', '')}", f"{self.name} is not cached for this call: {error}"
+            )
+        outcome = yield from load(Origin(partial(self.function, *args, **kwargs)), None, event)
+        return finish(self.cache.chain, event, outcome)
+
+    def requests(self, *args: Any, **kwargs: Any) -> list[Request]:
+        """Return what a call means to the cache."""
+        told = self._told(args, kwargs)
+        return self._requests([told] if isinstance(told, str) else told, args, kwargs)
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> int:
+        """Invalidate the vectors of the texts of one call."""
+        keys = dict.fromkeys(request.key for request in self.requests(*args, **kwargs))
+        return sum(self.cache.invalidate(key=key) for key in keys)
+
+
+def _are_alike(outcomes: list[Outcome[Any]]) -> bool:
+    """Say whether all that was found is vectors of one length; errors are none."""
+    rows: list[Any] = [outcome.value for outcome in outcomes if outcome.error is None]
+    return all(type(row) is bytes and len(row) == len(rows[0]) for row in rows)
