@@ -4,6 +4,9 @@ A tier answers `get` with a Hit or a Miss and takes what was loaded with `put`. 
 must be waited for, so one class serves both colours. A tier raises freely; the lookup turns what it raises into a miss
 and an event (law 10). `put` and `remove` hand their work to the tier's own thread where it has one, and return at once.
 
+A tier may have `get_many` beside `get`: a plan that takes requests and returns a Hit, a Miss or an error for each, in
+their order. Without it many are asked together, by a plan for each.
+
 A new tier is one file, and one line in the contract suite.
 """
 

@@ -64,17 +64,17 @@ def read(key: bytes, data: bytes, now: float, grace: float = 0.0) -> Entry | Non
     _, flags, length, checksum, expires, written, limit, born, load_seconds, own_grace, slide = _HEADER.unpack_from(
         data
     )
-    with memoryview(data) as view:
-        if crc32(view[_BODY:], crc32(key)) != checksum:
-            raise DecodeError("damaged, or another key's")
+    if crc32(memoryview(data)[_BODY:], crc32(key)) != checksum:
+        raise DecodeError("damaged, or another key's")
     if written > now + SKEW_SECONDS:
         return None
-    life = min(slide or expires - now, limit - now)
-    if life <= -min(grace, own_grace) or limit <= now:
+    ends = limit - now
+    life = min(slide or expires - now, ends)
+    if life <= 0 and (life <= -min(grace, own_grace) or ends <= 0):
         return None
     entry = Entry(
         data[HEADER_BYTES + length :], life, bool(flags & _OWN_TTL), born, max(0.0, now - written), load_seconds,
-        own_grace, slide, limit - now, bool(flags & _PINNED),
+        own_grace, slide, ends, bool(flags & _PINNED),
     )  # fmt: skip
     if flags & _TOLD:
         entry.facets, entry.usage = _told(data[HEADER_BYTES : HEADER_BYTES + length])

@@ -11,7 +11,7 @@ stays, and a pinned one gives way to pinned ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -169,6 +169,13 @@ class MemoryTier:
         if self._is_closed:
             raise TierError("closed", "the memory tier was closed")
         return self.peek(request.key, request.lives.grace)
+        yield
+
+    def get_many(self, requests: Sequence[Request]) -> Plan[list[Hit | Miss]]:
+        """Look many entries up, without a plan for each."""
+        if self._is_closed:
+            raise TierError("closed", "the memory tier was closed")
+        return [self.peek(request.key, request.lives.grace) for request in requests]
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002

@@ -246,7 +246,8 @@ class Embedding:
             most=self._given.max_batch,
         )  # fmt: skip
         outcomes = yield from look(requests)
-        if not _are_alike(outcomes):  # the model has changed under its name: what stands is of no use beside the new
+        if not _are_alike([outcome.value for outcome in outcomes if outcome.error is None]):
+            # The model has changed under its name: what stands is of no use beside the new.
             outcomes = yield from look([replace(request, mode="refresh") for request in requests])
         return self._gathered(outcomes, is_one=isinstance(told, str))
 
@@ -325,7 +326,7 @@ class Embedding:
         import numpy as np
 
         rows: list[Any] = [outcome.value for outcome in outcomes]
-        if not _are_alike(outcomes):
+        if not _are_alike(rows):
             return Outcome(
                 error=TypeError(f"{self.name} returned vectors of different lengths for the texts of one call")
             )
@@ -360,7 +361,6 @@ class Embedding:
         return sum(self.cache.invalidate(key=key) for key in keys)
 
 
-def _are_alike(outcomes: list[Outcome[Any]]) -> bool:
-    """Say whether all that was found is vectors of one length; errors are none."""
-    rows: list[Any] = [outcome.value for outcome in outcomes if outcome.error is None]
-    return all(type(row) is bytes and len(row) == len(rows[0]) for row in rows)
+def _are_alike(rows: list[Any]) -> bool:
+    """Say whether all that was found is vectors of one length."""
+    return set(map(type, rows)) <= {bytes} and len(set(map(len, rows))) <= 1
