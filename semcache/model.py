@@ -123,7 +123,8 @@ class Request:
     may be compared with another text; it is None where near matches are out of the question, and `exact_only` says
     why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
     the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
-    is what its cost and time are booked on.
+    is what its cost and time are booked on. `accepts` says of a stored answer whether this caller can use it (None:
+    any): callers of one key may want it in several forms, of which not each can be made of each other.
     """
 
     key: bytes
@@ -136,6 +137,7 @@ class Request:
     embedder: str = ""
     exact_only: str | None = None
     stage: str = ""
+    accepts: Callable[[Any], bool] | None = None
 
 
 @dataclass(slots=True)

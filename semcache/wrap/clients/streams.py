@@ -1,0 +1,113 @@
+"""The streams that a cached client gives: the SDK's own type, whose chunks come from a reading.
+
+A reading begins with the response's head, so that what the SDK raises when it asks (429, a lost connection) is raised
+where the SDK raises it, by `create`, and to followers too. Closing the SDK's stream ends the reading: what nobody reads
+on is closed at its origin and not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+from semcache.events import Event
+from semcache.model import Request
+from semcache.plan import arun, run
+from semcache.wrap.clients.asked import Asked, Head
+from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
+from semcache.wrap.stream import Reading
+
+
+def stream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of a plain client. Raises what asking the origin raises."""
+    chunks = _read(asked, request, event)
+    head = next(chunks)
+    return _streamed(asked, head, chunks, stream_type, path, chunks.close)
+
+
+async def astream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of an async client. Raises what asking the origin raises."""
+    chunks = _aread(asked, request, event)
+    head = await anext(chunks)
+    return _streamed(asked, head, chunks, stream_type, path, chunks.aclose)
+
+
+def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
+    def begin() -> Generator[Any, None, None]:
+        sent = asked.send()
+        try:
+            yield Head(sent.response, with_usage=asked.variant)
+            yield from sent
+        finally:
+            sent.close()
+
+    reading = Reading(asked, request, event, begin, GeneratorOrigin, None)
+    try:
+        while True:
+            item = run(reading.step())
+            if isinstance(item, End):
+                item.unwrap()
+                return
+            yield item if _is_head(item) else asked.chunk(item)
+    finally:
+        unread = run(reading.finish())
+        if unread is not None:
+            unread.close()
+
+
+async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator[Any, None]:
+    import asyncio
+
+    async def begin() -> AsyncGenerator[Any, None]:
+        sent = await asked.send()
+        try:
+            yield Head(sent.response, with_usage=asked.variant)
+            async for chunk in sent:
+                yield chunk
+        finally:
+            await sent.close()
+
+    reading = Reading(asked, request, event, begin, AsyncGeneratorOrigin, asyncio.get_running_loop())
+    try:
+        while True:
+            item = await arun(reading.step())
+            if isinstance(item, End):
+                item.unwrap()
+                return
+            yield item if _is_head(item) else asked.chunk(item)
+    finally:
+        unread = await arun(reading.finish())
+        if isinstance(unread, AsyncGeneratorOrigin):
+            await unread.close()
+
+
+def _is_head(item: Any) -> bool:
+    return isinstance(item, Head) or (isinstance(item, dict) and "head" in item)
+
+
+def _streamed(
+    asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str, close: Callable[[], Any]
+) -> Any:
+    """Make the SDK's own stream, over a response of ours that closes the reading and not the connection of others."""
+    import httpx  # the client is there, so it is loaded
+
+    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+        """No bytes: the chunks are there already, or come from the reading."""
+
+        def close(self) -> None:
+            close()
+
+        async def aclose(self) -> None:
+            await close()
+
+    if isinstance(head, Head):
+        status, headers, sent = head.response.status_code, head.response.headers, head.response.request
+    else:
+        base = str(asked.client.base_url).rstrip("/")
+        status, headers, sent = 200, head["head"], httpx.Request("POST", base + path)
+    made = stream_type(
+        cast_to=asked.chunk_type, response=httpx.Response(status, headers=headers, stream=Body(), request=sent),
+        client=asked.client,
+    )  # fmt: skip
+    made._iterator = chunks  # noqa: SLF001 - the SDK's stream reads nothing else
+    return made
