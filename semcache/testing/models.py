@@ -12,6 +12,7 @@ told to, late, wrongly or half if it was told so.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -152,6 +153,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     models: StandIn
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a caller that has gone; what breaks otherwise is told as ever."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -60,9 +60,7 @@ class Asking:
     def client(self, models, **settings):
         """Make a client of the SDK's, uncached."""
         settings = {"api_key": "none", "max_retries": 0, "base_url": self.url(models)} | settings
-        module = openai if self.package == "openai" else anthropic
-        name = {"openai": "OpenAI", "anthropic": "Anthropic"}[self.package]
-        self._made.append(getattr(module, f"Async{name}" if self.is_async else name)(**settings))
+        self._made.append(self.kind(**settings))
         return self._made[-1]
 
     def url(self, models):
@@ -135,6 +133,13 @@ class Asking:
         from anthropic.types import Message
 
         return Message, object
+
+    @property
+    def kind(self):
+        """The SDK's class."""
+        module = openai if self.package == "openai" else anthropic
+        name = {"openai": "OpenAI", "anthropic": "Anthropic"}[self.package]
+        return getattr(module, f"Async{name}" if self.is_async else name)
 
     @property
     def rate_limit(self):

@@ -16,7 +16,6 @@ from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.dialect import Dialect
-from semcache.wrap.clients.engine import Engine
 from semcache.wrap.clients.openai import ChatCompletions
 from semcache.wrap.clients.options import ClientOptions
 
@@ -36,6 +35,8 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
         raise ConfigurationError(f"cached takes a client and a Cache; got {cache!r}")
     if hasattr(client, _ENGINE):
         raise ConfigurationError("this client is cached already: give cached() the client it was made of")
+    from semcache.wrap.clients.engine import Engine  # it imports what the client has imported
+
     dialect, is_async = _dialect_of(client)
     kind = type(client)
     engine = Engine(cache, dialect, settings)

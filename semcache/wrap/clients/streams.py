@@ -10,12 +10,27 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
+import httpx  # of the client's: this module is imported when there is one
+
 from semcache.events import Event
 from semcache.model import Request
 from semcache.plan import arun, run
 from semcache.wrap.clients.asked import Asked, Head
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
 from semcache.wrap.stream import Reading
+
+
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """No bytes: the chunks are there already, or come from the reading, which ends with this."""
+
+    def __init__(self, close: Callable[[], Any]) -> None:
+        self._close = close
+
+    def close(self) -> None:
+        self._close()
+
+    async def aclose(self) -> None:
+        await self._close()
 
 
 def stream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
@@ -89,24 +104,13 @@ def _streamed(
     asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str, close: Callable[[], Any]
 ) -> Any:
     """Make the SDK's own stream, over a response of ours that closes the reading and not the connection of others."""
-    import httpx  # the client is there, so it is loaded
-
-    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-        """No bytes: the chunks are there already, or come from the reading."""
-
-        def close(self) -> None:
-            close()
-
-        async def aclose(self) -> None:
-            await close()
-
     if isinstance(head, Head):
         status, headers, sent = head.response.status_code, head.response.headers, head.response.request
     else:
         base = str(asked.client.base_url).rstrip("/")
         status, headers, sent = 200, head["head"], httpx.Request("POST", base + path)
     made = stream_type(
-        cast_to=asked.chunk_type, response=httpx.Response(status, headers=headers, stream=Body(), request=sent),
+        cast_to=asked.chunk_type, response=httpx.Response(status, headers=headers, stream=_Body(close), request=sent),
         client=asked.client,
     )  # fmt: skip
     made._iterator = chunks  # noqa: SLF001 - the SDK's stream reads nothing else
