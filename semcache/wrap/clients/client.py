@@ -44,8 +44,11 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
     copy: Any = object.__new__(type(kind.__name__, (kind,), {**members, "__qualname__": kind.__qualname__}))
     # Resources made so far are bound to the client they were made of; the copy makes its own.
     made = {name for name in vars(client) if isinstance(getattr(kind, name, None), cached_property)}
-    copy.__dict__.update({name: value for name, value in vars(client).items() if name not in made})
-    return copy
+    kept = {name: value for name, value in vars(client).items() if name not in made}
+    copy.__dict__.update(kept)
+    # Older SDKs make all resources with the client: there their own way to copy makes them anew.
+    is_bound = any(getattr(value, "_client", None) is client for value in kept.values())
+    return copy.copy() if is_bound else copy
 
 
 def _post(self: Any, path: str, **given: Any) -> Any:

@@ -7,7 +7,8 @@ on is closed at its origin and not kept.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import httpx  # of the client's: this module is imported when there is one
@@ -19,18 +20,39 @@ from semcache.wrap.clients.asked import Asked, Head
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
 from semcache.wrap.stream import Reading
 
+# What a response says of the bytes that came, which are not those that ours holds.
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """No bytes: the chunks are there already, or come from the reading, which ends with this."""
+    """What the response of a stream holds: the chunks as they would come over the wire; with it the reading ends.
 
-    def __init__(self, close: Callable[[], Any]) -> None:
+    The SDK's stream is given the chunks themselves. Who reads the response, as older SDKs' helpers do, is given events.
+    """
+
+    def __init__(self, chunks: Any, close: Callable[[], Any]) -> None:
+        self._chunks = chunks
         self._close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            yield _event(Asked.tell(chunk))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            yield _event(Asked.tell(chunk))
 
     def close(self) -> None:
         self._close()
 
     async def aclose(self) -> None:
         await self._close()
+
+
+def _event(told: dict[str, Any]) -> bytes:
+    """Return a chunk as a server-sent event, with a name where it has a type."""
+    name = f"event: {told['type']}\n" if "type" in told else ""
+    return f"{name}data: {json.dumps(told)}\n\n".encode()
 
 
 def stream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
@@ -105,13 +127,13 @@ def _streamed(
 ) -> Any:
     """Make the SDK's own stream, over a response of ours that closes the reading and not the connection of others."""
     if isinstance(head, Head):
-        status, headers, sent = head.response.status_code, head.response.headers, head.response.request
+        status, headers, sent = head.response.status_code, head.response.headers.copy(), head.response.request
+        for name in _OF_THE_WIRE:
+            headers.pop(name, None)
     else:
         base = str(asked.client.base_url).rstrip("/")
         status, headers, sent = 200, head["head"], httpx.Request("POST", base + path)
-    made = stream_type(
-        cast_to=asked.chunk_type, response=httpx.Response(status, headers=headers, stream=_Body(close), request=sent),
-        client=asked.client,
-    )  # fmt: skip
+    response = httpx.Response(status, headers=headers, stream=_Body(chunks, close), request=sent)
+    made = stream_type(cast_to=asked.chunk_type, response=response, client=asked.client)
     made._iterator = chunks  # noqa: SLF001 - the SDK's stream reads nothing else
     return made
