@@ -61,5 +61,5 @@ class Origin:
     """What loads an answer, which answers are worth keeping, and what loading one has cost."""
 
     load: Callable[[], Any]
-    keeps: Callable[[Any], bool] | None = None
+    keeps: Callable[[Any], Any] | None = None
     usage: Callable[[Any], Usage | None] | None = None

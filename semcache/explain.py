@@ -54,7 +54,7 @@ def explain(
         try:
             found = yield from tier.get(request)
             value = decode(found.entry.value) if isinstance(found, Hit) else None
-            if isinstance(found, Hit) and request.suits is not None and not request.suits(value):
+            if isinstance(found, Hit) and request.accepts is not None and not request.accepts(value):
                 found = Miss("unsuited: what stands answers another call of this key", found.evidence)
         except Exception as error:  # noqa: BLE001 - what a tier raises is what there is to tell
             explanation.said.append((tier.name, f"failed: {error!r}"))

@@ -22,6 +22,16 @@ LONGEST_LOAD_SECONDS = 3600.0
 _NOT_TAKEN = ("unmarked", "unpinned")
 
 
+class Unkept:
+    """A predicate's no, and why: what `keeps` returns in place of False where there is something to tell."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+
 def usage_of(told: Callable[[Any], Usage | None] | None, value: object, event: Event) -> Usage | None:
     """Ask what loading an answer has cost; None, and where that failed a fault in the event, if it is not known."""
     try:
@@ -58,7 +68,12 @@ def to_entry(request: Request, data: bytes, born: int, event: Event) -> Entry:
 
 
 def is_kept(
-    chain: Chain, request: Request, keeps: Callable[[Any], bool] | None, entry: Entry, value: object, event: Event
+    chain: Chain,
+    request: Request,
+    keeps: Callable[[Any], bool | Unkept] | None,
+    entry: Entry,
+    value: object,
+    event: Event,
 ) -> bool:
     """Say whether an answer is to be stored; if not, the event says why."""
     if len(entry.value) > chain.max_value_bytes:
@@ -70,12 +85,12 @@ def is_kept(
         event.reason = "not kept: its load took over an hour"
         return False
     try:
-        wanted = keeps is None or keeps(value)
+        wanted: bool | Unkept = keeps is None or keeps(value)
     except Exception as error:  # noqa: BLE001 - the user's own predicate
         event.fault("when", error)
         return False
     if not wanted:
-        event.reason = "not kept: when"
+        event.reason = f"not kept: {wanted.reason if isinstance(wanted, Unkept) else 'when'}"
     if not wanted or (request.lives.ttl_of is not None and not has_life(request.lives, entry, value, event)):
         return False
     try:

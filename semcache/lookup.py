@@ -95,7 +95,7 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
         if not isinstance(found, Hit):
             return False, None
         value = chain.codec.decode(found.entry.value)
-        if request.suits is not None and not request.suits(value):
+        if not is_usable(request, value):
             return False, None
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
@@ -148,13 +148,19 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
     except DecodeError as error:
         event.fault("flight", error)
         return None
-    if request.suits is not None and not request.suits(value):
+    if not is_usable(request, value):
+        event.fault("flight", TierError("unshared", "the leader's answer has another form than this caller wants"))
         return None
     event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
     event.usage = landing.usage
     if landing.near is not None:
         event.similarity, event.neighbour = landing.near.similarity, landing.near.key
     return Outcome(value)
+
+
+def is_usable(request: Request, value: Any) -> bool:
+    """Say whether an answer has a form that its caller can use; if not, it is a miss, and is loaded over."""
+    return request.accepts is None or request.accepts(value)
 
 
 def takes_near(request: Request) -> bool:
@@ -305,9 +311,10 @@ def ask(
         if found.waited_ns:  # for a connection: no time of the store's
             event.took("pool", found.waited_ns)
             began += found.waited_ns
-        value = chain.codec.decode(found.entry.value) if isinstance(found, Hit) else None
-        is_suited = request.suits is None or not isinstance(found, Hit) or request.suits(value)
-        return (found, value) if is_suited else (Miss(UNSUITED, found.evidence), None)
+        if not isinstance(found, Hit):
+            return found, None
+        value = chain.codec.decode(found.entry.value)
+        return (found, value) if is_usable(request, value) else (Miss(UNSUITED, found.evidence), None)
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
     finally:

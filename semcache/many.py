@@ -99,7 +99,7 @@ def _peek(
     hits: dict[int, Any] = {}
     for place, told in zip(asked, found, strict=True):
         try:
-            value = _answer(told, decode, requests[place].suits)
+            value = _answer(told, decode, requests[place].accepts)
         except Exception as error:  # noqa: BLE001 - a tier may fail in any way
             if failed:  # one trip that failed is one failure
                 events[place].fault(tier.name, error)

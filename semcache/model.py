@@ -124,7 +124,8 @@ class Request:
     why; `embedder` is the identity of the embedder whose vectors the scope holds (law 11). `tenanted` is True where
     the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
     is what its cost and time are booked on. `documents_of` tells of an answer which documents it holds, beside those
-    in `facets`; `suits` says whether an answer that stands is one for this call (None: any is).
+    in `facets`. `accepts` says of a stored answer whether this caller can use it (None: any): callers of one key may
+    want it in several forms, of which not each can be made of each other.
     """
 
     key: bytes
@@ -138,7 +139,7 @@ class Request:
     exact_only: str | None = None
     stage: str = ""
     documents_of: Callable[[Any], Iterable[str]] | None = None
-    suits: Callable[[Any], bool] | None = None
+    accepts: Callable[[Any], bool] | None = None
 
 
 @dataclass(slots=True)

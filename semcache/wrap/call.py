@@ -36,6 +36,9 @@ _UNREAD = ("off", "refresh")
 class Call:
     """One cached function in one cache: what its calls mean."""
 
+    variant = None  # a generator's items have one form
+    tell = None
+
     def __init__(
         self, cache: Cache, options: Options, signature: Signature, function: Callable[..., Any], name: str,
         version: str, *, is_method: bool,
@@ -47,7 +50,7 @@ class Call:
         self.when = options.when
         self.stage = options.stage or name
         self.usage = options.usage
-        self.streams: dict[tuple[bytes, Any, bool], Stream] = {}
+        self.streams: dict[Any, Stream] = {}
         self.streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
         self._options = options
         self._is_method = is_method
@@ -63,6 +66,11 @@ class Call:
             self._text_place = signature.names.index(options.text)
         # In the common case a key is a digest of the arguments and nothing else.
         self._is_plain = options.tenant is None and cache.tenant is None
+
+    @staticmethod
+    def replayed(value: list[Any]) -> list[Any]:
+        """Return what is stored: items, and behind them what the generator returned."""
+        return value
 
     def values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return what the key is made of. Raises UnkeyableError, or TypeError for a call that does not fit."""
@@ -202,7 +210,7 @@ class Call:
         )  # fmt: skip
         request.documents_of = self._options.documents
         if self._options.suits is not None:
-            request.suits = self._options.suits(args, kwargs)
+            request.accepts = self._options.suits(args, kwargs)
         return request
 
     def _text(
@@ -213,9 +221,9 @@ class Call:
             return None, b"", None
         place = self._text_place
         if callable(self._options.text):
-            text, rest = _cut_out(self._options.text(*args, **kwargs), values)
+            text, rest = cut_out(self._options.text(*args, **kwargs), values)
         elif place < 0:  # key= alone makes the key, and so what must be equal beside the text
-            text, rest = _cut_out(self._signature.arguments(args, kwargs)[self._options.text], values)
+            text, rest = cut_out(self._signature.arguments(args, kwargs)[self._options.text], values)
         else:
             text, rest = values[place], (*values[:place], None, *values[place + 1 :])
         if not isinstance(text, str):
@@ -238,7 +246,7 @@ def _nothing(key: bytes) -> Kept | None:  # noqa: ARG001 - the probe of a cache 
     return None
 
 
-def _cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
+def cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
     """Split what a text callable returned into the text and the rest of the call.
 
     It may return (text, rest) itself. Where it returns the text alone, the rest is the arguments with the text cut

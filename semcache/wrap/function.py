@@ -22,6 +22,8 @@ from semcache.model import Request, Tenant, Usage
 from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
+from semcache.wrap.clients.client import cached_client, is_client
+from semcache.wrap.clients.options import Sampling, client_options
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
 from semcache.wrap.signature import Signature, register_returned, unwrap
@@ -95,6 +97,20 @@ class Cached(Protocol[P, R_co]):
         ...
 
 
+class _Client(Protocol):
+    """A client of an SDK's, as `cached` takes it."""
+
+    @property
+    def base_url(self) -> Any: ...
+    @property
+    def with_options(self) -> Any: ...
+    @property
+    def max_retries(self) -> int: ...
+
+
+C = TypeVar("C", bound=_Client)
+
+
 class Decorator(Protocol):
     """What `cached` returns where it is given settings: it takes the function."""
 
@@ -124,8 +140,29 @@ def cached(
     usage: Callable[[Any], Usage | None] | None = None,
     documents: Callable[[Any], Iterable[str]] | None = None,
 ) -> Decorator: ...
+@overload
+def cached(
+    client: C,
+    cache: Cache | None = None,
+    /,
+    *,
+    text: Callable[[str], Any] | None = None,
+    tenant: Tenant | Callable[..., Any] | None = None,
+    ttl: Duration | Callable[[Any], Duration | None] | None = None,
+    sliding: bool = False,
+    max_age: Duration | None = None,
+    tags: str | Iterable[str] = (),
+    version: str | None = None,
+    ignore: str | Iterable[str] = (),
+    when: Callable[[Any], bool] | None = None,
+    stage: str | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
+    sampling: Sampling = "zero",
+    tool_calls: bool = False,
+) -> C: ...
 def cached(
     target: Any = None,
+    cache: Any = None,
     /,
     *,
     text: str | Callable[..., Any] | None = None,
@@ -143,8 +180,10 @@ def cached(
     stage: str | None = None,
     usage: Callable[[Any], Usage | None] | None = None,
     documents: Callable[[Any], Iterable[str]] | None = None,
+    sampling: Sampling = "zero",
+    tool_calls: bool = False,
 ) -> Any:
-    """Cache a function: `@cached`, in the default cache, or `@cached(cache, ...)`.
+    """Cache a function, `@cached`, in the default cache, or `@cached(cache, ...)`; a client by `cached(client, cache)`.
 
     `text` names the argument that may match nearly, or is a callable of the arguments that returns it (or returns
     `(text, rest)`). `key` is a callable that returns what alone makes the key. `tenant` names the argument whose value
@@ -157,8 +196,21 @@ def cached(
     name, unless you say so); `usage` takes a result (of a generator: as above), once when it was loaded, and returns
     the `semcache.Usage` of it. `documents` takes a result (as above) and returns the names of the documents in it, by
     which it can be invalidated. Raises ConfigurationError.
+
+    Of a client (OpenAI, Anthropic, their async ones) a copy is returned, whose chat completions or messages are looked
+    up. Its text is the last message, if that is the user's; `text` is a callable that takes the question out of it.
+    `tenant` names a parameter of the call, or takes all of them; `ignore` names parameters and headers; `when` and
+    `usage` take the SDK's answer. `sampling="any"` caches calls with a temperature above 0 or several answers too,
+    `tool_calls` answers that call tools. It has no `key` and is not served stale. docs/clients.md says the rest.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
+    if is_client(target):
+        return cached_client(target, cache, client_options(
+            text=text, key=key, tenant=tenant, lives=lives, tags=tags, version=version, ignore=ignore, when=when,
+            stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls,
+        ))  # fmt: skip
+    if cache is not None or sampling != "zero" or tool_calls:
+        raise ConfigurationError("a second argument, sampling= and tool_calls= are for clients; a function has none")
     checked = options(
         text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,
         stage=stage, usage=usage, documents=documents,
@@ -166,7 +218,7 @@ def cached(
     if target is None or isinstance(target, Cache):
         return functools.partial(_decorate, target, checked)
     if not callable(target) and not isinstance(target, classmethod | staticmethod):
-        raise ConfigurationError(f"cached takes a function or a Cache; got {target!r}")
+        raise ConfigurationError(f"cached takes a function, a client or a Cache; got {target!r}")
     return _decorate(None, checked, target)
 
 

@@ -155,10 +155,13 @@ class Stream:
     """The items pulled so far, and who may pull the next.
 
     `max_bytes` bounds what is held: a stream that grows past it, or that cannot be encoded, can no longer be joined or
-    stored, and a sole reader's items are let go. `blocks` says that its readers are plain calls, not tasks.
+    stored, and a sole reader's items are let go. `blocks` says that its readers are plain calls, not tasks. `tell`
+    makes plain data of an item, where it is none: who pulls an item is given it itself, the others what was told.
     """
 
-    def __init__(self, flight: Flight[Any], max_bytes: int, *, blocks: bool) -> None:
+    def __init__(
+        self, flight: Flight[Any], max_bytes: int, *, blocks: bool, tell: Callable[[Any], Any] | None = None
+    ) -> None:
         self.flight = flight
         self.origin: Origin | None = None
         self.items: list[bytes | Raw] = []
@@ -171,6 +174,7 @@ class Stream:
         self._measuring = RLock()
         self._max_bytes = max_bytes
         self._blocks = blocks
+        self._tell = tell
         self._bytes = 0
         self._let_go = 0
         self._readers = 0
@@ -240,11 +244,11 @@ class Stream:
                 self._let_go += len(self.items) + 1
                 self.items.clear()
             else:
-                self.items.append(self._packed(item))
+                self.items.append(self._packed(item, self._tell))
 
-    def _packed(self, value: Any) -> bytes | Raw:
+    def _packed(self, value: Any, tell: Callable[[Any], Any] | None = None) -> bytes | Raw:
         try:
-            packed = pack(value)
+            packed = pack(value if tell is None else tell(value))
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             self.fault = self.fault or error
             return Raw(value)

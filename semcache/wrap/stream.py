@@ -9,21 +9,49 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from functools import partial
+from threading import RLock
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from semcache.cache import Cache
 from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
 from semcache.keep import is_kept, keep, to_entry, usage_of
 from semcache.lookup import find, takes_near
-from semcache.model import Evidence, Request
+from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+
+
+class Streamed(Protocol):
+    """What is read as a stream: where its readers meet, what of it is kept, and in which form.
+
+    Only readers of one `variant` read along with each other. `tell` makes plain data of an item, where it is none, and
+    `replayed` makes of a stored answer the list of its items, and behind them what its generator returned.
+    """
+
+    @property
+    def cache(self) -> Cache: ...
+    @property
+    def streams(self) -> dict[Any, Stream]: ...
+    @property
+    def streams_lock(self) -> RLock: ...
+    @property
+    def when(self) -> Callable[[Any], Any] | None: ...
+    @property
+    def usage(self) -> Callable[[Any], Usage | None] | None: ...
+    @property
+    def variant(self) -> Any: ...
+    @property
+    def tell(self) -> Callable[[Any], Any] | None: ...
+    @property
+    def replayed(self) -> Callable[[Any], list[Any]]: ...
+
 
 OriginType = type[GeneratorOrigin] | type[AsyncGeneratorOrigin]
 
@@ -109,7 +137,7 @@ class Reading:
     """One caller's reading of a stream; `loop` is the event loop whose tasks alone can share it, None for threads."""
 
     def __init__(
-        self, call: Call, request: Request, event: Event, make: Callable[[], Any], origin: OriginType,
+        self, call: Streamed, request: Request, event: Event, make: Callable[[], Any], origin: OriginType,
         loop: AbstractEventLoop | None,
     ) -> None:  # fmt: skip
         self._call = call
@@ -125,7 +153,8 @@ class Reading:
         self._found = False
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
-        self._at = (request.key + (b"refresh" if request.mode == "refresh" else b""), loop, takes_near(request))
+        refreshes = b"refresh" if request.mode == "refresh" else b""
+        self._at = (request.key + refreshes, loop, takes_near(request), call.variant)
         self._stream = self._board()
 
     def _board(self) -> Stream:
@@ -153,7 +182,7 @@ class Reading:
     def _begin(self) -> Stream:
         flight: Flight[Any] = Flight(self._request.key, self._request)
         flight.thread = 0  # whoever needs the next item pulls it
-        begun = Stream(flight, self._chain.max_value_bytes, blocks=self._blocks)
+        begun = Stream(flight, self._chain.max_value_bytes, blocks=self._blocks, tell=self._call.tell)
         begun.join()
         return begun
 
@@ -186,7 +215,7 @@ class Reading:
             if found is not None:
                 self._found = True
                 self._stream.usage = self._event.usage
-                return Replayed(value)
+                return Replayed(self._call.replayed(value))
         self._stream.born = self._chain.position()
         return self._origin(self._make, self._stream.flight)
 

@@ -74,6 +74,20 @@ CacheInfo(hits=1, misses=2, bypasses=0)
 ['austria', 'prices']
 CacheInfo(hits=1, misses=3, bypasses=0)
 """,
+    "openai_client.py": """\
+Answer to: Do you ship to Austria? (miss)
+Answer to: Do you ship to Austria? (hit memory)
+streamed: Answer to: Do you ship to Austria? (hit memory)
+async: Answer to: Do you ship to Austria? (hit memory)
+the model was called 1 time
+saved: 48 + 24 tokens in 3 hits
+""",
+    "anthropic_client.py": """\
+Answer to: Do you ship to Austria? (miss)
+{'text': 'Answer to: Do you ship to Austria?', 'type': 'text'} (hit memory)
+['miss', 'hit']
+the model was called 2 times
+""",
     "semantic.py": """\
 How long does shipping to Austria take? [en]
   an answer to: How long does shipping to Austria take? [en]

@@ -1,0 +1,165 @@
+"""What a stand-in model says, in the words of each protocol: whole answers, and the pieces of a stream.
+
+Pure: a reply and a request's body in, plain JSON data out. What a vendor adds of its own can be added to a reply, so
+that a test sees whether it arrives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PIECE_CHARACTERS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a model; `finish` is "stop", "length", "refusal", "filter" or "tools".
+
+    With `tool`, (name, arguments), the model calls it. `extra` is put into the answer as a vendor's own fields.
+    """
+
+    text: str = ""
+    finish: str = "stop"
+    tool: tuple[str, Mapping[str, Any]] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def last_text(body: Mapping[str, Any]) -> str:
+    """Return the text of a request's last message: of several parts, all that are text."""
+    content = body["messages"][-1].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def words(body: Mapping[str, Any]) -> int:
+    """Count what the prompt is billed for: the words of its messages."""
+    return sum(len(json.dumps(message).split()) for message in body["messages"])
+
+
+class OpenAI:
+    """POST /v1/chat/completions."""
+
+    finishes = {  # noqa: RUF012 - a table, never changed
+        "stop": "stop", "length": "length", "refusal": "stop", "filter": "content_filter", "tools": "tool_calls",
+    }  # fmt: skip
+
+    def answer(self, reply: Reply, body: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return a chat completion."""
+        refused = reply.finish == "refusal"
+        message: dict[str, Any] = {
+            "role": "assistant", "content": None if refused or reply.tool else reply.text,
+            "refusal": reply.text if refused else None,
+        }  # fmt: skip
+        if reply.tool is not None:
+            message["tool_calls"] = [self._tool(reply.tool, number)]
+        choices = [
+            {"index": index, "message": message, "logprobs": None, "finish_reason": self.finishes[reply.finish]}
+            for index in range(body.get("n") or 1)
+        ]
+        head = self._head(body, number, "chat.completion")
+        return {**head, "choices": choices, "usage": self._usage(reply, body), **reply.extra}
+
+    def pieces(self, reply: Reply, body: Mapping[str, Any], number: int) -> Iterator[str]:
+        """Yield the server-sent events of a stream."""
+        head = self._head(body, number, "chat.completion.chunk")
+        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        usage: dict[str, Any] = {"usage": None} if with_usage else {}
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        if reply.tool is not None:
+            deltas[0]["tool_calls"] = [{"index": 0, **self._tool(reply.tool, number)}]
+        else:
+            where = "refusal" if reply.finish == "refusal" else "content"
+            deltas += [{where: piece} for piece in _cut(reply.text)]
+        for delta in deltas:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+            yield _data({**head, "choices": [choice], **usage, **reply.extra})
+        end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": self.finishes[reply.finish]}
+        yield _data({**head, "choices": [end], **usage, **reply.extra})
+        if with_usage:
+            yield _data({**head, "choices": [], "usage": self._usage(reply, body), **reply.extra})
+        yield "data: [DONE]\n\n"
+
+    def error(self, status: int) -> dict[str, Any]:
+        """Return the body of an error."""
+        return {"error": {"message": f"the stand-in was told to fail with {status}", "type": "stand_in", "code": None}}
+
+    def _head(self, body: Mapping[str, Any], number: int, kind: str) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{number}", "object": kind, "created": 1_700_000_000, "model": body["model"]}
+
+    def _usage(self, reply: Reply, body: Mapping[str, Any]) -> dict[str, int]:
+        prompt, completion = words(body), len(reply.text.split()) + 1
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def _tool(self, tool: tuple[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
+        called = {"name": tool[0], "arguments": json.dumps(tool[1])}
+        return {"id": f"call_{number}", "type": "function", "function": called}
+
+
+class Anthropic:
+    """POST /v1/messages."""
+
+    finishes = {  # noqa: RUF012 - a table, never changed
+        "stop": "end_turn", "length": "max_tokens", "refusal": "refusal", "filter": "refusal", "tools": "tool_use",
+    }  # fmt: skip
+
+    def answer(self, reply: Reply, body: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return a message."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": reply.text}] if reply.text else []
+        if reply.tool is not None:
+            content.append({"type": "tool_use", "id": f"toolu_{number}", "name": reply.tool[0], "input": reply.tool[1]})
+        return {
+            **self._head(body, number), "content": content, "stop_reason": self.finishes[reply.finish],
+            "stop_sequence": None, "usage": {"input_tokens": words(body), "output_tokens": self._tokens(reply)},
+            **reply.extra,
+        }  # fmt: skip
+
+    def pieces(self, reply: Reply, body: Mapping[str, Any], number: int) -> Iterator[str]:
+        """Yield the server-sent events of a stream."""
+        usage = {"input_tokens": words(body), "output_tokens": 1}
+        begun = {**self._head(body, number), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        yield _event("message_start", message={**begun, **reply.extra})
+        yield _event("ping")
+        place = 0
+        if reply.text:
+            yield _event("content_block_start", index=place, content_block={"type": "text", "text": ""})
+            for piece in _cut(reply.text):
+                yield _event("content_block_delta", index=place, delta={"type": "text_delta", "text": piece})
+            yield _event("content_block_stop", index=place)
+            place += 1
+        if reply.tool is not None:
+            block = {"type": "tool_use", "id": f"toolu_{number}", "name": reply.tool[0], "input": {}}
+            yield _event("content_block_start", index=place, content_block=block)
+            for piece in _cut(json.dumps(reply.tool[1])):
+                delta = {"type": "input_json_delta", "partial_json": piece}
+                yield _event("content_block_delta", index=place, delta=delta)
+            yield _event("content_block_stop", index=place)
+        ended = {"stop_reason": self.finishes[reply.finish], "stop_sequence": None}
+        yield _event("message_delta", delta=ended, usage={"output_tokens": self._tokens(reply)})
+        yield _event("message_stop")
+
+    def error(self, status: int) -> dict[str, Any]:
+        """Return the body of an error."""
+        told = {"type": "api_error", "message": f"the stand-in was told to fail with {status}"}
+        return {"type": "error", "error": told}
+
+    def _head(self, body: Mapping[str, Any], number: int) -> dict[str, Any]:
+        return {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": body["model"]}
+
+    def _tokens(self, reply: Reply) -> int:
+        return len(reply.text.split()) + 1
+
+
+def _cut(text: str) -> list[str]:
+    return [text[place : place + PIECE_CHARACTERS] for place in range(0, len(text), PIECE_CHARACTERS)]
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def _event(kind: str, **data: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"

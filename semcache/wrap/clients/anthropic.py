@@ -1,0 +1,136 @@
+"""Messages, as Anthropic speaks them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from semcache.model import Usage
+from semcache.wrap.clients.dialect import Json
+
+# Which field of a block each kind of delta adds to.
+_ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+_PROMPT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_TOLD_AT_THE_END = ("stop_reason", "stop_sequence", "stop_details", "container")
+_ENDED_WELL = ("end_turn", "stop_sequence", "tool_use")
+
+
+class Messages:
+    """POST /v1/messages."""
+
+    name = "anthropic.messages"
+    package = "anthropic"
+    oldest = (0, 40)
+    before = 1
+    classes = frozenset({"Anthropic", "AsyncAnthropic"})
+    ignored = frozenset({"stream", "metadata", "service_tier"})
+
+    def claims(self, path: str, answer_type: str) -> bool:
+        """Take what messages.create and messages.stream post."""
+        return path == "/v1/messages" and answer_type == "Message"
+
+    def samples(self, body: Json) -> str | None:
+        """Look at temperature."""
+        return "temperature" if (body.get("temperature") or 0) > 0 else None
+
+    def asks_usage(self, body: Json) -> bool:  # noqa: ARG002 - it is always told
+        """Streams tell it unasked."""
+        return True
+
+    def usage(self, answer: Json) -> Usage | None:
+        """Return the tokens of prompt, cached or not, and completion."""
+        told = answer.get("usage")
+        if not told:
+            return None
+        return Usage(sum(told.get(name) or 0 for name in _PROMPT), told.get("output_tokens") or 0)
+
+    def unkept(self, answer: Json, *, tools: bool) -> str | None:
+        """Keep what ended by itself and says something."""
+        reason, blocks = answer["stop_reason"], answer["content"]
+        if reason == "refusal":
+            return "refusal"
+        calls = [block for block in blocks if block["type"] == "tool_use"]
+        if (calls or reason == "tool_use") and not tools:
+            return "tool calls"
+        if reason not in _ENDED_WELL:
+            return f"stop_reason {reason}"
+        says = any(block.get("text") if block["type"] == "text" else block["type"] != "thinking" for block in blocks)
+        return None if says else "empty"
+
+    def assemble(self, chunks: Sequence[Json]) -> Json:
+        """Add the events up, block by block."""
+        answer: Json = {}
+        blocks: dict[int, Json] = {}
+        inputs: dict[int, str] = {}
+        has_ended = False
+        for chunk in chunks:
+            kind = chunk["type"]
+            if kind == "message_start":
+                answer = dict(chunk["message"])
+            elif kind == "content_block_start":
+                blocks[chunk["index"]] = dict(chunk["content_block"])
+            elif kind == "content_block_delta":
+                _add(blocks[chunk["index"]], chunk["delta"], inputs, chunk["index"])
+            elif kind == "message_delta":
+                answer.update(chunk["delta"])
+                told = {name: item for name, item in (chunk.get("usage") or {}).items() if item is not None}
+                answer["usage"] = {**answer["usage"], **told}
+            has_ended = has_ended or kind == "message_stop"
+        if not has_ended:
+            raise ValueError("the stream broke off")
+        for index, text in inputs.items():
+            blocks[index]["input"] = json.loads(text) if text else {}
+        answer["content"] = [blocks[index] for index in sorted(blocks)]
+        return answer
+
+    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:  # noqa: ARG002 - it is always told
+        """Tell who speaks, each block, and why it ended."""
+        begun = {**answer, "content": [], "stop_reason": None, "stop_sequence": None}
+        chunks: list[Json] = [{"type": "message_start", "message": begun}]
+        for index, block in enumerate(answer["content"]):
+            empty, deltas = _opened(block)
+            chunks.append({"type": "content_block_start", "index": index, "content_block": empty})
+            chunks += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+            chunks.append({"type": "content_block_stop", "index": index})
+        ended = {name: answer[name] for name in _TOLD_AT_THE_END if name in answer}
+        chunks.append({"type": "message_delta", "delta": ended, "usage": _counted(answer["usage"])})
+        return [*chunks, {"type": "message_stop"}]
+
+    def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
+        """Leave them as they are: nobody asks for it."""
+        return list(chunks)
+
+
+def _add(block: Json, delta: Json, inputs: dict[int, str], index: int) -> None:
+    """Add a delta to its block. Raises ValueError for one of a kind that nobody here knows."""
+    kind = delta["type"]
+    if kind in _ADDS:
+        block[_ADDS[kind]] = (block.get(_ADDS[kind]) or "") + delta[_ADDS[kind]]
+    elif kind == "input_json_delta":
+        inputs[index] = inputs.get(index, "") + delta["partial_json"]
+    elif kind == "citations_delta":
+        block["citations"] = [*(block.get("citations") or []), delta["citation"]]
+    else:
+        raise ValueError(f"a delta of kind {kind} cannot be added up")
+
+
+def _opened(block: Json) -> tuple[Json, list[Json]]:
+    """Return a block as a stream opens it, and the deltas that fill it."""
+    kind = block["type"]
+    if kind == "text":
+        cited = [{"type": "citations_delta", "citation": one} for one in block.get("citations") or []]
+        empty = {**block, "text": "", **({"citations": []} if cited else {})}
+        return empty, [*cited, {"type": "text_delta", "text": block["text"]}]
+    if kind == "thinking":
+        signed = {"type": "signature_delta", "signature": block["signature"]}
+        thought = {"type": "thinking_delta", "thinking": block["thinking"]}
+        return {**block, "thinking": "", "signature": ""}, [thought, signed]
+    if isinstance(block.get("input"), dict):
+        return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]
+    return block, []
+
+
+def _counted(usage: Json) -> Json:
+    """Return the part of a usage that the end of a stream tells."""
+    names = (*_PROMPT, "output_tokens", "server_tool_use")
+    return {name: usage[name] for name in names if usage.get(name) is not None}

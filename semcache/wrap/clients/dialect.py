@@ -1,0 +1,93 @@
+"""A dialect: what one protocol's calls mean. All that is the same for all of them is the engine's.
+
+Laws: a dialect is pure; it sees plain JSON data, never the SDK's classes; what it does not know it leaves in the key
+(law 1), and an answer that it cannot account for it does not keep (law 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from semcache.model import Usage
+
+Json = dict[str, Any]
+
+
+class Dialect(Protocol):
+    """The calls of one endpoint.
+
+    `name` is what its answers can be invalidated by, as a function's are; `package` is the SDK's, of the versions from
+    `oldest` on and before the major version `before`. `classes` are its clients by name, `ignored` the parameters known
+    not to change the answer (docs/clients.md lists them).
+    """
+
+    name: str
+    package: str
+    oldest: tuple[int, int]
+    before: int
+    classes: frozenset[str]
+    ignored: frozenset[str]
+
+    def claims(self, path: str, answer_type: str) -> bool:
+        """Say whether a POST to this path, for an answer of a type of this name, is a call of this dialect."""
+        ...
+
+    def samples(self, body: Json) -> str | None:
+        """Say by which parameter the caller asked for answers that differ, if so."""
+        ...
+
+    def asks_usage(self, body: Json) -> bool:
+        """Say whether the chunks of a stream are to tell what it used."""
+        ...
+
+    def usage(self, answer: Json) -> Usage | None:
+        """Return what an answer used, if it says so."""
+        ...
+
+    def unkept(self, answer: Json, *, tools: bool) -> str | None:
+        """Say why an answer is not worth keeping, if so; `tools` says that calls of tools are."""
+        ...
+
+    def assemble(self, chunks: Sequence[Json]) -> Json:
+        """Return the answer that a whole stream's chunks make. Raises where they make none, in any way."""
+        ...
+
+    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
+        """Return the chunks that make an answer."""
+        ...
+
+    def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
+        """Return chunks that told their usage as they are for who does not ask for it."""
+        ...
+
+
+def merged(parts: Mapping[str, Any], more: Mapping[str, Any], *, whole: frozenset[str]) -> Json:
+    """Add a delta to what is there: text to text, lists to lists (by their items' `index`), the rest takes its place.
+
+    `whole` names the text that is not told in pieces.
+    """
+    told = dict(parts)
+    for name, item in more.items():
+        old = told.get(name)
+        if isinstance(old, str) and isinstance(item, str) and name not in whole:
+            told[name] = old + item
+        elif isinstance(old, dict) and isinstance(item, dict):
+            told[name] = merged(old, item, whole=whole)
+        elif isinstance(item, list) and (old is None or isinstance(old, list)):
+            told[name] = _merged_items(old or [], item, whole)
+        elif item is not None or name not in told:
+            told[name] = item
+    return told
+
+
+def _merged_items(old: list[Any], more: list[Any], whole: frozenset[str]) -> list[Any]:
+    items = list(old)
+    for item in more:
+        index = item.get("index") if isinstance(item, dict) else None
+        places = [place for place, there in enumerate(items) if index is not None and there.get("index") == index]
+        if places:
+            items[places[0]] = merged(items[places[0]], item, whole=whole)
+        else:
+            items.append(item)
+    return items

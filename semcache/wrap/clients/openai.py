@@ -1,0 +1,113 @@
+"""Chat completions, as OpenAI and all who are compatible with it speak them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from semcache.model import Usage
+from semcache.wrap.clients.dialect import Json, merged
+
+# In a delta these come at once; all other text comes in pieces.
+_WHOLE = frozenset({"id", "type", "role"})
+_OF_STREAMS = frozenset({"choices", "object", "usage"})
+
+
+class ChatCompletions:
+    """POST /chat/completions."""
+
+    name = "openai.chat.completions"
+    package = "openai"
+    oldest = (1, 60)
+    before = 3
+    classes = frozenset({"OpenAI", "AsyncOpenAI"})
+    ignored = frozenset({
+        "stream", "stream_options", "user", "safety_identifier", "metadata", "service_tier", "store",
+        "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    })  # fmt: skip
+
+    def claims(self, path: str, answer_type: str) -> bool:
+        """Take what chat.completions.create posts."""
+        return path == "/chat/completions" and answer_type == "ChatCompletion"
+
+    def samples(self, body: Json) -> str | None:
+        """Look at temperature and n."""
+        if (body.get("temperature") or 0) > 0:
+            return "temperature"
+        return "n" if (body.get("n") or 1) > 1 else None
+
+    def asks_usage(self, body: Json) -> bool:
+        """Look at stream_options."""
+        return bool((body.get("stream_options") or {}).get("include_usage"))
+
+    def usage(self, answer: Json) -> Usage | None:
+        """Return the tokens of prompt and completion."""
+        told = answer.get("usage")
+        return None if not told else Usage(told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0)
+
+    def unkept(self, answer: Json, *, tools: bool) -> str | None:
+        """Keep what ended by itself and says something."""
+        for choice in answer["choices"]:
+            message, finish = choice["message"], choice["finish_reason"]
+            if message.get("refusal"):
+                return "refusal"
+            calls = message.get("tool_calls") or message.get("function_call")
+            if (calls or finish in ("tool_calls", "function_call")) and not tools:
+                return "tool calls"
+            if finish not in ("stop", "tool_calls", "function_call"):
+                return f"finish_reason {finish}"
+            if not message.get("content") and not calls and not message.get("audio"):
+                return "empty"
+        return None if answer["choices"] else "empty"
+
+    def assemble(self, chunks: Sequence[Json]) -> Json:
+        """Add the deltas up, choice by choice."""
+        choices: dict[int, Json] = {}
+        answer: Json = {}
+        for chunk in chunks:
+            answer.update({name: item for name, item in chunk.items() if name not in _OF_STREAMS})
+            if chunk.get("usage"):
+                answer["usage"] = chunk["usage"]
+            for choice in chunk["choices"]:
+                told = choices.get(choice["index"], {"delta": {}, "logprobs": None})
+                choices[choice["index"]] = merged(told, choice, whole=_WHOLE | {"finish_reason"})
+        if not choices or any(choice.get("finish_reason") is None for choice in choices.values()):
+            raise ValueError("the stream broke off")
+        answer["object"] = "chat.completion"
+        answer["choices"] = [self._whole(choices[index]) for index in sorted(choices)]
+        return answer
+
+    def _whole(self, choice: Json) -> Json:
+        """Return a choice of an answer, made of one of a stream's."""
+        message = {"role": "assistant", "content": None, "refusal": None, **choice["delta"]}
+        calls = message.get("tool_calls")
+        if calls:
+            message["tool_calls"] = [{name: item for name, item in call.items() if name != "index"} for call in calls]
+            message["content"] = message["content"] or None
+        if message["refusal"]:
+            message["content"] = message["content"] or None
+        rest = {name: item for name, item in choice.items() if name != "delta"}
+        return {**rest, "message": message}
+
+    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
+        """Tell who speaks, what is said, why it ended, and what was used if that is asked for."""
+        head = {name: item for name, item in answer.items() if name not in _OF_STREAMS}
+        head["object"] = "chat.completion.chunk"
+        silent: Json = {"usage": None} if with_usage else {}
+        chunks: list[Json] = []
+        for choice in answer["choices"]:
+            told = dict(choice["message"])
+            if told.get("tool_calls"):
+                told["tool_calls"] = [{"index": place, **call} for place, call in enumerate(told["tool_calls"])]
+            rest = {name: item for name, item in choice.items() if name != "message"} | {"finish_reason": None}
+            begun = {"role": told.pop("role", "assistant"), "content": ""}
+            said = {name: item for name, item in told.items() if item is not None}
+            ended = {"index": choice["index"], "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}
+            told_in = [{**rest, "logprobs": None, "delta": begun}, {**rest, "delta": said}, ended]
+            chunks += [{**head, "choices": [one], **silent} for one in told_in]
+        if with_usage:
+            chunks.append({**head, "choices": [], "usage": answer.get("usage")})
+        return chunks
+
+    def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
+        """Leave the chunk out that has nothing else."""
+        return [{name: item for name, item in chunk.items() if name != "usage"} for chunk in chunks if chunk["choices"]]

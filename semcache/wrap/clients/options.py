@@ -1,0 +1,56 @@
+"""What `cached` was told about a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from semcache.context import named_stage, names_of
+from semcache.errors import ConfigurationError
+from semcache.model import Lives, Shared, Tenant, Usage
+
+Sampling = Literal["zero", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """The checked settings of a cached client; `small_ignore` is `ignore` in small letters, for headers."""
+
+    text: Callable[[str], Any] | None
+    tenant: Tenant | Callable[..., Any] | None
+    lives: Lives | None
+    tags: tuple[str, ...]
+    version: str
+    ignore: frozenset[str]
+    small_ignore: frozenset[str]
+    when: Callable[[Any], bool] | None
+    stage: str | None
+    usage: Callable[[Any], Usage | None] | None
+    sampling: Sampling
+    tool_calls: bool
+
+
+def client_options(
+    *, text: Any, key: object, tenant: Any, lives: Lives | None, tags: str | Iterable[str], version: object,
+    ignore: str | Iterable[str], when: Any, stage: object, usage: Any, sampling: object, tool_calls: bool,
+) -> ClientOptions:  # fmt: skip
+    """Check the settings of a cached client. Raises ConfigurationError."""
+    for name, value in (("text", text), ("when", when), ("usage", usage)):
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"{name}= of a client is a callable; got {value!r}")
+    if key is not None:
+        raise ConfigurationError("a client takes no key=: name what cannot change its answers in ignore=")
+    if lives is not None and lives.grace:
+        raise ConfigurationError("the answers of a client cannot be served stale; give it a ttl alone")
+    if tenant is not None and not isinstance(tenant, str | Shared) and not callable(tenant):
+        raise ConfigurationError(f"tenant= is a parameter's name, a callable or semcache.SHARED; got {tenant!r}")
+    if version is not None and not isinstance(version, str):
+        raise ConfigurationError(f'version= is text, as in version="2"; got {version!r}')
+    if sampling not in ("zero", "any"):
+        raise ConfigurationError(f'sampling= is "zero" or "any"; got {sampling!r}')
+    names = frozenset(names_of(ignore, "ignore"))
+    return ClientOptions(
+        text, tenant, lives, names_of(tags, "tags"), version or "1", names, frozenset(map(str.lower, names)), when,
+        named_stage(stage), usage, "any" if sampling == "any" else "zero", tool_calls,
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""The streams that a cached client gives: the SDK's own type, whose chunks come from a reading.
+
+A reading begins with the response's head, so that what the SDK raises when it asks (429, a lost connection) is raised
+where the SDK raises it, by `create`, and to followers too. Closing the SDK's stream ends the reading: what nobody reads
+on is closed at its origin and not kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from typing import Any
+
+import httpx  # of the client's: this module is imported when there is one
+
+from semcache.events import Event
+from semcache.model import Request
+from semcache.plan import arun, run
+from semcache.wrap.clients.asked import Asked, Head
+from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
+from semcache.wrap.stream import Reading
+
+# What a response says of the bytes that came, which are not those that ours holds.
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+
+
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """What the response of a stream holds: the chunks as they would come over the wire; with it the reading ends.
+
+    The SDK's stream is given the chunks themselves. Who reads the response, as older SDKs' helpers do, is given events.
+    """
+
+    def __init__(self, chunks: Any, close: Callable[[], Any]) -> None:
+        self._chunks = chunks
+        self._close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            yield _event(Asked.tell(chunk))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            yield _event(Asked.tell(chunk))
+
+    def close(self) -> None:
+        self._close()
+
+    async def aclose(self) -> None:
+        await self._close()
+
+
+def _event(told: dict[str, Any]) -> bytes:
+    """Return a chunk as a server-sent event, with a name where it has a type."""
+    name = f"event: {told['type']}\n" if "type" in told else ""
+    return f"{name}data: {json.dumps(told)}\n\n".encode()
+
+
+def stream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of a plain client. Raises what asking the origin raises."""
+    chunks = _read(asked, request, event)
+    head = next(chunks)
+    return _streamed(asked, head, chunks, stream_type, path, chunks.close)
+
+
+async def astream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of an async client. Raises what asking the origin raises."""
+    chunks = _aread(asked, request, event)
+    head = await anext(chunks)
+    return _streamed(asked, head, chunks, stream_type, path, chunks.aclose)
+
+
+def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
+    def begin() -> Generator[Any, None, None]:
+        sent = asked.send()
+        try:
+            yield Head(sent.response, with_usage=asked.variant)
+            yield from sent
+        finally:
+            sent.close()
+
+    reading = Reading(asked, request, event, begin, GeneratorOrigin, None)
+    try:
+        while True:
+            item = run(reading.step())
+            if isinstance(item, End):
+                item.unwrap()
+                return
+            yield item if _is_head(item) else asked.chunk(item)
+    finally:
+        unread = run(reading.finish())
+        if unread is not None:
+            unread.close()
+
+
+async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator[Any, None]:
+    import asyncio
+
+    async def begin() -> AsyncGenerator[Any, None]:
+        sent = await asked.send()
+        try:
+            yield Head(sent.response, with_usage=asked.variant)
+            async for chunk in sent:
+                yield chunk
+        finally:
+            await sent.close()
+
+    reading = Reading(asked, request, event, begin, AsyncGeneratorOrigin, asyncio.get_running_loop())
+    try:
+        while True:
+            item = await arun(reading.step())
+            if isinstance(item, End):
+                item.unwrap()
+                return
+            yield item if _is_head(item) else asked.chunk(item)
+    finally:
+        unread = await arun(reading.finish())
+        if isinstance(unread, AsyncGeneratorOrigin):
+            await unread.close()
+
+
+def _is_head(item: Any) -> bool:
+    return isinstance(item, Head) or (isinstance(item, dict) and "head" in item)
+
+
+def _streamed(
+    asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str, close: Callable[[], Any]
+) -> Any:
+    """Make the SDK's own stream, over a response of ours that closes the reading and not the connection of others."""
+    if isinstance(head, Head):
+        status, headers, sent = head.response.status_code, head.response.headers.copy(), head.response.request
+        for name in _OF_THE_WIRE:
+            headers.pop(name, None)
+    else:
+        base = str(asked.client.base_url).rstrip("/")
+        status, headers, sent = 200, head["head"], httpx.Request("POST", base + path)
+    response = httpx.Response(status, headers=headers, stream=_Body(chunks, close), request=sent)
+    made = stream_type(cast_to=asked.chunk_type, response=response, client=asked.client)
+    made._iterator = chunks  # noqa: SLF001 - the SDK's stream reads nothing else
+    return made

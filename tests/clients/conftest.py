@@ -1,0 +1,45 @@
+"""What the tests of clients share: a stand-in for the models' servers."""
+
+from __future__ import annotations
+
+import pytest
+from dialects import EVERY, EVERY_ID, Asking, OneWay
+
+import semcache
+from semcache.testing import StandIn
+
+
+@pytest.fixture
+def models():
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture(params=EVERY, ids=EVERY_ID)
+def asking(request):
+    """Each protocol in each colour."""
+    made = Asking(*request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "disk", "semantic"])
+def tier(request):
+    return request.param
+
+
+@pytest.fixture
+def hitting(open_cache, tier, tmp_path):
+    """A cache in which an answer is found again in that tier."""
+
+    def settings():
+        if tier == "disk":
+            return {"memory": 0, "disk": tmp_path / "answers.db"}
+        if tier == "semantic":
+            return {"embedder": OneWay(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+        return {}
+
+    made = open_cache(**settings())
+    if tier == "semantic":
+        made.warm()
+    return made

@@ -1,0 +1,150 @@
+"""The SDKs' clients in both colours, told what to ask in one way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Any
+
+import anthropic
+import openai
+
+import semcache
+
+
+class OneWay:
+    """An embedder to which all texts are the same: only their scopes tell them apart."""
+
+    identity = "one-way"
+    dimension = 2
+
+    def __call__(self, texts):
+        import numpy as np
+
+        return np.tile(np.array([1.0, 0.0], dtype=np.float32), (len(texts), 1))
+
+
+class Asking:
+    """A protocol in a colour: makes clients, asks them, reads their streams; `event` tells how the latest was answered.
+
+    Async clients live in one loop, from the first call to `close`.
+    """
+
+    def __init__(self, package, is_async):
+        self.package = package
+        self.is_async = is_async
+        self.event = None
+        self._made = []
+        self._runner = asyncio.Runner() if is_async else None
+
+    def close(self):
+        """Close the clients, and the loop."""
+        for client in self._made:
+            if self._runner is None:
+                client.close()
+            else:
+                self._runner.run(client.close())
+        if self._runner is not None:
+            self._runner.close()
+
+    def run(self, coroutine):
+        """Run something of a test's own in the loop, and note how its last call was answered."""
+
+        async def noted():
+            result = await coroutine
+            self.event = semcache.last()
+            return result
+
+        return self._runner.run(noted(), context=contextvars.copy_context())
+
+    def client(self, models, **settings):
+        """Make a client of the SDK's, uncached."""
+        settings = {"api_key": "none", "max_retries": 0, "base_url": self.url(models)} | settings
+        self._made.append(self.kind(**settings))
+        return self._made[-1]
+
+    def url(self, models):
+        return models.openai_url if self.package == "openai" else models.anthropic_url
+
+    def cached(self, models, cache, *, client_settings=None, **options):
+        return semcache.cached(self.client(models, **(client_settings or {})), cache, **options)
+
+    def create(self, client, asked: str | list[Any] = "Do you ship?", **parameters):
+        """Call the client's own method; returns what that returns, an awaitable where it is async."""
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        parameters = {"model": "m", "messages": messages} | parameters
+        if self.package == "openai":
+            return client.chat.completions.create(**parameters)
+        return client.messages.create(**({"max_tokens": 100} | parameters))
+
+    def ask(self, client, *args, **parameters):
+        """Ask for a plain answer."""
+        if self.is_async:
+            return self.run(self._awaited(client, *args, **parameters))
+        answer = self.create(client, *args, **parameters)
+        self.event = semcache.last()
+        return answer
+
+    async def _awaited(self, client, *args, **parameters):
+        return await self.create(client, *args, **parameters)
+
+    def read(self, client, *args, limit=None, usage=False, **parameters):
+        """Ask for a stream and return its chunks, or its first `limit`, then close it."""
+        if usage and self.package == "openai":
+            parameters["stream_options"] = {"include_usage": True}
+        if self.is_async:
+            return self.run(self._aread(client, limit, *args, **parameters))
+        chunks = []
+        with self.create(client, *args, stream=True, **parameters) as stream:
+            while limit is None or len(chunks) < limit:
+                chunk = next(stream, None)
+                if chunk is None:
+                    break
+                chunks.append(chunk)
+        self.event = semcache.last()
+        return chunks
+
+    async def _aread(self, client, limit, *args, **parameters):
+        chunks = []
+        async with await self.create(client, *args, stream=True, **parameters) as stream:
+            while limit is None or len(chunks) < limit:
+                chunk = await anext(stream._iterator, None)
+                if chunk is None:
+                    break
+                chunks.append(chunk)
+        return chunks
+
+    def text(self, answer):
+        """Return what a plain answer says."""
+        return answer.choices[0].message.content if self.package == "openai" else answer.content[0].text
+
+    def streamed(self, chunks):
+        """Return what the chunks of a stream say."""
+        if self.package == "openai":
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        return "".join(getattr(chunk.delta, "text", "") for chunk in chunks if chunk.type == "content_block_delta")
+
+    def types(self):
+        """Return what plain answers and chunks are."""
+        if self.package == "openai":
+            from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+            return ChatCompletion, ChatCompletionChunk
+        from anthropic.types import Message
+
+        return Message, object
+
+    @property
+    def kind(self):
+        """The SDK's class."""
+        module = openai if self.package == "openai" else anthropic
+        name = {"openai": "OpenAI", "anthropic": "Anthropic"}[self.package]
+        return getattr(module, f"Async{name}" if self.is_async else name)
+
+    @property
+    def rate_limit(self):
+        return openai.RateLimitError if self.package == "openai" else anthropic.RateLimitError
+
+
+EVERY = [(package, is_async) for package in ("openai", "anthropic") for is_async in (False, True)]
+EVERY_ID = [f"{package}-{'async' if is_async else 'sync'}" for package, is_async in EVERY]
