@@ -39,13 +39,15 @@ class _Crowd:
     def __init__(self, plans: Sequence[Plan[Any]]) -> None:
         self.plans = plans
         self.steps: dict[int, Step] = {}
+        # Since when each waits: those that came to their steps in one round, since the same moment.
         self.since: dict[int, float] = {}
+        self._now = monotonic()
         self.outcomes: list[Outcome[Any]] = [Outcome() for _ in plans]
 
     def go(self, place: int, result: Any, error: BaseException | None = None) -> None:
         """Give a plan what its step brought, and take its next."""
         self.steps.pop(place, None)
-        self.since[place] = monotonic()
+        self.since[place] = self._now
         plan = self.plans[place]
         try:
             self.steps[place] = plan.send(result) if error is None else plan.throw(error)
@@ -62,6 +64,7 @@ class _Crowd:
 
     def next(self, load: Callable[[list[int]], Any] | None) -> Plan[None]:
         """Take one step for as many plans as it serves: servers first, then loads, then the flights of others."""
+        self._now = monotonic()
         exchanges: dict[int, list[int]] = {}
         for place, step in self.steps.items():
             if isinstance(step, Exchange):
