@@ -51,6 +51,7 @@ class _Fault:
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     drop_after: int = -1
+    ends: bool = False
 
 
 class StandIn:
@@ -121,9 +122,12 @@ class StandIn:
         headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
         self._faults.extend([_Fault(status, headers)] * times)
 
-    def drop(self, *, after: int = 1, times: int = 1) -> None:
-        """Cut the connection of the next calls: of a stream after so many events, of a plain answer in its middle."""
-        self._faults.extend([_Fault(drop_after=after)] * times)
+    def drop(self, *, after: int = 1, times: int = 1, quietly: bool = False) -> None:
+        """Cut the connection of the next calls: of a stream after so many events, of a plain answer in its middle.
+
+        With `quietly` a stream ends there as if that were its end, as behind some proxies: no client sees an error.
+        """
+        self._faults.extend([_Fault(drop_after=after, ends=quietly)] * times)
 
     def hold(self, *, after: int = 1) -> Held:
         """Let the next stream stand still after so many events, until `go` of what this returns is set."""
@@ -227,6 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
                 held.go.wait(_GUARD)
             if fault is not None and place == fault.drop_after:
                 self.close_connection = True
+                self.wfile.write(b"0\r\n\r\n" if fault.ends else b"")
                 return
             data = piece.encode()
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

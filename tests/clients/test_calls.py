@@ -125,6 +125,16 @@ def test_stream_that_breaks_off_is_not_kept(asking, models, cache):
     assert models.calls == 2
 
 
+def test_stream_that_ends_too_early_is_not_kept(asking, models, cache):
+    """A stream that a proxy ended before the model did is no error to the SDK, and no answer to us."""
+    client = asking.cached(models, cache)
+    models.drop(after=4, quietly=True)
+    asking.read(client, ASKED, usage=True)
+    assert asking.event.reason == "not kept: it did not end well"
+    assert asking.streamed(asking.read(client, ASKED)) == f"Answer to: {ASKED}"
+    assert models.calls == 2
+
+
 # Streams that are shared
 
 
