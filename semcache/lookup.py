@@ -233,6 +233,11 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         return
     event = chain.begin("refresh", request)
     try:
+        # Whoever was served stale too may have begun, and ended, since we were.
+        found, _, _ = yield from find(chain, replace(request, scope=None), chain.begin("refresh", request))
+        if found is not None and found.entry.life > 0:
+            land_hit(chain, flight, found)
+            return
         outcome = yield from lead(chain, request, origin, event, flight)
     except BaseException:
         chain.flights.abandon(flight)

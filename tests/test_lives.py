@@ -82,6 +82,22 @@ def test_refresh_is_one_for_all_who_are_served_stale(cache, clock):
     assert origin.calls == 1
 
 
+def test_refresh_that_comes_late_loads_nothing(cache, clock):
+    """Whoever was served stale, and comes to load when another has loaded already, has nothing to do."""
+    lives = {"ttl": 50, "stale_while_revalidate": 20}
+    get(cache, lambda: "old", **lives)
+    clock.advance(60)
+    late, start = [], cache.chain.crew.start_thread
+    cache.chain.crew.start_thread = late.append
+    for word in ("new", "newer"):
+        assert cache.get_or_load(cache.request("a", **lives), lambda word=word: word) == "old"
+    cache.chain.crew.start_thread = start
+    for plan in late:
+        run(plan())
+    assert len(late) == 2
+    assert get(cache, lambda: "not loaded", **lives) == "new"
+
+
 def test_failed_refresh_leaves_the_stale_answer(cache, clock):
     """A refresh that fails costs nobody anything: the next caller is served stale, and another is begun."""
     lives = {"ttl": 50, "stale_while_revalidate": 20}
