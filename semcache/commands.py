@@ -123,7 +123,7 @@ class Commands:
             keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
         except Exception as error:
             raise InvalidationError(
-                f"nothing was invalidated: the index could not be asked what is near to {_shown(text)} ({error})"
+                f"nothing was invalidated: the index could not be asked what is near to {_begun(text)} ({error})"
             ) from error
         if tenant is not None and holder is not None:
             # Of those that cannot be looked into it may be any: they go too.
@@ -137,7 +137,7 @@ class Commands:
             else:
                 dropped += (yield from self._mark(pairs))[1]
         if not dry_run:
-            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_shown(text)}"))
+            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_begun(text)}"))
         return dropped
 
     def _mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
@@ -240,10 +240,13 @@ def _facet_told(
 
 
 def _shown(value: str | bytes) -> str:
-    """Tell a facet value or a text: a key as its digits, and no more of a text than tells it."""
-    if isinstance(value, bytes):
-        return value.hex()
-    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
+    """Tell a facet value: a key as its digits."""
+    return value.hex() if isinstance(value, bytes) else repr(value)
+
+
+def _begun(text: str) -> str:
+    """Tell no more of a text than it takes to know it."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def _near_told(

@@ -346,8 +346,11 @@ def test_moment_in_a_zone_comes_back_in_the_same_zone():
 
 def test_member_of_an_enum_comes_back_as_the_very_member():
     """Enums are compared by identity."""
-    for member in (*Color, *Number, *Word, *Perm, Perm.R | Perm.X, Bits.A | Bits(16)):
+    for member in (*Color, *Number, *Word, *Perm, Perm.R | Perm.X):
         assert decode(encode(member)) is member
+    unknown = Bits.A | Bits(16)  # of which some versions of Python make a new one each time
+    back = decode(encode(unknown))
+    assert (type(back), back) == (Bits, unknown)
 
 
 def test_cached_property_worked_out_is_not_stored():

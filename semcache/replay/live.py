@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
 
 _TOLD_EVERY = 64
+_LOOK_UP_SECONDS = 0.2
 
 
 def run_live(lines: Iterable[bytes | str], settings: Settings, folder: Path, progress: Progress) -> Replayed:
@@ -106,8 +107,12 @@ def _play(player: Player, threads: int, is_over: threading.Event, progress: Prog
 
     pool = ThreadPoolExecutor(threads, "semcache-replay")
     try:
-        for caller in [pool.submit(call) for _ in range(threads)]:
-            caller.result()
+        callers = {pool.submit(call) for _ in range(threads)}
+        while callers:
+            # Not for ever: where the system gives Ctrl-C to another thread, this one must look up to hear of it.
+            done, callers = wait(callers, _LOOK_UP_SECONDS, FIRST_EXCEPTION)
+            for caller in done:
+                caller.result()
     finally:
         is_over.set()
         pool.shutdown()

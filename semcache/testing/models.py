@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
                 held.reached.set()
                 held.go.wait(_GUARD)
             if fault is not None and place == fault.drop_after:
-                self.close_connection = True
+                self.close_connection = not fault.ends  # an end like any other leaves the connection to the next
                 self.wfile.write(b"0\r\n\r\n" if fault.ends else b"")
                 return
             data = piece.encode()
