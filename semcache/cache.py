@@ -229,7 +229,8 @@ class Cache(Meaning, Commands, Accounts):
         """Put an answer that nobody loaded, in place of what stands; the semantic tier finds it by its text.
 
         With `pinned` it lives until it is invalidated or pinned anew: no ttl and no pressure ends it, and no load takes
-        its place. The store writes it behind the caller: `flush` tells when it is there. Raises EncodeError for a value
+        its place; another may be lost to an older load that is written in the same moment, and is loaded again.
+        The store writes it behind the caller: `flush` tells when it is there. Raises EncodeError for a value
         that cannot be stored, TierError where a tier does not take it, as when too much is pinned, and
         InvalidationError where the store cannot be told.
         """

@@ -119,6 +119,7 @@ def test_put_takes_the_place_of_what_others_have_in_memory(open_store, ask, stor
     """A curated answer is told to all: nobody goes on with the loaded one in his memory."""
     cache, other = open_store(store), open_store(store)
     assert ask(other, other.request("a"), Origin("loaded")) == "loaded"
+    assert other.flush(10)
     cache.put(cache.request("a"), value="curated")
     assert cache.flush(10)
     until(lambda: ask(other, other.request("a"), Origin("loaded"), when=lambda _: False) == "curated")
