@@ -23,7 +23,7 @@ def asking(request):
     made.close()
 
 
-@pytest.fixture(params=["memory", "disk", "semantic"])
+@pytest.fixture(params=["memory", "disk", pytest.param("semantic", marks=pytest.mark.semantic)])
 def tier(request):
     return request.param
 

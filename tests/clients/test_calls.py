@@ -271,6 +271,7 @@ def test_sampling_is_not_cached_unless_it_is_said_to_be(plain, models, cache, pa
     assert models.calls == 4
 
 
+@pytest.mark.semantic
 def test_tool_results_are_exact_only(asking, models, open_near):
     """Where the last message is not the user's words, nothing near is looked for, and the same is found again."""
     cache = open_near()
@@ -294,6 +295,7 @@ def test_tool_results_are_exact_only(asking, models, open_near):
     assert (asking.event.tier, models.calls) == ("memory", 1)
 
 
+@pytest.mark.semantic
 def test_text_is_taken_out_of_its_template(plain, models, open_near):
     """text= takes the question out of the message; what stands around it must be equal."""
     cache = open_near({"ship?": 0, "deliver?": 5})

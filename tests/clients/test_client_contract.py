@@ -87,6 +87,7 @@ def test_answer_is_that_of_the_client_itself(asking, models, open_cache):
     assert without_ids(streamed[0]) == without_ids(streamed[1]) == without_ids(streamed[2])
 
 
+@pytest.mark.semantic
 def test_nothing_of_another_conversation_is_served(asking, models, open_cache):
     """Where all texts look the same, only what is equal in all else is near: an earlier turn, a prompt, a model."""
     cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9), tenant=semcache.SHARED)

@@ -153,6 +153,7 @@ def test_document_that_changes_while_it_is_searched_is_not_kept(open_cache, stor
     assert find("prices")[0].text == "new"
 
 
+@pytest.mark.semantic
 def test_corpus_and_its_version_are_in_key_and_scope(open_near):
     """Neither an equal query nor a near one is answered from another corpus, or an older version of it."""
     cache = open_near({"prices": 0, "price": 10})
