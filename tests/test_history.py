@@ -21,7 +21,7 @@ from history import KEYS, Acknowledged, Read, Starved, stale, staleness, trace
 from semcache.log import LOST_SECONDS
 
 PROCESSES = int(os.environ.get("SEMCACHE_HISTORY_PROCESSES", "4"))
-SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "8"))
+SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "5"))
 # Processes that hear of each other do so in milliseconds; while a machine lets one of them wait for its turn, the time
 # does not count.
 FOLLOWED_LAG = float(os.environ.get("SEMCACHE_HISTORY_LAG", "1"))
