@@ -7,7 +7,7 @@ only a tier turns a life into an expiry, in its own clock (law 5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 from typing import Any, Literal, TypeAlias
@@ -58,6 +58,10 @@ class Facets:
         pairs += [("tag", tag) for tag in self.tags]
         pairs += [("document", document) for document in self.documents]
         return pairs
+
+    def of(self, namespace: str) -> Facets:
+        """Return the same facets in a namespace."""
+        return self if self.namespace == namespace else replace(self, namespace=namespace)
 
     def has(self, facet: str, value: str | bytes) -> bool:
         """Say whether an invalidation of this facet value means an entry with these facets; keys are not here."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from semcache.cache import Cache
+from semcache.cli.store import add_store, quiet
 from semcache.errors import ConfigurationError, SemcacheError, TierError
 from semcache.meter import COLUMNS, MEASURES, UsageRow, columns_of, first_day, total_of
 from semcache.replay.render import Line, show
@@ -55,10 +54,7 @@ def add(commands: Any) -> None:
         description="Print what the lookups of all processes of a namespace saved, and what their loads cost: calls, "
         "tokens, seconds (saved ones net of the lookups' own), and money in the unit in which it was told.",
     )
-    store = parser.add_argument_group("the store")
-    store.add_argument("--redis", metavar="URL", help="the Redis that the processes share (default: SEMCACHE_REDIS)")
-    store.add_argument("--disk", metavar="FILE", help="or the file that they share (default: SEMCACHE_DISK)")
-    store.add_argument("--namespace", metavar="NAME", help="whose figures (default: SEMCACHE_NAMESPACE)")
+    add_store(parser)
     asked = parser.add_argument_group("the figures")
     asked.add_argument(
         "--since", default="30d", metavar="TIME",
@@ -79,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     since = first_day(options.since, SystemClock.time())
     settings = _settings(options)
     try:
-        with _quiet(), Cache(**settings, memory=0, disk_size=_UNBOUNDED) as cache:
+        with quiet(), Cache(**settings, memory=0, disk_size=_UNBOUNDED) as cache:
             rows = cache.usage(since, by)
     except TierError as error:
         mend = " (is it running, and is this its address?)" if error.reason in ("unreachable", "late") else ""
@@ -131,17 +127,6 @@ def _check_file(path: Path) -> None:
         header = file.read(_APPLICATION_AT + 4)
     if header[_APPLICATION_AT:] != APPLICATION_ID.to_bytes(4, "big"):
         raise SemcacheError(f"{path}: not the file of a cache; give the one of Cache(disk=...)")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the store's warnings off the terminal: what is wrong is told in one line."""
-    logger, nowhere = logging.getLogger("semcache"), logging.NullHandler()
-    logger.addHandler(nowhere)
-    try:
-        yield
-    finally:
-        logger.removeHandler(nowhere)
 
 
 def _told(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Following(Marking):
         told = header.peek(self._checked(head))
         if not head:
             self._talk([("MULTI",), ("HDEL", self.names.pinned, key), ("EXEC",)])
-        elif told is None or not self._marks.cover(_owned(told[2], self._namespace).pairs(key), told[0]):
+        elif told is None or not self._marks.cover(told[2].of(self._namespace).pairs(key), told[0]):
             self._talk([("MULTI",), ("EXEC",)])
         else:
             self._talk([("MULTI",), ("UNLINK", place), ("HDEL", self.names.pinned, key), ("EXEC",)])
@@ -268,11 +268,6 @@ class Following(Marking):
         connection = self._following
         if connection is not None:
             connection.disconnect()
-
-
-def _owned(facets: Facets, namespace: str) -> Facets:
-    facets.namespace = namespace
-    return facets
 
 
 def facets_of(about: list[Any], namespace: str) -> Facets:

@@ -124,10 +124,7 @@ class MemcachedTier:
         return Hit(entry, self.name, key, waited_ns=waited_ns)
 
     def _is_marked(self, key: bytes, facets: Facets, born: int) -> bool:
-        return born < self._marks.newest and self._marks.cover(self._owned(facets).pairs(key), born)
-
-    def _owned(self, facets: Facets) -> Facets:
-        return facets if facets.namespace == self._namespace else replace(facets, namespace=self._namespace)
+        return born < self._marks.newest and self._marks.cover(facets.of(self._namespace).pairs(key), born)
 
     def _slide(self, name: bytes, hit: Hit, data: bytes, cas: bytes) -> None:
         """Have the server keep a sliding entry for its life anew."""
@@ -151,7 +148,7 @@ class MemcachedTier:
         entry with tags or documents and "unpinned" for a pinned one. Raises EncodeError for too many facets.
         """
         self._check_open()
-        facets, names = self._owned(entry.facets or request.facets), self._names
+        facets, names = (entry.facets or request.facets).of(self._namespace), self._names
         if names is None or (entry.is_pinned and self._keeps_marks):
             return  # the store has it
         self._check_keepable(entry, facets)

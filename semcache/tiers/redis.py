@@ -58,7 +58,7 @@ class RedisTier:
         if self._is_closed:
             raise TierError("closed", "the Redis tier was closed")
         key = request.key
-        entry, waited_ns = yield from self._store.get(key, self._owned(request.facets), request.lives.grace)
+        entry, waited_ns = yield from self._store.get(key, request.facets.of(self._namespace), request.lives.grace)
         return self._hit(key, entry, waited_ns)
 
     def get_many(self, requests: Sequence[Request]) -> Plan[list[Hit | Miss | BaseException | None]]:
@@ -70,7 +70,7 @@ class RedisTier:
         found: list[Hit | Miss | BaseException | None] = []
         for request, data in zip(requests, (yield from store.get_many(keys)), strict=True):
             try:
-                entry = data and store.read(request.key, data, self._owned(request.facets), request.lives.grace)
+                entry = data and store.read(request.key, data, request.facets.of(self._namespace), request.lives.grace)
                 found.append(self._hit(request.key, entry or None, 0))
             except DecodeError as error:
                 found.append(error)
@@ -89,13 +89,6 @@ class RedisTier:
         entry, waited_ns = yield from self._store.get(key, Facets(self._namespace), 0.0)
         return self._hit(key, entry, waited_ns)
 
-    def _owned(self, facets: Facets) -> Facets:
-        if facets.namespace == self._namespace:
-            return facets
-        return Facets(
-            self._namespace, facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents
-        )
-
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
         """Hand an entry to the writer; raises TierError("full") where too much waits for it."""
         if self._is_closed:
@@ -105,7 +98,7 @@ class RedisTier:
             life *= 1 - self._jitter * self._random()
         if life <= 0:
             return
-        facets = self._owned(entry.facets or request.facets)
+        facets = (entry.facets or request.facets).of(self._namespace)
         asked = Asked(request.key, facets, request.scope, request.embedder, request.text)
         self._store.put(asked, entry, life, evidence.vector if evidence is not None else None)
         return
