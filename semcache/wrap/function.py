@@ -22,8 +22,9 @@ from semcache.model import Request, Tenant, Usage
 from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
-from semcache.wrap.clients.client import cached_client, is_client
+from semcache.wrap.clients.client import cached_client
 from semcache.wrap.clients.options import Sampling, client_options
+from semcache.wrap.clients.sdk import is_client
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
 from semcache.wrap.signature import Signature, register_returned, unwrap

@@ -19,10 +19,8 @@ class Messages:
     """POST /v1/messages."""
 
     name = "anthropic.messages"
-    package = "anthropic"
-    oldest = (0, 40)
-    before = 1
-    classes = frozenset({"Anthropic", "AsyncAnthropic"})
+    turns = "messages"
+    text_part = "text"
     ignored = frozenset({"stream", "metadata", "service_tier"})
 
     def claims(self, path: str, answer_type: str) -> bool:
@@ -32,6 +30,10 @@ class Messages:
     def samples(self, body: Json) -> str | None:
         """Look at temperature."""
         return "temperature" if (body.get("temperature") or 0) > 0 else None
+
+    def state(self, body: Json) -> str | None:  # noqa: ARG002 - there is none
+        """Answers rest on what is sent alone."""
+        return None
 
     def asks_usage(self, body: Json) -> bool:  # noqa: ARG002 - it is always told
         """Streams tell it unasked."""

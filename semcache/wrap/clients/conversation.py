@@ -55,10 +55,10 @@ def meaning_of(client: Any, given: Mapping[str, Any], body: Json, dialect: Diale
     options = given.get("options") or {}
     around = [_where(client, settings), _headers(options.get("headers") or {}, settings)]
     around.append({name: item for name, item in options.items() if name not in HOW_TO_ASK})
-    text, rest, exact_only = _text(asked.get("messages"), settings.text)
+    text, rest, exact_only = _text(asked.get(dialect.turns), dialect.text_part, settings.text)
     return Meant(
         canonical([*around, asked]), str(body.get("model") or ""), _tenant(body, settings), text,
-        lambda: canonical([*around, {**asked, "messages": rest}]), exact_only,
+        lambda: canonical([*around, {**asked, dialect.turns: rest}]), exact_only,
     )  # fmt: skip
 
 
@@ -78,8 +78,10 @@ def _headers(headers: Mapping[str, Any], settings: ClientOptions) -> dict[str, A
     return told
 
 
-def _text(messages: Any, chosen: Callable[[str], Any] | None) -> tuple[str | None, Any, str | None]:
+def _text(messages: Any, kind: str, chosen: Callable[[str], Any] | None) -> tuple[str | None, Any, str | None]:
     """Return the text, the messages without it, and why there is no text, if so."""
+    if isinstance(messages, str):  # one message, the user's
+        messages = [{"role": "user", "content": messages}]
     last = messages[-1] if isinstance(messages, list) and messages else None
     if not isinstance(last, Mapping) or last.get("role") != "user":
         return None, None, "the last message is not the user's"
@@ -91,9 +93,9 @@ def _text(messages: Any, chosen: Callable[[str], Any] | None) -> tuple[str | Non
         kinds = [part.get("type") if isinstance(part, Mapping) else None for part in parts]
         if "tool_result" in kinds:
             return None, None, "the last message is not the user's"
-        if "text" not in kinds:
+        if kind not in kinds:
             return None, None, "the last message has no text"
-        place = len(kinds) - 1 - kinds[::-1].index("text")
+        place = len(kinds) - 1 - kinds[::-1].index(kind)
         text, cut = _chosen(parts[place]["text"], chosen)
         rest = None if cut is None else [*parts[:place], {**parts[place], "text": cut}, *parts[place + 1 :]]
     if not isinstance(text, str) or rest is None:

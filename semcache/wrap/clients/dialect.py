@@ -17,17 +17,15 @@ Json = dict[str, Any]
 class Dialect(Protocol):
     """The calls of one endpoint.
 
-    `name` is what its answers can be invalidated by, as a function's are; `package` is the SDK's, of the versions from
-    `oldest` on and before the major version `before`. `classes` are its clients by name, `ignored` the parameters known
-    not to change the answer (docs/clients.md lists them).
+    `name` is what its answers can be invalidated by, as a function's are; `ignored` are the parameters known not to
+    change the answer (docs/clients.md lists them). `turns` is the parameter that holds the conversation, `text_part`
+    the type of a message's part that is text.
     """
 
     name: str
-    package: str
-    oldest: tuple[int, int]
-    before: int
-    classes: frozenset[str]
     ignored: frozenset[str]
+    turns: str
+    text_part: str
 
     def claims(self, path: str, answer_type: str) -> bool:
         """Say whether a POST to this path, for an answer of a type of this name, is a call of this dialect."""
@@ -35,6 +33,10 @@ class Dialect(Protocol):
 
     def samples(self, body: Json) -> str | None:
         """Say by which parameter the caller asked for answers that differ, if so."""
+        ...
+
+    def state(self, body: Json) -> str | None:
+        """Say by which parameter the answer rests on what the server keeps, if so: no key can know that."""
         ...
 
     def asks_usage(self, body: Json) -> bool:

@@ -1,4 +1,4 @@
-"""The engine of cached clients: every POST of the SDK comes by here, and those that a dialect claims are looked up.
+"""The engine of cached clients: one for each endpoint, which answers the POSTs of the SDK that its dialect claims.
 
 Laws: a call that is not claimed, or asks for the raw response, goes through untouched; what a call sends is never
 altered (law 1); the SDK's errors, retries and timeouts are the caller's, as they were; nothing of ours fails a call
@@ -35,7 +35,7 @@ _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_ca
 
 
 class Engine:
-    """One client, and its copies, in one cache."""
+    """One endpoint of a client, and of its copies, in one cache."""
 
     def __init__(self, cache: Cache | None, dialect: Dialect, settings: ClientOptions) -> None:
         self._cache = cache
@@ -52,8 +52,6 @@ class Engine:
 
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of a plain client."""
-        if not self._is_ours(path, given):
-            return send()
         asked, request, event = self._opened(client, given, send)
         if not given.get("stream"):
             return asked.taken(run(self._plan(asked, request, event, blocks=True)).unwrap())
@@ -63,8 +61,6 @@ class Engine:
 
     async def apost(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of an async client."""
-        if not self._is_ours(path, given):
-            return await send()
         asked, request, event = self._opened(client, given, send)
         if not given.get("stream"):
             return asked.taken((await arun(self._plan(asked, request, event, blocks=False))).unwrap())
@@ -72,7 +68,7 @@ class Engine:
             return await self._passed(event, send)
         return await astream(asked, request, event, given["stream_cls"], path)
 
-    def _is_ours(self, path: str, given: Mapping[str, Any]) -> bool:
+    def takes(self, path: str, given: Mapping[str, Any]) -> bool:
         """Say whether a POST is a call that the dialect knows, made in a way that the engine knows."""
         if not self._dialect.claims(path, getattr(given.get("cast_to"), "__name__", "")):
             return False
@@ -96,6 +92,9 @@ class Engine:
             _chunk_type(given) if is_stream else None, with_usage=is_stream and self._asks_usage(body),
         )  # fmt: skip
         try:
+            state = dialect.state(body)
+            if state is not None:
+                return asked, None, self._bypass(f"state of the server: {state}")
             sampled = None if settings.sampling == "any" else dialect.samples(body)
             if sampled is not None:
                 return asked, None, self._sampled(sampled)

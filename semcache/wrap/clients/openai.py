@@ -16,10 +16,8 @@ class ChatCompletions:
     """POST /chat/completions."""
 
     name = "openai.chat.completions"
-    package = "openai"
-    oldest = (1, 60)
-    before = 3
-    classes = frozenset({"OpenAI", "AsyncOpenAI"})
+    turns = "messages"
+    text_part = "text"
     ignored = frozenset({
         "stream", "stream_options", "user", "safety_identifier", "metadata", "service_tier", "store",
         "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
@@ -34,6 +32,10 @@ class ChatCompletions:
         if (body.get("temperature") or 0) > 0:
             return "temperature"
         return "n" if (body.get("n") or 1) > 1 else None
+
+    def state(self, body: Json) -> str | None:  # noqa: ARG002 - there is none
+        """Answers rest on what is sent alone."""
+        return None
 
     def asks_usage(self, body: Json) -> bool:
         """Look at stream_options."""

@@ -1,0 +1,64 @@
+"""The SDKs whose clients can be cached: their classes, the versions known, and the endpoints that are looked up.
+
+Which one a client is of is read off its class and the classes it inherits from; no SDK is imported (law 13).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+from semcache.errors import ConfigurationError
+from semcache.wrap.clients.anthropic import Messages
+from semcache.wrap.clients.dialect import Dialect
+from semcache.wrap.clients.openai import ChatCompletions
+
+
+@dataclass(frozen=True, slots=True)
+class Sdk:
+    """A package, of the versions from `oldest` on and before the major version `before`; `classes` are its clients."""
+
+    package: str
+    oldest: tuple[int, int]
+    before: int
+    classes: tuple[str, ...]
+    dialects: tuple[Dialect, ...]
+
+    def has(self, kind: type) -> bool:
+        """Say whether a class is of this package."""
+        return kind.__module__.partition(".")[0] == self.package
+
+    def check_version(self) -> None:
+        """Raise ConfigurationError where the package's version is not one that is known."""
+        told = str(getattr(sys.modules.get(self.package), "__version__", ""))
+        numbers = tuple(map(int, re.findall(r"\d+", told)[:2]))
+        if numbers and not self.oldest <= numbers < (self.before, 0):
+            lowest = ".".join(map(str, self.oldest))
+            raise ConfigurationError(
+                f"{self.package} {told} is not supported: pip install '{self.package}>={lowest},<{self.before}'"
+            )
+
+
+SDKS = (
+    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(),)),
+    Sdk("anthropic", (0, 40), 1, ("Anthropic", "AsyncAnthropic"), (Messages(),)),
+)
+
+
+def is_client(target: object) -> bool:
+    """Say whether something is an object of an SDK's, as far as its class tells."""
+    return not isinstance(target, type) and any(sdk.has(kind) for kind in type(target).__mro__ for sdk in SDKS)
+
+
+def sdk_of(client: object) -> tuple[Sdk, bool]:
+    """Return the SDK of a client, and whether it is an async one. Raises ConfigurationError for one of no known kind."""
+    for kind in type(client).__mro__:
+        for sdk in SDKS:
+            if sdk.has(kind) and kind.__name__ in sdk.classes:
+                sdk.check_version()
+                return sdk, kind.__name__.startswith("Async")
+    known = ", ".join(name for sdk in SDKS for name in sdk.classes)
+    raise ConfigurationError(
+        f"cached knows no client like {type(client).__qualname__}; it takes {known}, or a function"
+    )
