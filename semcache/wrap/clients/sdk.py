@@ -52,7 +52,7 @@ def is_client(target: object) -> bool:
 
 
 def sdk_of(client: object) -> tuple[Sdk, bool]:
-    """Return the SDK of a client, and whether it is an async one. Raises ConfigurationError for one of no known kind."""
+    """Return the SDK of a client, and whether it is an async one. Raises ConfigurationError for an unknown one."""
     for kind in type(client).__mro__:
         for sdk in SDKS:
             if sdk.has(kind) and kind.__name__ in sdk.classes:
