@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from threading import RLock, get_ident
 from time import perf_counter_ns
@@ -147,6 +147,10 @@ class Replayed:
             return item
         return End(self._returned)
 
+    def rest(self) -> Iterator[Any]:
+        """Return the items that were not pulled."""
+        return self._items
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -180,7 +184,8 @@ class Stream:
         self._readers = 0
         self._is_claimed = False
         self._puller = 0
-        self._pulled: Future[None] | None = None
+        self._is_pulling = False
+        self._pulled: Future[None] | None = None  # what those wait for who need what is being pulled
         self._lock = RLock()  # the collector may close one reader while this thread reads for another
 
     @property
@@ -206,17 +211,12 @@ class Stream:
         while True:
             with self._lock:
                 there = self._at(place)
-                pulled = self._pulled
-                if there is None and pulled is None:
-                    mine = self._pulled = Future()
-                    mine.set_running_or_notify_cancel()
-                    self._puller = get_ident()
-            if there is not None:
-                return _copy_of(there)
+                if there is None and not self._is_pulling:
+                    self._is_pulling, self._puller = True, get_ident()
+                    break
+                pulled = self._awaited() if there is None else None
             if pulled is None:
-                break
-            if self._waits_for_itself():
-                raise ValueError("generator already executing")
+                return _copy_of(there)
             yield Wait(pulled, timeout)
         try:
             if self.origin is None:
@@ -227,9 +227,40 @@ class Stream:
             self._take(item)
             return item
         finally:
-            with self._lock:
-                self._pulled = None
-            mine.set_result(None)
+            self._end_pull()
+
+    def pull(self, place: int) -> Any:
+        """Return the item at a place, or End, to a plain reader who pulls it; None where `step` is needed.
+
+        That is where it has been pulled, or another pulls: most streams have one reader, who is spared the plan.
+        """
+        with self._lock:
+            if self.origin is None or self._is_pulling or self._at(place) is not None:
+                return None
+            self._is_pulling, self._puller = True, get_ident()
+        try:
+            began = perf_counter_ns()
+            item = self.origin.pull()
+            self.pull_ns += perf_counter_ns() - began
+            self._take(item)
+            return item
+        finally:
+            self._end_pull()
+
+    def _awaited(self) -> Future[None]:
+        """Return what ends with the pull that is on its way; the lock is held."""
+        if self._waits_for_itself():
+            raise ValueError("generator already executing")
+        if self._pulled is None:
+            self._pulled = Future()
+            self._pulled.set_running_or_notify_cancel()
+        return self._pulled
+
+    def _end_pull(self) -> None:
+        with self._lock:
+            pulled, self._pulled, self._is_pulling = self._pulled, None, False
+        if pulled is not None:
+            pulled.set_result(None)
 
     def _at(self, place: int) -> bytes | Raw | End | None:
         place -= self._let_go
@@ -257,7 +288,7 @@ class Stream:
 
     def _waits_for_itself(self) -> bool:
         """Say whether this thread, in the middle of a pull, would wait for that pull."""
-        return self._blocks and self._pulled is not None and self._puller == get_ident()
+        return self._blocks and self._is_pulling and self._puller == get_ident()
 
     def join(self) -> bool:
         """Read along from the beginning; False where that is not possible, or would wait for itself."""
