@@ -31,6 +31,10 @@ class End(Outcome[Any]):
     __slots__ = ()
 
 
+# What stands for an item that is not there yet: None is an item.
+PENDING = object()
+
+
 class Raw:
     """An item, or a returned value, that has no encoding."""
 
@@ -45,6 +49,10 @@ class Origin(Protocol):
 
     def pull(self) -> Any:
         """Return the next item, or End; an error of the origin's is an End too."""
+        ...
+
+    def take(self) -> Any:
+        """Return the next item, or End, where nothing is to be awaited for it; else PENDING."""
         ...
 
     def close(self) -> Any:
@@ -69,20 +77,23 @@ class GeneratorOrigin:
         except BaseException as error:  # noqa: BLE001 - whatever ended the generator, it has no next item
             return End(error=error)
 
+    take = pull
+
     def close(self) -> None:
         """Close the generator."""
         self._context.run(self._generator.close)
 
 
 class AsyncGeneratorOrigin:
-    """An async generator, driven by one task, an item at a time, as readers ask."""
+    """An async generator, driven by one task, an item at a time, as readers ask; or up to `ahead` before they do."""
 
-    def __init__(self, make: Callable[[], AsyncGenerator[Any, None]], flight: Flight[Any]) -> None:
+    def __init__(self, make: Callable[[], AsyncGenerator[Any, None]], flight: Flight[Any], *, ahead: int = 0) -> None:
         import asyncio
 
         self._asked = asyncio.Event()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self._waiting = False
+        self._ahead = ahead
         context = contextvars.copy_context()
         context.run(enter, flight)
         self._task = asyncio.get_running_loop().create_task(self._drive(make), context=context)
@@ -93,7 +104,8 @@ class AsyncGeneratorOrigin:
         item: Any = None
         try:
             while not isinstance(item, End):
-                await self._asked.wait()
+                if self._answers.qsize() >= self._ahead:
+                    await self._asked.wait()
                 self._asked.clear()
                 item = await _next(items)
                 self._answers.put_nowait(item)
@@ -114,6 +126,13 @@ class AsyncGeneratorOrigin:
         item = await self._answers.get()
         self._waiting = False
         return item
+
+    def take(self) -> Any:
+        """Return an item that was pulled ahead."""
+        if self._waiting or self._answers.empty():
+            return PENDING
+        self._asked.set()
+        return self._answers.get_nowait()
 
     async def close(self) -> None:
         """Cancel the task, which closes the generator, and wait for it."""
@@ -146,6 +165,8 @@ class Replayed:
         for item in self._items:
             return item
         return End(self._returned)
+
+    take = pull
 
     def rest(self) -> Iterator[Any]:
         """Return the items that were not pulled."""
@@ -230,19 +251,21 @@ class Stream:
             self._end_pull()
 
     def pull(self, place: int) -> Any:
-        """Return the item at a place, or End, to a plain reader who pulls it; None where `step` is needed.
+        """Return the item at a place, or End, to a reader who can pull it at once; else PENDING: `step` is needed.
 
-        That is where it has been pulled, or another pulls: most streams have one reader, who is spared the plan.
+        That is where it has been pulled, another pulls, or it is to be awaited. Most streams have one reader, who is
+        spared the plan.
         """
         with self._lock:
             if self.origin is None or self._is_pulling or self._at(place) is not None:
-                return None
+                return PENDING
             self._is_pulling, self._puller = True, get_ident()
         try:
             began = perf_counter_ns()
-            item = self.origin.pull()
+            item = self.origin.take()
             self.pull_ns += perf_counter_ns() - began
-            self._take(item)
+            if item is not PENDING:
+                self._take(item)
             return item
         finally:
             self._end_pull()

@@ -22,7 +22,7 @@ from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
-from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
+from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -53,7 +53,7 @@ class Streamed(Protocol):
     def replayed(self) -> Callable[[Any], list[Any]]: ...
 
 
-OriginType = type[GeneratorOrigin] | type[AsyncGeneratorOrigin]
+OriginType = Callable[[Callable[[], Any], Flight[Any]], Origin]
 
 
 def replaying(call_of: Callable[[], Call]) -> Callable[..., Generator[Any, None, Any]]:
@@ -110,7 +110,7 @@ def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any,
         reading = Reading(call, request, event, origin, AsyncGeneratorOrigin, asyncio.get_running_loop())
         try:
             while True:
-                item = await arun(reading.step())
+                item = await reading.apull()
                 if isinstance(item, End):
                     item.unwrap()
                     return
@@ -207,7 +207,12 @@ class Reading:
     def pull(self) -> Any:
         """Return the next item, or End, as `step` does, to a plain reader."""
         item = self._stream.pull(self._place)
-        return run(self.step()) if item is None else self._took(item)
+        return run(self.step()) if item is PENDING else self._took(item)
+
+    async def apull(self) -> Any:
+        """Return the next item, or End, as `step` does, to a task."""
+        item = self._stream.pull(self._place)
+        return await arun(self.step()) if item is PENDING else self._took(item)
 
     def _took(self, item: Any) -> Any:
         self._place += 1

@@ -56,11 +56,16 @@ class Head:
 
 
 class Tap:
-    """Stands before the decoder of the SDK's stream, and remembers the text of the event that it decoded last."""
+    """Stands before the decoder of a stream of the SDK's, and remembers the text of the event that it decoded last.
 
-    def __init__(self, decoder: Any) -> None:
-        self._decoder = decoder
+    None for a stream that decodes in another way. Nobody has begun to read the stream.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._decoder: Any = getattr(stream, "_decoder", None)
         self.text: str | None = None
+        if self._decoder is not None:
+            stream._decoder = self  # noqa: SLF001 - there is no public way
 
     def iter_bytes(self, chunks: Iterator[bytes]) -> Iterator[Any]:
         """Decode as the SDK does."""
@@ -79,7 +84,7 @@ class Asked:
     """A call on its way: `send` asks the origin through the SDK, `chunk_type` is what a stream's chunks are."""
 
     __slots__ = (
-        "_answer_type", "_assembled", "_dialect", "_found", "_loaded", "_settings", "_tap", "cache", "chunk_type",
+        "_answer_type", "_assembled", "_dialect", "_found", "_loaded", "_settings", "cache", "chunk_type",
         "client", "endpoint", "send", "variant",
     )  # fmt: skip
 
@@ -96,7 +101,6 @@ class Asked:
         self._answer_type = given["cast_to"]
         self._dialect = endpoint.dialect
         self._settings = endpoint.settings
-        self._tap: Tap | None = None
         self._loaded: tuple[Any, Any] = (None, None)
         self._found: tuple[Any, Any] = (None, None)
         self._assembled: tuple[Any, Json] = (None, {})
@@ -149,18 +153,13 @@ class Asked:
 
     # Streams
 
-    def tap(self, stream: Any) -> None:
-        """Listen to a stream of the SDK's, which nobody has begun to read."""
-        decoder = getattr(stream, "_decoder", None)
-        if decoder is not None:
-            self._tap = stream._decoder = Tap(decoder)  # noqa: SLF001 - there is no public way
-
-    def tell(self, item: Any) -> Any:
-        """Return the plain data of a head, or of the chunk that was pulled last: what came over the wire."""
+    @staticmethod
+    def tell(item: Any) -> Any:
+        """Return what is kept of a head, or of a chunk with its text."""
         if isinstance(item, Head):
             return item.told()
-        text = None if self._tap is None else self._tap.text
-        return text if text is not None else json.dumps(item.to_dict(mode="json", warnings=False))
+        chunk, text = item
+        return text if text is not None else json.dumps(chunk.to_dict(mode="json", warnings=False))
 
     def replayed(self, value: Any) -> list[Any]:
         """Return head and chunks of a stored answer, the chunks made already, and what a generator returned."""
@@ -168,8 +167,10 @@ class Asked:
         return [*items, None] if value is known else [*self._items(_bare(value)), None]
 
     def chunk(self, item: Any) -> Any:
-        """Return the SDK's chunk of one that another caller pulled; one's own is there already."""
-        return self._made(item, self.chunk_type) if isinstance(item, str) else item
+        """Return the SDK's chunk of one that was pulled: one's own is there, of another caller's there is the text."""
+        if isinstance(item, str):
+            return self._made(item, self.chunk_type)
+        return item[0] if isinstance(item, tuple) else item
 
     def _items(self, value: Any) -> list[Any]:
         wanted = self.variant

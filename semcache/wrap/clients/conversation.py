@@ -28,6 +28,7 @@ TRACE_HEADERS = frozenset({
 TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
 # Whose words are the frame of a conversation, and no turn of it.
 _FRAME = frozenset({"system", "developer"})
+_UNFRAMED = canonical([{}, {}])
 
 
 def body_of(given: Mapping[str, Any]) -> Json:
@@ -50,27 +51,35 @@ class Where:
 
     def __init__(self, settings: ClientOptions) -> None:
         self._settings = settings
-        self._latest: tuple[tuple[Any, ...], bytes] = ((), b"")
+        self._latest: tuple[tuple[Any, ...], bytes, frozenset[str]] = ((), b"", frozenset())
 
-    def of(self, client: Any) -> bytes:
-        """Return the canonical form of it."""
-        seen = (client.base_url, client.default_headers, client.auth_headers, client.default_query)
-        latest, told = self._latest
+    def of(self, client: Any) -> tuple[bytes, frozenset[str]]:
+        """Return the canonical form of it, and the names of the headers in it, which a call may leave out."""
+        # Where a client leaves a header out it tells an object, which differs from all others.
+        sent = {name: item for name, item in client.default_headers.items() if item.__class__ is str}
+        seen = (client.base_url, sent, client.auth_headers, client.default_query)
+        latest, told, names = self._latest
         if seen != latest:
             url, headers, own, query = seen
-            headers = {name: item for name, item in headers.items() if own.get(name) != item}
-            told = canonical([str(url), told_headers(headers, self._settings), dict(query)])
-            self._latest = seen, told
-        return told
+            others = {name: item for name, item in headers.items() if own.get(name) != item}
+            headers = told_headers(others, self._settings)
+            told, names = canonical([str(url), headers, dict(query)]), frozenset(headers)
+            self._latest = seen, told, names
+        return told, names
 
 
-def told_headers(headers: Mapping[str, Any], settings: ClientOptions) -> dict[str, Any]:
-    """Return the headers that may change an answer."""
+def told_headers(
+    headers: Mapping[str, Any], settings: ClientOptions, known: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Return the headers that may change an answer, and which of those `known` are left out."""
     told = {}
     for name, item in headers.items():
         small = name.lower()
         if small not in TRACE_HEADERS and not small.startswith(TRACE_PREFIXES) and small not in settings.small_ignore:
-            told[small] = item if isinstance(item, str | bytes) else type(item).__name__  # NotGiven, Omit
+            if not is_left_out(item):
+                told[small] = item
+            elif small in known:
+                told[small] = None
     return told
 
 
@@ -83,16 +92,23 @@ class Meant:
     __slots__ = ("_asked", "_body", "_dialect", "_frame", "_settings", "whole")
 
     def __init__(
-        self, where: bytes, given: Mapping[str, Any], body: Json, dialect: Dialect, settings: ClientOptions
+        self,
+        where: tuple[bytes, frozenset[str]],
+        given: Mapping[str, Any],
+        body: Json,
+        dialect: Dialect,
+        settings: ClientOptions,
     ) -> None:
         left_out = dialect.ignored | settings.ignore if settings.ignore else dialect.ignored
         options = given.get("options") or {}
         headers = options.get("headers")
-        frame: list[Any] = [told_headers(headers, settings) if headers else {}]
-        frame.append({name: item for name, item in options.items() if name not in HOW_TO_ASK})
+        asked_by = {name: item for name, item in options.items() if name not in HOW_TO_ASK}
         self._body = body
         self._asked = {name: item for name, item in body.items() if name not in left_out}
-        self._frame = where + canonical(frame)
+        told, known = where
+        is_framed = asked_by or headers
+        frame = canonical([told_headers(headers or {}, settings, known), asked_by]) if is_framed else _UNFRAMED
+        self._frame = told + frame
         self.whole = self._frame + canonical(self._asked)
         self._dialect = dialect
         self._settings = settings

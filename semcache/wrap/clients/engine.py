@@ -76,11 +76,11 @@ class Engine:
         if headers and not _RAW_HEADERS.isdisjoint(map(str.lower, headers)):
             return False
         extra = options.get("extra_json")
-        is_known = given.keys() <= _KNOWN and "post_parser" not in options and not (extra and "stream" in extra)
-        if is_known and chunk_type(given):
-            self.form = self.form or Form(path, given["cast_to"], given["stream_cls"])
-            return True
-        return False
+        if not given.keys() <= _KNOWN or "post_parser" in options or (extra and "stream" in extra):
+            return False
+        if self.form is None and chunk_type(given):
+            self.form = Form(path, given["cast_to"], given["stream_cls"])
+        return self.form is not None and given.get("stream_cls") == self.form.stream_cls
 
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of a plain client."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx  # of the client's: this module is imported when there is one
@@ -16,12 +17,15 @@ import httpx  # of the client's: this module is imported when there is one
 from semcache.events import Event
 from semcache.model import Request
 from semcache.plan import arun, run
-from semcache.wrap.clients.asked import Asked, Head
+from semcache.wrap.clients.asked import Asked, Head, Tap
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
 from semcache.wrap.stream import Reading
 
 # What a response says of the bytes that came, which are not those that ours holds.
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+
+# So many chunks of a stream are read before somebody asks for them: what came together is read at one go.
+_AHEAD = 16
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -99,10 +103,11 @@ async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, No
 def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
     def begin() -> Generator[Any, None, None]:
         sent = asked.send()
-        asked.tap(sent)
+        tap = Tap(sent)
         try:
             yield Head(sent.response, with_usage=asked.variant)
-            yield from sent
+            for chunk in sent:
+                yield chunk, tap.text
         finally:
             sent.close()
 
@@ -128,15 +133,16 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
 
     async def begin() -> AsyncGenerator[Any, None]:
         sent = await asked.send()
-        asked.tap(sent)
+        tap = Tap(sent)
         try:
             yield Head(sent.response, with_usage=asked.variant)
             async for chunk in sent:
-                yield chunk
+                yield chunk, tap.text
         finally:
             await sent.close()
 
-    reading = Reading(asked, request, event, begin, AsyncGeneratorOrigin, asyncio.get_running_loop())
+    origin = partial(AsyncGeneratorOrigin, ahead=_AHEAD)
+    reading = Reading(asked, request, event, begin, origin, asyncio.get_running_loop())
     try:
         item = await arun(reading.step())
         while not isinstance(item, End):
@@ -146,7 +152,7 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
                 async for chunk in _apaced(asked, stored):
                     yield chunk
                 return
-            item = await arun(reading.step())
+            item = await reading.apull()
         item.unwrap()
     finally:
         unread = await arun(reading.finish())
