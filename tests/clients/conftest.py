@@ -23,16 +23,18 @@ def asking(request):
     made.close()
 
 
-@pytest.fixture(params=["memory", "disk", pytest.param("semantic", marks=pytest.mark.semantic)])
+@pytest.fixture(params=["memory", "disk", "redis", pytest.param("semantic", marks=pytest.mark.semantic)])
 def tier(request):
     return request.param
 
 
 @pytest.fixture
-def hitting(open_cache, tier, tmp_path):
+def hitting(request, open_cache, tier, tmp_path):
     """A cache in which an answer is found again in that tier."""
 
     def settings():
+        if tier == "redis":
+            return {"memory": 0, "redis": request.getfixturevalue("redis_url")}
         if tier == "disk":
             return {"memory": 0, "disk": tmp_path / "answers.db"}
         if tier == "semantic":

@@ -86,18 +86,18 @@ def areplay(asked: Asked, stream_type: Callable[..., Any], path: str) -> Any:
 def _paced(asked: Asked, chunks: Iterable[Any]) -> Generator[Any, None, None]:
     """Yield stored chunks, at once or at the rate that was asked for."""
     rate = asked.endpoint.settings.replay_rate
-    for chunk in chunks:
-        yield chunk
-        if rate is not None:
+    for place, chunk in enumerate(chunks):
+        if rate is not None and place:
             asked.cache.clock.sleep(1 / rate)
+        yield chunk
 
 
 async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, None]:
     rate = asked.endpoint.settings.replay_rate
-    for chunk in chunks:
-        yield chunk
-        if rate is not None:
+    for place, chunk in enumerate(chunks):
+        if rate is not None and place:
             await asked.cache.clock.asleep(1 / rate)
+        yield chunk
 
 
 def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
