@@ -119,7 +119,8 @@ def test_async_hit_beside_the_sdk(pairs, abare):
 
         pairs(
             "times faster: 50 memory hits of the AsyncOpenAI client, than the SDK's own calls over a mock transport",
-            lambda: runner.run(repeat(client)), lambda: runner.run(repeat(abare)), bar=15, higher_is_better=True, number=2, unit="ms",
+            lambda: runner.run(repeat(client)), lambda: runner.run(repeat(abare)), bar=15, higher_is_better=True,
+            number=2, unit="ms",
         )  # fmt: skip
 
 

@@ -142,6 +142,10 @@ class Asking:
         return getattr(module, f"Async{name}" if self.is_async else name)
 
     @property
+    def server_error(self):
+        return openai.InternalServerError if self.package == "openai" else anthropic.InternalServerError
+
+    @property
     def rate_limit(self):
         return openai.RateLimitError if self.package == "openai" else anthropic.RateLimitError
 
