@@ -6,6 +6,8 @@ VENV ?= .venv
 EXTRAS ?= semantic,offline,compress,cli
 # The extra with the tools: `dev`, or `test` where only tests are run.
 TOOLS ?= dev
+# Files or folders, instead of all tests:  make test TESTS=tests/tiers
+TESTS =
 # Handed to pytest:  make test ARGS='-k disk -x'
 # The tests run in a process for each core, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
 ARGS =
@@ -58,10 +60,10 @@ servers: ## redis-server and memcached for the tests: from the PATH, else unpack
 	@.ci/servers
 
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
-	$(quiet_hub) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(ARGS)
+	$(quiet_hub) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
 
-oldest: ## the clients' tests with the oldest SDKs, and what else pyproject.toml allows at the least (Python 3.11 or 3.12)
-	@$(MAKE) test $(with_oldest) ARGS="tests/clients $(ARGS)"
+oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
+	@$(MAKE) test $(with_oldest) TESTS=tests/clients
 
 oldest-venv:
 	@$(MAKE) venv $(with_oldest)
