@@ -924,10 +924,13 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", bombs())
+BOMBS = bombs()
+
+
+@pytest.mark.parametrize("name", BOMBS)
 def test_bomb_is_a_decode_error_and_takes_little(name):
     """A few bytes cannot make us take much memory or time, or end the process."""
-    data = bombs()[name]
+    data = BOMBS[name]
     gc.collect()
     tracemalloc.start()
     try:
