@@ -44,6 +44,9 @@ in_parallel := -n auto --maxprocesses 8 --dist loadgroup
 
 with_oldest := VENV=.venv-oldest EXTRAS=openai,anthropic TOOLS=test constraints=.venv-oldest/oldest.txt
 
+# The tests start hundreds of Pythons: what the first has compiled is there for the others, whatever the environment says.
+compiled := PYTHONDONTWRITEBYTECODE=
+
 quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 # Behind all else on the PATH, what `make servers` has put there.
@@ -60,7 +63,7 @@ servers: ## redis-server and memcached for the tests: from the PATH, else unpack
 	@.ci/servers
 
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
-	$(quiet_hub) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
+	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
 
 oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
 	@$(MAKE) test $(with_oldest) TESTS=tests/clients
