@@ -4,7 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= semantic,offline,compress,cli
+# The extra with the tools: `dev`, or `test` where only tests are run.
+TOOLS ?= dev
+# Files or folders, instead of all tests:  make test TESTS=tests/tiers
+TESTS =
 # Handed to pytest:  make test ARGS='-k disk -x'
+# The tests run in a process for each core, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
 ARGS =
 
 SHELL := /bin/sh
@@ -30,16 +35,24 @@ marks := $(if $(filter gpu,$(extras)),,$(if $(has_semantic),not gpu,not semantic
 # Stamps name what they stand for: with other EXTRAS the install runs again, on top of what is there.
 made := $(VENV)/.stamp-made
 torch := $(VENV)/.stamp-torch
-installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))
+installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))$(if $(filter-out dev,$(TOOLS)),-$(TOOLS))
 bench_installed := $(installed)-bench
 install = $(pip) install -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
+
+# Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.
+in_parallel := -n auto --maxprocesses 8 --dist loadgroup
+
+with_oldest := VENV=.venv-oldest EXTRAS=openai,anthropic TOOLS=test constraints=.venv-oldest/oldest.txt
+
+# The tests start hundreds of Pythons: what the first has compiled is there for the others, whatever the environment says.
+compiled := PYTHONDONTWRITEBYTECODE=
 
 quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 # Behind all else on the PATH, what `make servers` has put there.
 export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
 
-.PHONY: help venv servers test demo bench lint types pyright layers docs check clean
+.PHONY: help venv servers test oldest oldest-venv demo bench lint types pyright layers docs check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -50,7 +63,13 @@ servers: ## redis-server and memcached for the tests: from the PATH, else unpack
 	@.ci/servers
 
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
-	$(quiet_hub) $(bin)/python -m pytest -m "$(marks)" $(ARGS)
+	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
+
+oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
+	@$(MAKE) test $(with_oldest) TESTS=tests/clients
+
+oldest-venv:
+	@$(MAKE) venv $(with_oldest)
 
 demo: $(installed) ## replay a support desk's recorded requests through memory, disk and near matches
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic)
@@ -89,6 +108,9 @@ $(made):
 		echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@
 
+$(VENV)/oldest.txt: $(made) pyproject.toml .ci/oldest.py
+	$(bin)/python .ci/oldest.py $(extras) >$@
+
 # PyTorch's own index has the CPU build: one try of ten seconds (what torch needs comes with the next install), then
 # the default index with the same pin. For `gpu` the default index has the right build.
 $(torch): $(made) $(constraints)
@@ -103,9 +125,9 @@ endif
 	@touch $@
 
 $(installed): $(made) $(if $(needs_torch),$(torch)) $(constraints) pyproject.toml
-	$(call install,dev)
+	$(call install,$(TOOLS))
 	@touch $@
 
 $(bench_installed): $(installed)
-	$(call install,dev$(comma)bench)
+	$(call install,$(TOOLS)$(comma)bench)
 	@touch $@

@@ -32,7 +32,7 @@ def test_example_as_it_stands_runs(code, tmp_path):
     script.write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "ignore::UserWarning", script],
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)

@@ -34,7 +34,7 @@ def run_script(script, *arguments, command=(), **environment):
     python = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script)]
     ran = subprocess.run(
         [*command, *python, *map(str, arguments)],
-        check=False, capture_output=True, text=True, timeout=3 * GUARD, env=os.environ | environment,
+        check=False, capture_output=True, text=True, timeout=8 * GUARD, env=os.environ | environment,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()

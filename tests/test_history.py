@@ -29,6 +29,9 @@ CUT_OFF_LAG = LOST_SECONDS + 2.0
 # No call takes longer, whatever the store does.
 CALL_SECONDS = 10.0
 
+# One after the other, though the tests run in parallel: each takes more processes than most machines have cores.
+pytestmark = pytest.mark.xdist_group("history")
+
 
 class Disturbance:
     """A fault that is brought about in the middle of a run, and from when to when it was felt."""

@@ -16,7 +16,8 @@ from semcache.semantic.batcher import Batcher
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 from semcache.semantic.index import FlatIndex
 
-pytestmark = pytest.mark.gpu
+# In one process: there is one device.
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpu")]
 
 MODEL = os.environ.get("SEMCACHE_TEST_MODEL") or "all-MiniLM-L6-v2"
 TRAFFIC = Path(__file__).parents[2] / "examples" / "traffic" / "support.jsonl"

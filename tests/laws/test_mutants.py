@@ -6,15 +6,14 @@ its own. Mutants are few and seeded by hand: one for each clause of a law that a
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from mutant_process import EXTERNAL, run_pytest
 
 import semcache
 
@@ -22,6 +21,10 @@ HERE = Path(__file__).parent
 TESTS = HERE.parent
 PACKAGE = Path(semcache.__file__).parent
 MUTANTS = tomllib.loads((HERE / "mutants.toml").read_text())["mutant"]
+
+# What every run imports is imported once, in a process that is forked for each. It never imports the package.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(EXTERNAL)
 
 SETTINGS = """\
 [pytest]
@@ -47,7 +50,7 @@ def marked(mutant):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the package, with nothing else on the way to it."""
-    shutil.copytree(PACKAGE, tmp_path / "semcache", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "semcache")  # what is compiled too: it is as good as its source is old
     (tmp_path / "guardian.py").write_text(GUARDIAN)
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     return tmp_path
@@ -55,16 +58,21 @@ def copy(tmp_path):
 
 def run_tests(copy, tests, **more):
     """Run tests against a copy, to the first that fails; the exit code and what was printed."""
-    environment = os.environ | more | {
+    environment = more | {
         "PYTHONPATH": str(copy), "SEMCACHE_COPY": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-c", str(copy / "pytest.ini"), "-p", "guardian"]
-    ran = subprocess.run(
-        [*command, *(str(TESTS / test) for test in tests)], check=False, capture_output=True, text=True,
-        cwd=copy, env=environment, timeout=100,
-    )  # fmt: skip
-    return ran.returncode, ran.stdout + ran.stderr
+    arguments = ["-c", str(copy / "pytest.ini"), "-p", "guardian", *(str(TESTS / test) for test in tests)]
+    process = PROCESSES.Process(target=run_pytest, args=(arguments, str(copy), environment))
+    process.start()
+    try:
+        process.join(100)
+    finally:
+        process.kill()
+        process.join()
+    code = process.exitcode
+    process.close()
+    return code, (copy / "printed").read_text()
 
 
 @pytest.mark.parametrize("has_extra", [False, pytest.param(True, marks=pytest.mark.semantic)], ids=["base", "semantic"])
@@ -87,6 +95,8 @@ def test_mutant_is_killed(copy, mutant):
     source = file.read_text()
     assert source.count(mutant["old"]) == 1, f"the mutant is stale: its text stands {source.count(mutant['old'])} times"
     file.write_text(source.replace(mutant["old"], mutant["new"]))
+    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        compiled.unlink()  # by date and length it could pass for the mutant's
     code, printed = run_tests(copy, [mutant["test"]], SEMCACHE_TEST_GUARD="1")  # it may hang, so it hangs not for long
     assert code == 1, f"exit code {code}:\n{printed}"
     assert re.search(r"^\d+ failed", printed, re.MULTILINE), printed

@@ -13,7 +13,8 @@ from semcache.errors import ConfigurationError
 from semcache.semantic.embedder import CallableEmbedder, SentenceTransformerEmbedder, as_embedder, as_unit
 from semcache.semantic.transformer import _batches
 
-pytestmark = pytest.mark.semantic
+# Together, so that one process loads the model.
+pytestmark = [pytest.mark.semantic, pytest.mark.xdist_group("embedder")]
 
 TEXTS = [
     "How do I reset my password?",

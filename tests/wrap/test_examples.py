@@ -120,7 +120,7 @@ def test_example_prints_what_it_shows(name, arguments):
     """Each runs in a process of its own, warnings being errors."""
     done = subprocess.run(
         [sys.executable, "-W", "error", FOLDER / name, *arguments],
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == PRINTED[name].replace("{similarity}", "0.99" if arguments else "0.94")

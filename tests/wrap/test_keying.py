@@ -571,7 +571,9 @@ def test_text_that_is_ignored_is_refused(cache):
         semcache.cached(cache, text="question", ignore="question")(lambda question: question)
 
 
-@pytest.mark.parametrize("target", [3, "x", type, property(lambda self: 1), object()], ids=repr)
+@pytest.mark.parametrize(
+    "target", [3, "x", type, property(lambda self: 1), object()], ids=["number", "text", "class", "property", "object"]
+)
 def test_cached_of_what_is_no_function_is_refused(target):
     """`cached` says what it takes."""
     with pytest.raises(ConfigurationError, match="cached takes a function"):

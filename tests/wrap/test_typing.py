@@ -116,7 +116,7 @@ def test_types_are_kept_and_wrong_arguments_are_errors(tmp_path):
     (tmp_path / "mypy.ini").write_text(textwrap.dedent(SETTINGS), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", tmp_path / "mypy.ini", "--cache-dir", tmp_path, program],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     said = {}
     for number, kind, text in re.findall(r"program\.py:(\d+): (error|note): (.*)", done.stdout):
