@@ -83,7 +83,7 @@ class Responses:
         yield "response.created", begun
         yield "response.in_progress", begun
         for place, item in enumerate(answer["output"]):
-            where: _Json = {"item_id": item["id"], "output_index": place}
+            where: _Json = {"item_id": item.get("id") or item.get("call_id"), "output_index": place}
             yield "response.output_item.added", {"output_index": place, "item": _opened(item)}
             for kind, data in _filled(item):
                 yield kind, {**where, **data}
