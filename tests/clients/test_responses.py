@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
 
 import openai
@@ -14,6 +15,8 @@ from semcache.testing import Reply
 
 types = pytest.importorskip("openai.types.responses", reason="this openai has no responses")
 
+# What came last of the kinds of items below.
+KNOWS_ALL = hasattr(types.response_content_part_added_event, "PartReasoningText")
 ASKED = "Do you ship to Austria?"
 SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}}
 CITED = {"type": "url_citation", "start_index": 0, "end_index": 3, "title": "Shop", "url": "http://127.0.0.1/"}
@@ -77,17 +80,16 @@ def near(open_cache):
         ({"prompt": {"id": "pmpt_1"}}, "prompt without version"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
         ({"input": [{"id": "msg_1"}, {"role": "user", "content": ASKED}]}, "item_reference"),
-        ({"extra_body": {"previous_response_id": "resp_1"}}, "previous_response_id"),
     ],
-    ids=["id", "conversation", "previous", "background", "prompt", "reference", "bare-reference", "extra"],
+    ids=["id", "conversation", "previous", "background", "prompt", "reference", "bare-reference"],
 )
 def test_what_rests_on_the_servers_state_goes_by_the_cache(asking, models, cache, parameters, state):
     """Law 1: what the server keeps and may change is in no key, so such calls are asked each time, and counted."""
     client = asking.cached(models, cache)
     for _ in range(2):
-        assert asking.ask(client, ASKED, **parameters).status == "completed"
+        assert asking.ask(client, ASKED, extra_body=parameters).status == "completed"
         assert (asking.event.kind, asking.event.reason) == ("bypass", f"state of the server: {state}")
-    assert asking.read(client, ASKED, **parameters)
+    assert asking.read(client, ASKED, extra_body=parameters)
     assert asking.event.kind == "bypass"
     assert models.calls == 3
 
@@ -95,8 +97,9 @@ def test_what_rests_on_the_servers_state_goes_by_the_cache(asking, models, cache
 def test_what_names_no_state_is_cached(asking, models, cache):
     """The same parameters, given as nothing, keep nobody from a hit."""
     client = asking.cached(models, cache)
+    nothing = {"conversation": None, "previous_response_id": None, "background": False, "prompt": None}
     for _ in range(2):
-        asking.ask(client, ASKED, conversation=None, previous_response_id=None, background=False, prompt=None)
+        asking.ask(client, ASKED, extra_body=nothing)
     assert models.calls == 1
 
 
@@ -104,7 +107,8 @@ def test_prompt_of_a_version_is_a_parameter(asking, models, cache):
     """A version of a prompt does not change: it is in the key, with its variables."""
     client = asking.cached(models, cache)
     for version, place, calls in (("1", "Graz", 1), ("1", "Graz", 1), ("2", "Graz", 2), ("1", "Linz", 3)):
-        asking.ask(client, ASKED, prompt={"id": "pmpt_1", "version": version, "variables": {"place": place}})
+        prompt = {"id": "pmpt_1", "version": version, "variables": {"place": place}}
+        asking.ask(client, ASKED, extra_body={"prompt": prompt})
         assert models.calls == calls
 
 
@@ -124,8 +128,9 @@ def test_documented_parameters_are_in_no_key(asking, models, cache):
     """Who asks, and how the prompt is cached at the server, changes no answer."""
     client = asking.cached(models, cache)
     asking.ask(client, ASKED)
-    asking.ask(client, ASKED, user="anna", safety_identifier="a", prompt_cache_key="k", service_tier="flex")
-    asking.read(client, ASKED, stream_options={"include_obfuscation": False})
+    unimportant = {"user": "anna", "safety_identifier": "a", "prompt_cache_key": "k", "service_tier": "flex"}
+    asking.ask(client, ASKED, extra_body=unimportant)
+    asking.read(client, ASKED, extra_body={"stream_options": {"include_obfuscation": False}})
     assert models.calls == 1
 
 
@@ -224,7 +229,7 @@ def test_sampling_is_not_cached(asking, models, cache):
 
 def told(chunks):
     """Return the events of a stream without how finely its text was cut, its numbers and the number of the call."""
-    events = [chunk.to_dict() for chunk in chunks]
+    events = [chunk.to_dict(warnings=False) for chunk in chunks]
     assert [event.pop("sequence_number") for event in events] == list(range(len(events)))
     joined = []
     for kind, group in groupby(events, key=lambda event: event["type"]):
@@ -232,7 +237,7 @@ def told(chunks):
         if kind.endswith(".delta"):
             pieces = [{**pieces[0], "delta": "".join(piece["delta"] for piece in pieces)}]
         joined += pieces
-    return repr(joined).replace("_2'", "_1'")
+    return json.dumps(joined, sort_keys=True).replace('_2"', '_1"')
 
 
 @pytest.mark.parametrize(
@@ -255,6 +260,7 @@ def test_plain_answer_is_replayed_in_the_events_of_the_server(asking, models, ca
     assert told(replayed) == told(asking.read(bare, ASKED))
 
 
+@pytest.mark.skipif(not KNOWS_ALL, reason="this openai does not know items of all kinds")
 def test_replayed_items_of_all_kinds_are_the_sdks(asking, models, cache):
     """Each event of a replay is one of the SDK's types to the letter, and its helper makes the same answer of them."""
     models.reply = lambda _: Reply(extra={"output": ITEMS, "completed_at": 1_700_000_001})
@@ -303,8 +309,9 @@ def test_other_calls_of_responses_pass_through(asking, models, cache):
     for _ in range(2):
         assert client.responses.parse(model="m", input=ASKED, text_format=Ships).output_parsed == Ships(ships=True)
     assert models.calls == 2
-    others = [lambda: client.responses.retrieve("resp_1"), lambda: client.responses.cancel("resp_1")]
-    if hasattr(client.responses, "compact"):
+    others = [lambda: client.responses.retrieve("resp_1")]
+    if hasattr(client.responses, "compact"):  # newer ones have these too
+        others.append(lambda: client.responses.cancel("resp_1"))
         others.append(lambda: client.responses.compact(model="m", input=ASKED))
     for call in others:
         with pytest.raises(openai.NotFoundError):
