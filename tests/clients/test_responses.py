@@ -178,6 +178,18 @@ def test_string_and_message_are_one_text(asking, models, near):
     assert (asking.event.tier, models.calls) == ("semantic", 1)
 
 
+@pytest.mark.semantic
+def test_last_part_that_is_text_may_match_nearly(asking, models, near):
+    """Of a message in parts the text is that of its last part of text; the parts beside it must be equal."""
+    client = asking.cached(models, near)
+    image = {"type": "input_image", "detail": "auto", "image_url": "data:image/png;base64,AAAA"}
+    for text, tier in ((ASKED, None), ("Is Austria shipped to?", "semantic")):
+        asking.ask(client, input=[{"role": "user", "content": [image, {"type": "input_text", "text": text}]}])
+        near.flush()
+        assert asking.event.tier == tier
+    assert models.calls == 1
+
+
 # What is not kept
 
 
@@ -276,6 +288,8 @@ def test_replayed_items_of_all_kinds_are_the_sdks(asking, models, cache):
     assert final.output_text == answer.output_text == "Yes."
     assert [item.type for item in final.output] == [item["type"] for item in ITEMS]
     assert chunks[0].response.completed_at is None
+    opened = [chunk.part for chunk in chunks if chunk.type == "response.content_part.added"]
+    assert [(part.text, getattr(part, "annotations", [])) for part in opened] == [("", [])] * 3
     kinds = {chunk.type for chunk in chunks}
     assert {"response.reasoning_text.delta", "response.output_text.annotation.added"} <= kinds
     assert {"response.custom_tool_call_input.done", "response.mcp_call_arguments.done"} <= kinds

@@ -80,7 +80,7 @@ class Responses:
         for item in items:
             if item.get("status") in ("incomplete", "failed"):
                 return f"{item['type']} {item['status']}"
-        says = any(part["text"] if part["type"] == "output_text" else True for part in parts)
+        says = any(part.get("text") for part in parts)
         return None if says or calls else "empty"
 
     def assemble(self, chunks: Sequence[Json]) -> Json:
