@@ -288,6 +288,7 @@ def test_replayed_items_of_all_kinds_are_the_sdks(asking, models, cache):
     assert final.output_text == answer.output_text == "Yes."
     assert [item.type for item in final.output] == [item["type"] for item in ITEMS]
     assert chunks[0].response.completed_at is None
+    assert all(getattr(chunk, "item_id", "none") for chunk in chunks)
     opened = [chunk.part for chunk in chunks if chunk.type == "response.content_part.added"]
     assert [(part.text, getattr(part, "annotations", [])) for part in opened] == [("", [])] * 3
     kinds = {chunk.type for chunk in chunks}
