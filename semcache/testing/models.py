@@ -22,8 +22,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from semcache.testing.protocols import Anthropic, OpenAI, Reply, last_text
+from semcache.testing.responses import Responses
 
-_PROTOCOLS: Mapping[str, OpenAI | Anthropic] = {"/v1/chat/completions": OpenAI(), "/v1/messages": Anthropic()}
+_PROTOCOLS: Mapping[str, OpenAI | Anthropic | Responses] = {
+    "/v1/chat/completions": OpenAI(), "/v1/responses": Responses(), "/v1/messages": Anthropic(),
+}  # fmt: skip
 # No test is held longer by a stream that nobody lets go on, in seconds.
 _GUARD = 60.0
 

@@ -7,7 +7,7 @@ that a test sees whether it arrives.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,26 +18,35 @@ PIECE_CHARACTERS = 6
 class Reply:
     """One answer of a model; `finish` is "stop", "length", "refusal", "filter" or "tools".
 
-    With `tool`, (name, arguments), the model calls it. `extra` is put into the answer as a vendor's own fields.
+    With `tool`, (name, arguments), the model calls it. `reasoning` is what it tells of its thinking, where the protocol
+    has a place for that: chat completions have none. `extra` is put into the answer as a vendor's own fields.
     """
 
     text: str = ""
     finish: str = "stop"
     tool: tuple[str, Mapping[str, Any]] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 def last_text(body: Mapping[str, Any]) -> str:
     """Return the text of a request's last message: of several parts, all that are text."""
-    content = body["messages"][-1].get("content") or ""
+    last = _messages(body)[-1]
+    content = last if isinstance(last, str) else last.get("content") or ""
     if isinstance(content, str):
         return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
+    return " ".join(part["text"] for part in content if part.get("type") in ("text", "input_text"))
 
 
 def words(body: Mapping[str, Any]) -> int:
     """Count what the prompt is billed for: the words of its messages."""
-    return sum(len(json.dumps(message).split()) for message in body["messages"])
+    return sum(len(json.dumps(message).split()) for message in _messages(body))
+
+
+def _messages(body: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the messages of a request, under either name; one that is a text stands for itself."""
+    told = body.get("messages") or body.get("input") or [""]
+    return [told] if isinstance(told, str) else told
 
 
 class OpenAI:
@@ -73,7 +82,7 @@ class OpenAI:
             deltas[0]["tool_calls"] = [{"index": 0, **self._tool(reply.tool, number)}]
         else:
             where = "refusal" if reply.finish == "refusal" else "content"
-            deltas += [{where: piece} for piece in _cut(reply.text)]
+            deltas += [{where: piece} for piece in cut(reply.text)]
         for delta in deltas:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
             yield _data({**head, "choices": [choice], **usage, **reply.extra})
@@ -108,7 +117,11 @@ class Anthropic:
 
     def answer(self, reply: Reply, body: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Return a message."""
-        content: list[dict[str, Any]] = [{"type": "text", "text": reply.text}] if reply.text else []
+        content: list[dict[str, Any]] = []
+        if reply.reasoning:
+            content.append({"type": "thinking", "thinking": reply.reasoning, "signature": f"signed_{number}"})
+        if reply.text:
+            content.append({"type": "text", "text": reply.text})
         if reply.tool is not None:
             content.append({"type": "tool_use", "id": f"toolu_{number}", "name": reply.tool[0], "input": reply.tool[1]})
         return {
@@ -121,25 +134,34 @@ class Anthropic:
         """Yield the server-sent events of a stream."""
         usage = {"input_tokens": words(body), "output_tokens": 1}
         begun = {**self._head(body, number), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-        yield _event("message_start", message={**begun, **reply.extra})
-        yield _event("ping")
+        yield event("message_start", message={**begun, **reply.extra})
+        yield event("ping")
         place = 0
+        if reply.reasoning:
+            block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
+            yield event("content_block_start", index=place, content_block=block)
+            for piece in cut(reply.reasoning):
+                yield event("content_block_delta", index=place, delta={"type": "thinking_delta", "thinking": piece})
+            signed = {"type": "signature_delta", "signature": f"signed_{number}"}
+            yield event("content_block_delta", index=place, delta=signed)
+            yield event("content_block_stop", index=place)
+            place += 1
         if reply.text:
-            yield _event("content_block_start", index=place, content_block={"type": "text", "text": ""})
-            for piece in _cut(reply.text):
-                yield _event("content_block_delta", index=place, delta={"type": "text_delta", "text": piece})
-            yield _event("content_block_stop", index=place)
+            yield event("content_block_start", index=place, content_block={"type": "text", "text": ""})
+            for piece in cut(reply.text):
+                yield event("content_block_delta", index=place, delta={"type": "text_delta", "text": piece})
+            yield event("content_block_stop", index=place)
             place += 1
         if reply.tool is not None:
             block = {"type": "tool_use", "id": f"toolu_{number}", "name": reply.tool[0], "input": {}}
-            yield _event("content_block_start", index=place, content_block=block)
-            for piece in _cut(json.dumps(reply.tool[1])):
+            yield event("content_block_start", index=place, content_block=block)
+            for piece in cut(json.dumps(reply.tool[1])):
                 delta = {"type": "input_json_delta", "partial_json": piece}
-                yield _event("content_block_delta", index=place, delta=delta)
-            yield _event("content_block_stop", index=place)
+                yield event("content_block_delta", index=place, delta=delta)
+            yield event("content_block_stop", index=place)
         ended = {"stop_reason": self.finishes[reply.finish], "stop_sequence": None}
-        yield _event("message_delta", delta=ended, usage={"output_tokens": self._tokens(reply)})
-        yield _event("message_stop")
+        yield event("message_delta", delta=ended, usage={"output_tokens": self._tokens(reply)})
+        yield event("message_stop")
 
     def error(self, status: int) -> dict[str, Any]:
         """Return the body of an error."""
@@ -153,7 +175,8 @@ class Anthropic:
         return len(reply.text.split()) + 1
 
 
-def _cut(text: str) -> list[str]:
+def cut(text: str) -> list[str]:
+    """Return the pieces in which a text is streamed."""
     return [text[place : place + PIECE_CHARACTERS] for place in range(0, len(text), PIECE_CHARACTERS)]
 
 
@@ -161,5 +184,6 @@ def _data(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _event(kind: str, **data: Any) -> str:
+def event(kind: str, **data: Any) -> str:
+    """Return a server-sent event that has a name."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from importlib.util import find_spec
 from typing import Any
 
 import anthropic
@@ -27,11 +28,12 @@ class OneWay:
 class Asking:
     """A protocol in a colour: makes clients, asks them, reads their streams; `event` tells how the latest was answered.
 
-    Async clients live in one loop, from the first call to `close`.
+    `way` is one of WAYS. Async clients live in one loop, from the first call to `close`.
     """
 
-    def __init__(self, package, is_async):
-        self.package = package
+    def __init__(self, way, is_async):
+        self.way = way
+        self.package = way.partition("-")[0]
         self.is_async = is_async
         self.event = None
         self._made = []
@@ -71,11 +73,21 @@ class Asking:
 
     def create(self, client, asked: str | list[Any] = "Do you ship?", **parameters):
         """Call the client's own method; returns what that returns, an awaitable where it is async."""
+        return self.calls(client).create(**self.parameters(asked, **parameters))
+
+    def calls(self, client):
+        """Return the resource that is asked."""
+        if self.way == "openai":
+            return client.chat.completions
+        return client.responses if self.way == "openai-responses" else client.messages
+
+    def parameters(self, asked, **parameters):
+        """Return what is asked as the parameters of a call."""
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        parameters = {"model": "m", "messages": messages} | parameters
-        if self.package == "openai":
-            return client.chat.completions.create(**parameters)
-        return client.messages.create(**({"max_tokens": 100} | parameters))
+        if self.way == "openai-responses":
+            return {"model": "m", "input": [_item(message) for message in messages]} | parameters
+        limit = {"max_tokens": 100} if self.way == "anthropic" else {}
+        return {"model": "m", "messages": messages, **limit} | parameters
 
     def ask(self, client, *args, **parameters):
         """Ask for a plain answer."""
@@ -90,7 +102,7 @@ class Asking:
 
     def read(self, client, *args, limit=None, usage=False, **parameters):
         """Ask for a stream and return its chunks, or its first `limit`, then close it."""
-        if usage and self.package == "openai":
+        if usage and self.way == "openai":
             parameters["stream_options"] = {"include_usage": True}
         if self.is_async:
             return self.run(self._aread(client, limit, *args, **parameters))
@@ -116,20 +128,28 @@ class Asking:
 
     def text(self, answer):
         """Return what a plain answer says."""
-        return answer.choices[0].message.content if self.package == "openai" else answer.content[0].text
+        if self.way == "openai-responses":
+            return answer.output_text
+        return answer.choices[0].message.content if self.way == "openai" else answer.content[0].text
 
     def streamed(self, chunks):
         """Return what the chunks of a stream say."""
-        if self.package == "openai":
+        if self.way == "openai":
             return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        if self.way == "openai-responses":
+            return "".join(chunk.delta for chunk in chunks if chunk.type == "response.output_text.delta")
         return "".join(getattr(chunk.delta, "text", "") for chunk in chunks if chunk.type == "content_block_delta")
 
     def types(self):
         """Return what plain answers and chunks are."""
-        if self.package == "openai":
+        if self.way == "openai":
             from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
             return ChatCompletion, ChatCompletionChunk
+        if self.way == "openai-responses":
+            from openai.types.responses import Response
+
+            return Response, object
         from anthropic.types import Message
 
         return Message, object
@@ -150,5 +170,17 @@ class Asking:
         return openai.RateLimitError if self.package == "openai" else anthropic.RateLimitError
 
 
-EVERY = [(package, is_async) for package in ("openai", "anthropic") for is_async in (False, True)]
-EVERY_ID = [f"{package}-{'async' if is_async else 'sync'}" for package, is_async in EVERY]
+def _item(message):
+    """Return a message as an item of the responses API's input."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [{**part, "type": "input_text"} if part["type"] == "text" else part for part in content]
+    return {**message, "content": parts}
+
+
+# The first SDKs that are supported have no responses.
+HAS_RESPONSES = find_spec("openai.types.responses") is not None
+WAYS = ["openai", "anthropic", *(["openai-responses"] if HAS_RESPONSES else [])]
+EVERY = [(way, is_async) for way in WAYS for is_async in (False, True)]
+EVERY_ID = [f"{way}-{'async' if is_async else 'sync'}" for way, is_async in EVERY]

@@ -48,8 +48,10 @@ def plain():
 )
 def test_answers_that_are_not_worth_keeping_are_not_kept(asking, models, cache, reply, reason):
     """Law 7: what was refused, cut, filtered or is empty is returned, not kept, and the event says why."""
-    told = {"filter": "content_filter" if asking.package == "openai" else "refusal"}.get(reason, reason)
-    told = told.replace("length", "length" if asking.package == "openai" else "max_tokens")
+    told = {
+        "openai": {"filter": "content_filter"}, "anthropic": {"filter": "refusal", "length": "max_tokens"},
+        "openai-responses": {"filter": "content_filter", "length": "max_output_tokens"},
+    }[asking.way].get(reason, reason)  # fmt: skip
     models.reply = lambda _: reply
     client = asking.cached(models, cache)
     for calls in (1, 2):
@@ -70,7 +72,7 @@ def test_tool_calls_are_kept_where_that_is_asked_for(asking, models, cache):
     assert models.calls == 1
     chunks = asking.read(client, ASKED)
     assert models.calls == 1
-    if asking.package == "openai":
+    if asking.way == "openai":
         called = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
         assert called[0].function.arguments == first.choices[0].message.tool_calls[0].function.arguments
     streamed = asking.read(client, "else", usage=True)
@@ -276,7 +278,11 @@ def test_tool_results_are_exact_only(asking, models, open_near):
     """Where the last message is not the user's words, nothing near is looked for, and the same is found again."""
     cache = open_near()
     client = asking.cached(models, cache)
-    if asking.package == "openai":
+    if asking.way == "openai-responses":
+        call = {"type": "function_call", "call_id": "1", "name": "find", "arguments": "{}"}
+        result = {"type": "function_call_output", "call_id": "1", "output": "yes"}
+        turns = [{"role": "user", "content": ASKED}, call, result]
+    elif asking.way == "openai":
         call = {"id": "1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
         turns = [
             {"role": "user", "content": ASKED},
@@ -335,7 +341,7 @@ def test_usage_is_booked_as_the_model_tells_it(asking, models, cache):
     asking.ask(client, ASKED)
     asking.read(client, ASKED)
     [row] = cache.usage(by=("stage", "model"))
-    used = answer.usage.prompt_tokens if asking.package == "openai" else answer.usage.input_tokens
+    used = answer.usage.prompt_tokens if asking.way == "openai" else answer.usage.input_tokens
     assert (row.stage, row.model, row.hits) == ("answer", "m", 2)
     assert row.saved_prompt_tokens == 2 * used
 
@@ -360,7 +366,7 @@ def test_modes_hold_for_clients(asking, models, cache):
             asking.read(client, ASKED)
         assert models.calls == calls
     asking.ask(client, ASKED)
-    assert asking.event.kind == ("hit" if asking.package == "anthropic" else "miss")
+    assert asking.event.kind == ("miss" if asking.way == "openai" else "hit")
 
 
 def test_stream_without_usage_serves_no_plain_call(plain, models, cache):
@@ -403,11 +409,7 @@ def test_what_is_not_cached_passes_through(asking, models, cache):
     asking.ask(client, ASKED)
     asking.ask(client.with_options(timeout=30), ASKED)
     assert models.calls == 1
-    calls = client.chat.completions if asking.package == "openai" else client.messages
-    asked = {"model": "m", "messages": [{"role": "user", "content": ASKED}]}
-    if asking.package == "anthropic":
-        asked["max_tokens"] = 100
-
+    calls, asked = asking.calls(client), asking.parameters(ASKED)
     others = "/models" if asking.package == "openai" else "/v1/models"
 
     async def araw():
@@ -429,17 +431,15 @@ def test_what_is_not_cached_passes_through(asking, models, cache):
 
 
 def test_stream_helpers_of_the_sdks_are_cached(asking, models, cache):
-    """messages.stream and chat.completions.stream read our streams as their own."""
+    """messages.stream, chat.completions.stream and responses.stream read our streams as their own."""
     client = asking.cached(models, cache)
-    calls = client.chat.completions if asking.package == "openai" else client.messages
+    calls, asked = asking.calls(client), asking.parameters(ASKED)
     if not hasattr(calls, "stream"):  # older ones have it in beta alone
         calls = client.beta.chat.completions
-    asked = {"model": "m", "messages": [{"role": "user", "content": ASKED}]}
-    if asking.package == "anthropic":
-        asked["max_tokens"] = 100
+    final = {"openai": "completion", "anthropic": "message", "openai-responses": "response"}[asking.way]
 
     def last(stream):
-        return stream.get_final_completion() if asking.package == "openai" else stream.get_final_message()
+        return getattr(stream, f"get_final_{final}")()
 
     async def aread():
         async with calls.stream(**asked) as stream:

@@ -1,9 +1,11 @@
-"""The contract of a cached client, in both protocols, both colours and every tier: the SDK's types, the model's words.
+"""The contract of a cached client, in every protocol, both colours and every tier: the SDK's types, the model's words.
 
 The real SDKs over real HTTP; what the model was asked is counted where it stands.
 """
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from dialects import OneWay
@@ -11,6 +13,11 @@ from dialects import OneWay
 import semcache
 
 FIRST = "Do you ship to Austria?"
+
+
+def _without_ids(told):
+    """Return all that an answer or a chunk says, but for the number of the call in its ids."""
+    return re.sub(r"(?<=[-_])\d+'", "'", repr(told.to_dict()))
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_stream_with_its_usage_serves_a_plain_call(asking, models, hitting, tier
     assert asking.event.tier == tier
     assert type(answer) is asking.types()[0]
     assert asking.text(answer) == asking.streamed(chunks)
-    assert answer == asking.ask(asking.client(models), FIRST).model_copy(update={"id": answer.id})
+    assert _without_ids(answer) == _without_ids(asking.ask(asking.client(models), FIRST))
     assert answer.id.endswith("1")
     assert models.calls == 2  # the second was the uncached client's
 
@@ -76,15 +83,11 @@ def test_stream_with_its_usage_serves_a_plain_call(asking, models, hitting, tier
 def test_answer_is_that_of_the_client_itself(asking, models, open_cache):
     """A cached client gives what the client gives, at a miss and at a hit, plain and streamed."""
     cached, bare = asking.cached(models, open_cache()), asking.client(models)
-    plain = [asking.ask(client).to_dict() for client in (bare, cached, cached)]
-    streamed = [[chunk.to_dict() for chunk in asking.read(client, "else")] for client in (bare, cached, cached)]
+    plain = [_without_ids(asking.ask(client)) for client in (bare, cached, cached)]
+    streamed = [[_without_ids(chunk) for chunk in asking.read(client, "else")] for client in (bare, cached, cached)]
     assert models.calls == 4
-
-    def without_ids(told):
-        return repr(told).translate(str.maketrans("", "", "0123456789"))
-
-    assert without_ids(plain[0]) == without_ids(plain[1]) == without_ids(plain[2])
-    assert without_ids(streamed[0]) == without_ids(streamed[1]) == without_ids(streamed[2])
+    assert plain[0] == plain[1] == plain[2]
+    assert streamed[0] == streamed[1] == streamed[2]
 
 
 @pytest.mark.semantic

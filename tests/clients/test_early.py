@@ -75,10 +75,11 @@ def test_load_posts_once(counting, plain, models):
 )
 def test_both_ways_make_the_same_key(asking, models, cache, parameters):
     """A new client's first call is looked up when it is posted, its second before: the entry is the same."""
-    if asking.package == "anthropic":
-        parameters = {name: item for name, item in parameters.items() if name not in ("tools", "stop")}
-        if "tools" in parameters:
-            parameters = {"tools": [{"name": "find", "input_schema": {"type": "object"}}]}
+    tool = {"openai": {}, "anthropic": {"name": "find", "input_schema": {"type": "object"}}}
+    tool["openai-responses"] = {"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": False}
+    if asking.way != "openai":
+        parameters = {name: item for name, item in parameters.items() if name != "stop"}
+        parameters |= {"tools": [tool[asking.way]]} if "tools" in parameters else {}
     client = asking.cached(models, cache)
     asking.ask(client, ASKED, **parameters)
     asking.ask(client, ASKED, **parameters)
@@ -133,10 +134,11 @@ def test_wrong_parameters_are_the_sdks_error(asking, models, cache):
     asking.ask(client, ASKED)
     with pytest.raises(TypeError, match="nonsense"):
         asking.ask(client, ASKED, nonsense=1)
-    call = client.chat.completions.create if asking.package == "openai" else client.messages.create
-    unsaid = (lambda: asking.run(call(model="m"))) if asking.is_async else (lambda: call(model="m"))
-    with pytest.raises(TypeError, match=r"[Mm]issing"):
-        unsaid()
+    if asking.way != "openai-responses":  # whose parameters can all be left out
+        call = asking.calls(client).create
+        unsaid = (lambda: asking.run(call(model="m"))) if asking.is_async else (lambda: call(model="m"))
+        with pytest.raises(TypeError, match=r"[Mm]issing"):
+            unsaid()
     assert models.calls == 1
 
 
@@ -156,9 +158,7 @@ def test_copies_and_their_resources_are_cached_too(asking, models, cache):
 def test_explain_tells_how_a_call_would_be_answered(asking, models, cache):
     """It takes what the call takes, in both colours, and loads nothing."""
     client = asking.cached(models, cache)
-    asked = {"model": "m", "messages": [{"role": "user", "content": ASKED}]}
-    if asking.package == "anthropic":
-        asked["max_tokens"] = 100
+    asked = asking.parameters(ASKED)
     assert client.explain(**asked).tier is None
     asking.ask(client, ASKED)
     told = client.explain(**asked)

@@ -1,4 +1,4 @@
-"""The stand-in speaks both protocols as the real SDKs expect them, and fails as it is told to."""
+"""The stand-in speaks each protocol as the real SDKs expect it, and fails as it is told to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import threading
 import anthropic
 import httpx
 import openai
+import pydantic
 import pytest
 
 from semcache.testing import Reply, StandIn
+from semcache.testing.protocols import last_text
 
 ASKED = [{"role": "user", "content": "Do you ship to Austria?"}]
 
@@ -51,6 +53,60 @@ def test_anthropic_client_is_answered_whole_and_in_pieces(models, anthropic_clie
     assert streamed.content[1].input == answer.content[1].input == {"country": "Austria"}
     assert streamed.content[0].text == answer.content[0].text == "Let me look."
     assert streamed.usage == answer.usage
+
+
+def test_anthropic_client_is_told_what_was_thought(models, anthropic_client):
+    """A reply's reasoning is a block of its own, before what is said, whole and in pieces."""
+    models.reply = lambda _: Reply("Yes.", reasoning="Austria is near.")
+    answer = anthropic_client.messages.create(model="m", max_tokens=9, messages=ASKED)
+    with anthropic_client.messages.stream(model="m", max_tokens=9, messages=ASKED) as stream:
+        streamed = stream.get_final_message()
+    assert [block.type for block in streamed.content] == ["thinking", "text"]
+    assert streamed.content[0].thinking == answer.content[0].thinking == "Austria is near."
+    assert streamed.content[0].signature == "signed_2"
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (Reply("Yes, we do.", reasoning="Austria is near."), "completed"),
+        (Reply("Let me look.", "tools", ("find", {"country": "Austria"})), "completed"),
+        (Reply("I cannot say.", "refusal"), "completed"),
+        (Reply("Half of", "length"), "incomplete"),
+        (Reply("I must not say.", "filter"), "incomplete"),
+        (Reply(extra={"status": "failed", "error": {"code": "server_error", "message": "no"}}), "failed"),
+    ],
+    ids=["reasoning", "tool", "refusal", "length", "filter", "failed"],
+)
+def test_responses_are_those_of_the_sdk(models, openai_client, reply, status):
+    """Each event and answer is one of the SDK's types to the letter, and the deltas add up to the answer."""
+    types = pytest.importorskip("openai.types.responses", reason="this openai has no responses")
+    if reply.reasoning and not hasattr(types, "ResponseReasoningSummaryTextDeltaEvent"):
+        pytest.skip("this openai knows no reasoning")
+    models.reply = lambda _: reply
+    answer = openai_client.responses.create(model="m", input="Do you ship?")
+    events = list(openai_client.responses.create(model="m", input="Do you ship?", stream=True))
+    known = pydantic.TypeAdapter(types.ResponseStreamEvent)
+    assert types.Response.model_validate(answer.to_dict()) == answer
+    assert [type(known.validate_python(event.to_dict())) for event in events] == [type(event) for event in events]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert answer.status == status
+    assert (events[0].type, events[-1].type) == ("response.created", f"response.{status}")
+    assert repr(events[-1].response).replace("_2'", "_1'") == repr(answer)
+    deltas = "".join(event.delta for event in events if event.type.endswith(".delta"))
+    assert deltas == reply.reasoning + reply.text + ('{"country": "Austria"}' if reply.tool else "")
+
+
+def test_responses_count_what_was_asked_and_thought(models, openai_client):
+    """Usage tells its details, of an input that is a string as of one that is a list."""
+    pytest.importorskip("openai.types.responses", reason="this openai has no responses")
+    models.reply = lambda body: Reply(last_text(body), reasoning="I think")
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": "Do you ship?"}]}]
+    answers = [openai_client.responses.create(model="m", input=asked) for asked in ("Do you ship?", parts)]
+    assert [answer.output_text for answer in answers] == ["Do you ship?"] * 2
+    assert answers[0].usage.input_tokens == 3
+    assert answers[0].usage.output_tokens == 6
+    assert answers[0].usage.output_tokens_details.reasoning_tokens == 2
 
 
 def test_failures_come_as_they_were_ordered(models, openai_client):

@@ -22,6 +22,7 @@ class Messages:
     resource: tuple[str, ...] = ("messages",)
     turns = "messages"
     text_part = "text"
+    echoes: frozenset[str] = frozenset()
     ignored = frozenset({"stream", "metadata", "service_tier"})
 
     def claims(self, path: str, answer_type: str) -> bool:

@@ -19,7 +19,8 @@ class Dialect(Protocol):
 
     `name` is what its answers can be invalidated by, as a function's are; `ignored` are the parameters known not to
     change the answer (docs/clients.md lists them). `resource` leads from a client to what has `create`; `turns` is the
-    parameter that holds the conversation, `text_part` the type of a message's part that is text.
+    parameter that holds the conversation, `text_part` the type of a message's part that is text. `echoes` are ignored
+    parameters that an answer says again: what one caller sent is not shown to another.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Dialect(Protocol):
     resource: tuple[str, ...]
     turns: str
     text_part: str
+    echoes: frozenset[str]
 
     def claims(self, path: str, answer_type: str) -> bool:
         """Say whether a POST to this path, for an answer of a type of this name, is a call of this dialect."""
@@ -63,6 +65,15 @@ class Dialect(Protocol):
     def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
         """Return chunks that told their usage as they are for who does not ask for it."""
         ...
+
+
+def with_own(told: Json, body: Json, echoes: frozenset[str]) -> Json:
+    """Return an answer, or an event that holds one, that says what this caller has sent instead of what another did."""
+    inner = told.get("response")
+    if isinstance(inner, dict):
+        return {**told, "response": with_own(inner, body, echoes)}
+    own = {name: body.get(name, {} if told[name].__class__ is dict else None) for name in echoes if name in told}
+    return {**told, **own}
 
 
 def merged(parts: Mapping[str, Any], more: Mapping[str, Any], *, whole: frozenset[str]) -> Json:

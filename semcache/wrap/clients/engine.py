@@ -117,7 +117,7 @@ class Engine:
 
     def _asked(self, client: Any, given: Mapping[str, Any], body: Json, send: Callable[[], Any]) -> Asked:
         with_usage = bool(given.get("stream")) and self._asks_usage(body)
-        return Asked(self._endpoint, self.cache, client, given, send, with_usage=with_usage)
+        return Asked(self._endpoint, self.cache, client, given, body, send, with_usage=with_usage)
 
     def _open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
         """Return the call, and None where memory has answered it; else what a lookup needs."""

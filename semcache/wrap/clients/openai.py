@@ -19,6 +19,7 @@ class ChatCompletions:
     resource: tuple[str, ...] = ("chat", "completions")
     turns = "messages"
     text_part = "text"
+    echoes: frozenset[str] = frozenset()
     ignored = frozenset({
         "stream", "stream_options", "user", "safety_identifier", "metadata", "service_tier", "store",
         "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",

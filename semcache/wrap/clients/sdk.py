@@ -13,6 +13,7 @@ from semcache.errors import ConfigurationError
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.dialect import Dialect
 from semcache.wrap.clients.openai import ChatCompletions
+from semcache.wrap.clients.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Sdk:
 
 
 SDKS = (
-    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(),)),
+    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(), Responses())),
     Sdk("anthropic", (0, 40), 1, ("Anthropic", "AsyncAnthropic"), (Messages(),)),
 )
 
