@@ -23,7 +23,7 @@ from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
 from semcache.wrap.clients.client import cached_client
-from semcache.wrap.clients.options import Sampling, client_options
+from semcache.wrap.clients.options import PromptCache, Sampling, client_options
 from semcache.wrap.clients.sdk import is_client
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
@@ -160,6 +160,7 @@ def cached(
     usage: Callable[[Any], Usage | None] | None = None,
     sampling: Sampling = "zero",
     tool_calls: bool = False,
+    prompt_cache: PromptCache | None = None,
 ) -> C: ...
 def cached(
     target: Any = None,
@@ -183,6 +184,7 @@ def cached(
     documents: Callable[[Any], Iterable[str]] | None = None,
     sampling: Sampling = "zero",
     tool_calls: bool = False,
+    prompt_cache: PromptCache | None = None,
 ) -> Any:
     """Cache a function, `@cached`, in the default cache, or `@cached(cache, ...)`; a client by `cached(client, cache)`.
 
@@ -202,16 +204,19 @@ def cached(
     up. Its text is the last message, if that is the user's; `text` is a callable that takes the question out of it.
     `tenant` names a parameter of the call, or takes all of them; `ignore` names parameters and headers; `when` and
     `usage` take the SDK's answer. `sampling="any"` caches calls with a temperature above 0 or several answers too,
-    `tool_calls` answers that call tools. It has no `key` and is not served stale. docs/clients.md says the rest.
+    `tool_calls` answers that call tools; `prompt_cache="auto"` tells the provider which beginning of a prompt its own
+    cache is to keep. It has no `key` and is not served stale. docs/clients.md says the rest.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     if is_client(target):
         return cached_client(target, cache, client_options(
             text=text, key=key, tenant=tenant, lives=lives, tags=tags, version=version, ignore=ignore, when=when,
-            stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls,
+            stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls, prompt_cache=prompt_cache,
         ))  # fmt: skip
-    if cache is not None or sampling != "zero" or tool_calls:
-        raise ConfigurationError("a second argument, sampling= and tool_calls= are for clients; a function has none")
+    if cache is not None or sampling != "zero" or tool_calls or prompt_cache is not None:
+        raise ConfigurationError(
+            "a second argument, sampling=, tool_calls= and prompt_cache= are for clients; a function has none"
+        )
     checked = options(
         text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,
         stage=stage, usage=usage, documents=documents,

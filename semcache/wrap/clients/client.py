@@ -8,15 +8,18 @@ through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.prompts import Prompts
 from semcache.wrap.clients.sdk import sdk_of
 
 _ENGINES = "_semcache_engines"
+_PROMPTS = "_semcache_prompts"
 
 
 def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> Any:
@@ -30,8 +33,11 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
     sdk, is_async = sdk_of(client)
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
-    members = {_ENGINES: engines, "post": _apost if is_async else _post, "__module__": kind.__module__}
-    copy: Any = object.__new__(type(kind.__name__, (kind,), {**members, "__qualname__": kind.__qualname__}))
+    members = {
+        _ENGINES: engines, _PROMPTS: None if settings.prompt_cache is None else Prompts(sdk.package),
+        "post": _apost if is_async else _post, "__module__": kind.__module__, "__qualname__": kind.__qualname__,
+    }  # fmt: skip
+    copy: Any = object.__new__(type(kind.__name__, (kind,), members))
     # Resources made so far are bound to the client they were made of; the copy makes its own.
     made = {name for name in vars(client) if isinstance(getattr(kind, name, None), cached_property)}
     kept = {name: value for name, value in vars(client).items() if name not in made}
@@ -44,17 +50,25 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
 def _post(self: Any, path: str, **given: Any) -> Any:
     send = partial(_original(self), self, path, **given)
     engine = _engine(self, path, given)
-    return send() if engine is None else engine.post(self, path, given, send)
+    return send() if engine is None else engine.post(self, path, given, _told(self, engine, send))
 
 
 async def _apost(self: Any, path: str, **given: Any) -> Any:
     send = partial(_original(self), self, path, **given)
     engine = _engine(self, path, given)
-    return await (send() if engine is None else engine.apost(self, path, given, send))
+    return await (send() if engine is None else engine.apost(self, path, given, _told(self, engine, send)))
 
 
 def _engine(client: Any, path: str, given: dict[str, Any]) -> Any:
     return next((engine for engine in getattr(client, _ENGINES) if engine.takes(path, given)), None)
+
+
+def _told(client: Any, engine: Any, send: partial[Any]) -> Callable[[], Any]:
+    """Return how a call is sent: as it was given, or, with `prompt_cache`, with what helps the provider's cache."""
+    prompts: Prompts | None = getattr(client, _PROMPTS)
+    if prompts is None:
+        return send
+    return partial(prompts.send, engine.cache.recorder, send.args[1], send.keywords, send)
 
 
 def _original(client: Any) -> Any:
