@@ -140,6 +140,8 @@ def _with_history_marked(messages: list[Any], before: int, least: int) -> list[A
         last = next((told for told in reversed(history[: max(end, 0)]) if _can_carry(told.block)), None)
         if last is not None and last.tokens >= least and last not in chosen:
             chosen.append(last)
+    if not chosen:
+        return messages
     marked = list(messages)
     for told in chosen:
         message = marked[told.message]
