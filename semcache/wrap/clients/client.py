@@ -3,7 +3,7 @@
 The copy's class is a subclass of the client's own that overrides `post`, the one method by which every resource asks;
 so what the SDK makes of the copy (`with_options`, `with_raw_response`, `beta`) is cached or passes through like it.
 A POST is answered by the first of the client's engines that takes it, one for each endpoint; one that none takes goes
-through.
+through. What is sent is what was given; with `prompt_cache` it is told to the provider's cache on the way out.
 """
 
 from __future__ import annotations
