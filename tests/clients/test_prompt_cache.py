@@ -173,7 +173,7 @@ def test_text_of_the_system_becomes_one_block(claude, models, cache):
     assert models.asked[0].body["messages"] == [{"role": "user", "content": ASKED}]
 
 
-@pytest.mark.parametrize("own", ["tools", "system", "messages", "result", "whole"])
+@pytest.mark.parametrize("own", ["tools", "system", "messages", "result", "source", "whole"])
 def test_call_with_breakpoints_of_its_own_is_left_alone(claude, models, cache, own):
     """Who places breakpoints has placed them all."""
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}]}
@@ -181,10 +181,11 @@ def test_call_with_breakpoints_of_its_own_is_left_alone(claude, models, cache, o
         "messages": [turn("user", LONG), turn("assistant", "Yes."), turn("user", ASKED)],
         "tools": [copy.deepcopy(TOOL)], "system": [{"type": "text", "text": LONG}],
     }  # fmt: skip
-    asked["messages"][0]["content"].append(result)
+    document = {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}]}}
+    asked["messages"][0]["content"] += [result, document]
     holder = {
         "tools": asked["tools"][0], "system": asked["system"][0], "messages": asked["messages"][0]["content"][0],
-        "result": result["content"][0], "whole": asked,
+        "result": result["content"][0], "source": document["source"]["content"][0], "whole": asked,
     }[own]  # fmt: skip
     holder["cache_control"] = {"type": "ephemeral", "ttl": "1h"}
     claude.ask(claude.cached(models, cache, prompt_cache="auto"), ASKED, extra_body=asked)

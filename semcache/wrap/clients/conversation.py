@@ -17,7 +17,7 @@ from semcache.model import Tenant
 from semcache.wrap.call import cut_out
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
-from semcache.wrap.clients.prefix import MARKS, unmarked
+from semcache.wrap.clients.prefix import is_marked, unmarked
 
 # Options of the SDKs' requests that say how to ask, not what; any other is in the key.
 HOW_TO_ASK = frozenset({"headers", "extra_json", "timeout", "max_retries", "idempotency_key", "security"})
@@ -28,7 +28,6 @@ TRACE_HEADERS = frozenset({
     "uber-trace-id",
 })  # fmt: skip
 TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
-_MARKS = tuple(mark.encode() for mark in MARKS)
 
 
 @dataclass(slots=True)
@@ -57,13 +56,11 @@ def meaning_of(client: Any, given: Mapping[str, Any], body: Json, dialect: Diale
     options = given.get("options") or {}
     around = [_where(client, settings), _headers(options.get("headers") or {}, settings)]
     around.append({name: item for name, item in options.items() if name not in HOW_TO_ASK})
-    whole = canonical([*around, asked])
-    if any(mark in whole for mark in _MARKS):  # to walk through every call would cost more than a look at its bytes
+    if is_marked(asked):
         asked = unmarked(asked)
-        whole = canonical([*around, asked])
     text, rest, exact_only = _text(asked.get(dialect.turns), dialect.text_part, settings.text)
     return Meant(
-        whole, str(body.get("model") or ""), _tenant(body, settings), text,
+        canonical([*around, asked]), str(body.get("model") or ""), _tenant(body, settings), text,
         lambda: canonical([*around, {**asked, dialect.turns: rest}]), exact_only,
     )  # fmt: skip
 

@@ -22,11 +22,12 @@ from semcache.keys import digest
 from semcache.wrap.clients.dialect import Json
 
 # What marks the end of a prefix, in Anthropic's words and in OpenAI's. Neither changes an answer.
-MARKS = ("cache_control", "prompt_cache_breakpoint")
+MARKS = _ANTHROPIC, _OPENAI = "cache_control", "prompt_cache_breakpoint"
 _MARK = {"type": "ephemeral"}
-# Where marks stand, and what the user's own data is under: a schema may have a property of that name.
-_PLACES = frozenset({"tools", "system", "messages", "input"})
-_OF_THE_USER = frozenset({"input", "input_schema", "input_examples", "parameters", "schema", "arguments"})
+# Where they stand: on the items of these parameters, and on what those hold under these names. Anything else is the
+# user's own, as a schema's property or a tool's argument of that name.
+_PLACES = ("tools", "system", "messages", "input")
+_HOLDERS = ("content", "source", "output")
 
 BYTES_PER_TOKEN = 4
 # A picture or a file is so many tokens, whatever its bytes: those of its base64 say nothing.
@@ -51,11 +52,33 @@ _CARRIERS = frozenset({
 })  # fmt: skip
 
 
+def is_marked(body: Json) -> bool:
+    """Say whether a call marks its prefixes itself. It is asked at every call: written out, it takes half the time."""
+    if _ANTHROPIC in body or _OPENAI in body:
+        return True
+    for name in _PLACES:  # noqa: SIM110 - as above
+        if name in body and _holds_mark(body[name]):
+            return True
+    return False
+
+
+def _holds_mark(value: Any) -> bool:
+    for item in value if type(value) is list else (value,):
+        if type(item) is not dict:
+            continue
+        if _ANTHROPIC in item or _OPENAI in item:
+            return True
+        for name in _HOLDERS:
+            if name in item:
+                held = item[name]
+                if type(held) is not str and _holds_mark(held):
+                    return True
+    return False
+
+
 def unmarked(body: Json) -> Json:
-    """Return a body without the marks of either protocol, which change no answer, wherever they may stand."""
-    return {
-        name: _unmarked(item) if name in _PLACES else item for name, item in body.items() if name not in MARKS
-    }  # fmt: skip
+    """Return a body without marks, which change no answer."""
+    return {name: _unmarked(item) if name in _PLACES else item for name, item in body.items() if name not in MARKS}
 
 
 def _unmarked(value: Any) -> Any:
@@ -63,9 +86,7 @@ def _unmarked(value: Any) -> Any:
         return [_unmarked(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {
-        name: item if name in _OF_THE_USER else _unmarked(item) for name, item in value.items() if name not in MARKS
-    }  # fmt: skip
+    return {name: _unmarked(item) if name in _HOLDERS else item for name, item in value.items() if name not in MARKS}
 
 
 def least_tokens(model: object) -> int:
@@ -109,7 +130,7 @@ def with_breakpoints(body: Json) -> Json:
     They stand behind the tools, the system prompt and the turns before the user's last one, where those are long, and
     there once more as far back as the provider looks from the last, so that it finds what an earlier call has written.
     """
-    if unmarked(body) != body:
+    if is_marked(body):
         return body
     least = least_tokens(body.get("model"))
     marked = dict(body)
@@ -172,7 +193,7 @@ def _can_carry(block: Any) -> bool:
 
 
 def _marked(items: list[Any], place: int) -> list[Any]:
-    return [*items[:place], {**items[place], MARKS[0]: dict(_MARK)}, *items[place + 1 :]]
+    return [*items[:place], {**items[place], _ANTHROPIC: dict(_MARK)}, *items[place + 1 :]]
 
 
 def _get(value: Any, name: str) -> Any:
