@@ -71,44 +71,37 @@ def spelled(body):
 # What is sent
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "stream"])
-def is_stream(request):
-    return request.param
-
-
-def test_nothing_is_altered_unless_it_is_switched_on(asking, models, cache, is_stream):
-    """Law 1: without prompt_cache= what arrives is what the SDK sends by itself."""
-    ask = asking.read if is_stream else asking.ask
-    given_ = {"tools": [TOOL if asking.package == "anthropic" else FUNCTION]}
+def test_nothing_is_altered_unless_it_is_switched_on(asking, models, cache):
+    """Law 1: without prompt_cache= what arrives is what the SDK sends by itself, plain and streamed."""
+    tools = [TOOL if asking.package == "anthropic" else FUNCTION]
     messages = [turn("user", LONG), turn("assistant", "Yes."), turn("user", ASKED)]
-    for client in (asking.client(models), asking.cached(models, cache)):
-        ask(client, messages, **given_)
-    assert models.asked[0].body == models.asked[1].body
+    clients = [asking.client(models), asking.cached(models, cache)]
+    for ask, place in [(asking.ask, 0), (asking.read, 2)]:
+        for client in clients:
+            ask(client, messages, tools=tools, top_p=place)  # the second call is another
+        assert models.asked[place].body == models.asked[place + 1].body
 
 
-def test_what_is_added_arrives_in_every_colour_and_form(asking, models, cache, is_stream):
+def test_what_is_added_arrives_in_every_colour_and_form(asking, models, cache):
     """Breakpoints, or a key, and nothing else, plain and streamed, also of calls that go by the cache."""
-    ask = asking.read if is_stream else asking.ask
     messages = [turn("user", LONG), turn("assistant", "Yes."), turn("user", ASKED)]
     tools = [TOOL if asking.package == "anthropic" else FUNCTION]
-    client = asking.cached(models, cache, prompt_cache="auto")
-    bare = asking.client(models)
-    for more in ({}, {"temperature": 0.7}):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", semcache.SemcacheWarning)
-            ask(client, messages, tools=tools, **more)
-        ask(bare, messages, tools=tools, **more)
-    with semcache.context(mode="off"):
-        ask(client, messages, tools=tools)
-    assert models.calls == 5
+    told, bare = asking.cached(models, cache, prompt_cache="auto"), asking.client(models)
+    for ask, place in [(asking.ask, 0), (asking.read, 1)]:
+        for mode, more in [("live", {"top_p": place}), ("live", {"temperature": 0.7}), ("off", {})]:
+            with warnings.catch_warnings(), semcache.context(mode=mode):
+                warnings.simplefilter("ignore", semcache.SemcacheWarning)
+                ask(told, messages, tools=tools, **more)
+            ask(bare, messages, tools=tools, **more)
+    assert models.calls == 12
     bodies = [asked.body for asked in models.asked]
-    for told, plain in [(bodies[0], bodies[1]), (bodies[2], bodies[3]), (bodies[4], bodies[1])]:
+    for sent, plain in zip(bodies[::2], bodies[1::2], strict=True):
         if asking.package == "anthropic":
-            assert marks(told) == ["tools", (1, 0)]
-            assert unmarked(told) == plain
+            assert marks(sent) == ["tools", (1, 0)]
+            assert unmarked(sent) == plain
         else:
-            key = told.pop("prompt_cache_key")
-            assert told == plain
+            key = sent.pop("prompt_cache_key")
+            assert sent == plain
             assert key.isascii()
             assert len(key) <= 64
 
