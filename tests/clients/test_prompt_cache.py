@@ -301,6 +301,8 @@ def test_picture_counts_for_what_it_is_and_not_for_its_bytes():
     """The base64 of a picture says nothing of its tokens."""
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}}
     assert tokens(picture) == 1_000
+    text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "word" * 5_000}}
+    assert tokens(text) > 5_000
     messages = [{"role": "user", "content": [picture]}, turn("assistant", "A cat."), turn("user", ASKED)]
     assert with_breakpoints(call(messages=messages)) == call(messages=messages)
 

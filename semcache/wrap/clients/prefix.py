@@ -98,7 +98,9 @@ def least_tokens(model: object) -> int:
 def tokens(value: Any) -> int:
     """Estimate how many tokens of a prompt something is."""
     if isinstance(value, Mapping) and value.get("type") in _MEDIA:
-        return _TOKENS_OF_MEDIA
+        is_text = _get(value.get("source"), "type") in ("text", "content")
+        if not is_text:
+            return _TOKENS_OF_MEDIA
     if isinstance(value, Mapping) and isinstance(value.get("content"), list):  # the results of a tool, with pictures
         return sum(map(tokens, value["content"]))
     if isinstance(value, Mapping) and value.get("type") == "text":
