@@ -219,16 +219,18 @@ def test_field_of_that_name_in_the_users_own_data_is_in_the_key(claude, models, 
     """Law 1: a schema's property, a tool's argument or a word that is called cache_control is none."""
     client = claude.cached(models, cache, prompt_cache="auto")
 
-    def ask(argument, kind):
+    def ask(argument, kind, **more):
         used = {"type": "tool_use", "id": "t", "name": "find", "input": {"cache_control": argument}}
         tool = {**TOOL, "input_schema": {"type": "object", "properties": {"cache_control": {"type": kind}}}}
         messages = [turn("user", "cache_control"), {"role": "assistant", "content": [used]}, turn("user", ASKED)]
-        claude.ask(client, messages, tools=[tool])
+        claude.ask(client, messages, tools=[tool], **more)
 
-    for argument, kind in [("a", "string"), ("b", "string"), ("a", "number")]:
-        ask(argument, kind)
-    assert models.calls == 3
-    assert marks(models.asked[0].body) == ["tools"]
+    own = {"system": [{"type": "text", "text": "Be brief.", "cache_control": MARK}]}
+    for more in ({}, own):
+        for argument, kind in [("a", "string"), ("b", "string"), ("a", "number")]:
+            ask(argument, kind, **more)
+    assert models.calls == 6
+    assert [marks(asked.body) for asked in models.asked] == [["tools"]] * 3 + [["system"]] * 3
 
 
 @pytest.mark.parametrize(
