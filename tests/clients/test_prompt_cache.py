@@ -451,10 +451,11 @@ def test_value_that_changes_near_the_start_is_found(value):
         [LONG + f"It is 10:5{count}." for count in range(9)],
         [f"It is 10:5{count}." for count in range(9)],
         [f"10:5{count} {'abcdefghi'[count]} {LONG}" for count in range(9)],
+        [START.format(f"1{count // 4}:00") + LONG for count in range(15)],
         [START.format(f"2026-11-2{count // 20}") + LONG for count in range(100)],
         [START.format(f"550e8400-e29b-41d4-a716-44665544000{count % 2}") + LONG for count in range(9)],
     ],
-    ids=["fixed", "names", "numbers", "at the end", "short", "more differs", "daily", "two customers"],
+    ids=["fixed", "names", "numbers", "at the end", "short", "more differs", "now and then", "daily", "two customers"],
 )
 def test_what_defeats_nothing_is_not_told(texts):
     """No alarm for a date that stands still, for what is no clock, stands behind, or is not the only difference."""
