@@ -23,7 +23,7 @@ from semcache.plan import arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.call import Call
 from semcache.wrap.clients.client import cached_client
-from semcache.wrap.clients.options import Sampling, client_options
+from semcache.wrap.clients.options import PromptCache, Sampling, client_options
 from semcache.wrap.clients.sdk import is_client
 from semcache.wrap.default import default_cache
 from semcache.wrap.options import Options, options
@@ -162,6 +162,7 @@ def cached(
     tool_calls: bool = False,
     history: str = "all",
     replay_rate: float | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> C: ...
 def cached(
     target: Any = None,
@@ -187,6 +188,7 @@ def cached(
     tool_calls: bool = False,
     history: str = "all",
     replay_rate: float | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Any:
     """Cache a function, `@cached`, in the default cache, or `@cached(cache, ...)`; a client by `cached(client, cache)`.
 
@@ -207,19 +209,22 @@ def cached(
     `tenant` names a parameter of the call, or takes all of them; `ignore` names parameters and headers; `when` and
     `usage` take the SDK's answer. `sampling="any"` caches calls with a temperature above 0 or several answers too,
     `tool_calls` answers that call tools. `history="last:4"` lets conversations meet that agree in their last four
-    turns, where no policy serves them; `replay_rate` are the chunks in a second that a stored stream comes at. It has
-    no `key` and is not served stale. docs/clients.md says the rest.
+    turns, where no policy serves them; `replay_rate` are the chunks in a second that a stored stream comes at;
+    `prompt_cache="auto"` tells the provider which beginning of a prompt its own cache is to keep. It has no `key` and
+    is not served stale. docs/clients.md says the rest.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     if is_client(target):
         return cached_client(target, cache, client_options(
             text=text, key=key, tenant=tenant, lives=lives, tags=tags, version=version, ignore=ignore, when=when,
             stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls, history=history,
-            replay_rate=replay_rate,
+            replay_rate=replay_rate, prompt_cache=prompt_cache,
         ))  # fmt: skip
-    if cache is not None or sampling != "zero" or tool_calls or history != "all" or replay_rate is not None:
+    alone = (sampling != "zero", tool_calls, history != "all", replay_rate is not None, prompt_cache is not None)
+    if cache is not None or any(alone):
         raise ConfigurationError(
-            "a second argument, sampling=, tool_calls=, history= and replay_rate= are for clients; a function has none"
+            "a second argument, sampling=, tool_calls=, history=, replay_rate= and prompt_cache= are for clients; "
+            "a function has none"
         )
     checked = options(
         text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,

@@ -3,7 +3,7 @@
 The copy's class is a subclass of the client's own that overrides `post`, the one method by which every resource asks;
 so what the SDK makes of the copy (`with_options`, `with_raw_response`, `beta`) is cached or passes through like it.
 A POST is answered by the first of the client's engines that takes it, one for each endpoint; one that none takes goes
-through.
+through. What is sent is what was given; with `prompt_cache` it is told to the provider's cache on the way out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from semcache.errors import ConfigurationError
 from semcache.explain import Explanation
 from semcache.policy import Shadow
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.prompts import Prompts
 from semcache.wrap.clients.sdk import sdk_of
 
 _ENGINES = "_semcache_engines"
+_PROMPTS = "_semcache_prompts"
 
 
 def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> Any:
@@ -40,12 +42,12 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
     members = {
-        _ENGINES: engines, "post": _apost if is_async else _post, "explain": _explain,
-        **resources(kind, engines, _sender, is_async=is_async),
+        _ENGINES: engines, _PROMPTS: None if settings.prompt_cache is None else Prompts(sdk.package),
+        "post": _apost if is_async else _post, "explain": _explain,
+        **resources(kind, engines, _sent, is_async=is_async),
+        "__module__": kind.__module__, "__qualname__": kind.__qualname__,
     }  # fmt: skip
-    copy: Any = object.__new__(
-        type(kind.__name__, (kind,), {**members, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
-    )
+    copy: Any = object.__new__(type(kind.__name__, (kind,), members))
     # Resources made so far are bound to the client they were made of; the copy makes its own.
     made = {name for name in vars(client) if isinstance(getattr(kind, name, None), cached_property)}
     kept = {name: value for name, value in vars(client).items() if name not in made}
@@ -56,27 +58,35 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
 
 
 def _post(self: Any, path: str, **given: Any) -> Any:
-    send = partial(_sender(self), path, **given)
     engine = _engine(self, path, given)
-    return send() if engine is None else engine.post(self, path, given, send)
+    if engine is None:
+        return _original(self)(self, path, **given)
+    return engine.post(self, path, given, partial(_sent, self, engine, path, **given))
 
 
 async def _apost(self: Any, path: str, **given: Any) -> Any:
-    send = partial(_sender(self), path, **given)
     engine = _engine(self, path, given)
-    return await (send() if engine is None else engine.apost(self, path, given, send))
+    if engine is None:
+        return await _original(self)(self, path, **given)
+    return await engine.apost(self, path, given, partial(_sent, self, engine, path, **given))
 
 
 def _engine(client: Any, path: str, given: dict[str, Any]) -> Any:
     return next((engine for engine in getattr(client, _ENGINES) if engine.takes(path, given)), None)
 
 
-def _sender(client: Any) -> Any:
+def _sent(client: Any, engine: Any, path: str, **given: Any) -> Any:
+    """Send a call: as it was given, or, with `prompt_cache`, with what helps the provider's cache."""
+    send = partial(_original(client), client, path, **given)
+    prompts: Prompts | None = getattr(client, _PROMPTS)
+    return send() if prompts is None else prompts.send(engine.cache.recorder, path, given, send)
+
+
+def _original(client: Any) -> Any:
     """Return the `post` of the client's own class, behind that of ours."""
     kinds = type(client).__mro__
     place = next(place for place, kind in enumerate(kinds) if _ENGINES in vars(kind))
-    post = next(vars(kind)["post"] for kind in kinds[place + 1 :] if "post" in vars(kind))
-    return partial(post, client)
+    return next(vars(kind)["post"] for kind in kinds[place + 1 :] if "post" in vars(kind))
 
 
 def _explain(self: Any, **parameters: Any) -> Explanation:

@@ -16,6 +16,7 @@ from semcache.model import Tenant
 from semcache.wrap.call import cut_out
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.prefix import is_marked, unmarked
 
 # Options of the SDKs' requests that say how to ask, not what; any other is in the key.
 HOW_TO_ASK = frozenset({"headers", "extra_json", "timeout", "max_retries", "idempotency_key", "security"})
@@ -104,7 +105,8 @@ class Meant:
         headers = options.get("headers")
         asked_by = {name: item for name, item in options.items() if name not in HOW_TO_ASK}
         self._body = body
-        self._asked = {name: item for name, item in body.items() if name not in left_out}
+        asked = {name: item for name, item in body.items() if name not in left_out}
+        self._asked = unmarked(asked) if is_marked(asked) else asked
         told, known = where
         is_framed = asked_by or headers
         frame = canonical([told_headers(headers or {}, settings, known), asked_by]) if is_framed else _UNFRAMED

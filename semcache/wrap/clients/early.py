@@ -28,10 +28,8 @@ _OPTIONS = {"extra_headers": "headers", "extra_query": "params", "extra_body": "
 _THEIRS = "_semcache_theirs"
 
 
-def resources(
-    kind: type, engines: Iterable[Engine], send: Callable[[Any], Callable[..., Any]], *, is_async: bool
-) -> dict[str, Any]:
-    """Return the members of a client's subclass that give its cached resources; `send` gives a client's own `post`.
+def resources(kind: type, engines: Iterable[Engine], send: Callable[..., Any], *, is_async: bool) -> dict[str, Any]:
+    """Return the members of a client's subclass that give its cached resources; `send` posts for client and engine.
 
     None for an SDK that makes its resources with the client: there calls are looked up when they are posted.
     """
@@ -106,7 +104,7 @@ def _resource(make: Callable[[Any], Any], rest: list[str], create: Callable[[Any
     return cached_property(made)
 
 
-def _create(engine: Engine, send: Callable[[Any], Callable[..., Any]], is_async: bool, kind: Any) -> Any:  # noqa: FBT001 - it is bound by place
+def _create(engine: Engine, send: Callable[..., Any], is_async: bool, kind: Any) -> Any:  # noqa: FBT001 - it is bound by place
     """Return `create` of a resource's subclass."""
     theirs = kind.create
 
@@ -122,7 +120,7 @@ def _create(engine: Engine, send: Callable[[Any], Callable[..., Any]], is_async:
 
         def load() -> Any:
             twin = kind(client)
-            twin._post = send(client)  # noqa: SLF001 - its request is looked up already
+            twin._post = partial(send, client, engine)  # noqa: SLF001 - its request is looked up already
             return twin.create(**parameters)
 
         return client, form.path, given, load

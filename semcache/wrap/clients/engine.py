@@ -1,7 +1,7 @@
 """The engine of cached clients: one for each endpoint, which answers the POSTs of the SDK that its dialect claims.
 
-Laws: a call that is not claimed, or asks for the raw response, goes through untouched; what a call sends is never
-altered (law 1); the SDK's errors, retries and timeouts are the caller's, as they were; nothing of ours fails a call
+Laws: a call that is not claimed, or asks for the raw response, goes through untouched; what a call sends is not
+altered here (law 1); the SDK's errors, retries and timeouts are the caller's, as they were; nothing of ours fails a call
 (law 10).
 """
 

@@ -12,6 +12,7 @@ from semcache.errors import ConfigurationError
 from semcache.model import Lives, Shared, Tenant, Usage
 
 Sampling = Literal["zero", "any"]
+PromptCache = Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class ClientOptions:
     tool_calls: bool
     history: int | None
     replay_rate: float | None
+    prompt_cache: PromptCache | None
 
 
 def client_options(
     *, text: Any, key: object, tenant: Any, lives: Lives | None, tags: str | Iterable[str], version: object,
     ignore: str | Iterable[str], when: Any, stage: object, usage: Any, sampling: object, tool_calls: bool,
-    history: object, replay_rate: object,
+    history: object, replay_rate: object, prompt_cache: object,
 ) -> ClientOptions:  # fmt: skip
     """Check the settings of a cached client. Raises ConfigurationError."""
     for name, value in (("text", text), ("when", when), ("usage", usage)):
@@ -57,11 +59,13 @@ def client_options(
         raise ConfigurationError(f'version= is text, as in version="2"; got {version!r}')
     if sampling not in ("zero", "any"):
         raise ConfigurationError(f'sampling= is "zero" or "any"; got {sampling!r}')
+    if prompt_cache not in (None, "auto"):
+        raise ConfigurationError(f'prompt_cache= is "auto" or None; got {prompt_cache!r}')
     names = frozenset(names_of(ignore, "ignore"))
     return ClientOptions(
         text, tenant, lives, names_of(tags, "tags"), version or "1", names, frozenset(map(str.lower, names)), when,
         named_stage(stage), usage, "any" if sampling == "any" else "zero", tool_calls, _turns(history),
-        _rate(replay_rate),
+        _rate(replay_rate), None if prompt_cache is None else "auto",
     )  # fmt: skip
 
 
