@@ -145,6 +145,7 @@ class Cache(Meaning, Commands, Accounts):
             codec=codec,
             recorder=self.recorder,
             position=self.log.position,
+            birth=self.log.birth,
             flight_timeout=timeouts.of("flight"),
             max_value_bytes=max_value_bytes,
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),

@@ -15,7 +15,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any, Protocol
@@ -118,6 +118,7 @@ class Log:
         self._clock = clock
         self._position = 1
         self._marked = 0
+        self._heard = 0  # the marks of the store up to here are known
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = Event()
@@ -150,6 +151,19 @@ class Log:
         position = self._beyond(self.position())
         self.take([(facet, value, position) for facet, value in pairs])
         return position, 0
+
+    def birth(self, born: int, made_of: Mapping[Pair, int]) -> int | None:
+        """Return where an answer is born that is made of what was born earlier; None where some of that is invalid.
+
+        `made_of` tells for each facet value since when it counts. All marks up to where the log was heard are judged
+        here, each by its own; those that others set since are the store's to judge, which knows one birth alone. The
+        oldest of all would be safe too, but an answer made of old documents could then never follow an invalidated one.
+        """
+        if any(self.marks.cover([pair], since) for pair, since in made_of.items()):
+            return None
+        if self._store is None or not made_of or int(born) <= self._heard:
+            return born
+        return min(born, max(self._heard, min(made_of.values())))
 
     def _read(self, clock: Callable[[], float]) -> int:
         position = int(clock() * 1e6)
@@ -226,6 +240,7 @@ class Log:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
         self._advance(changes.position)
         _tell(lambda: listener.marked(changes.marks, is_old=is_old))
+        self._heard = changes.position  # the store has taken them before it told of them
         if not changes.is_whole:
             _tell(lambda: listener.rebuild(is_reset=changes.is_reset))
         if changes.rows:

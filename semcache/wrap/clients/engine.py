@@ -17,6 +17,7 @@ from semcache.chain import Origin
 from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import Event
+from semcache.inherit import tell_found
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
@@ -154,6 +155,7 @@ class Engine:
             return False
         event.kind, event.tier, event.reason = "hit", "memory", None
         event.age, event.load_seconds, event.usage = cache.now() - kept.since, kept.load_seconds, kept.usage
+        tell_found(cache.chain, request, kept.facets, kept.born)
         cache.recorder.lookup(event)
         return True
 
