@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # So many runs of one stage are compared with those of the others.
 _MOST_COMPARED = 100
+# Less is not worth a sentence: what is found in memory does not wait for anything, and so runs in turn.
+_WORTH_SECONDS = 0.001
 _MENDS = {
     "not kept: over max_value": "the answer is larger than max_value=: raise it on the cache",
     "mode: off": 'mode="off" looks nothing up',
@@ -156,8 +158,10 @@ def _in_turn(runs: dict[str, list[Span]]) -> list[str]:
         pairs = [(one, other) for one in ones for other in others]
         if any(one.began < other.ended and other.began < one.ended for one, other in pairs):
             continue
+        spared = min(_wall(runs[first]), _wall(runs[second]))
+        if spared < _WORTH_SECONDS:
+            continue
         if any(_waited(other, one, runs) or _waited(one, other, runs) for one, other in pairs):
-            spared = min(_wall(runs[first]), _wall(runs[second]))
             told.append(
                 f"{second} and {first} do not need each other, and ran one after the other: run them at once, as by "
                 f"asyncio.gather, and save up to {spared:.3f} s."

@@ -14,6 +14,7 @@ from instruments import GUARD, Compass, Crew, Origin, watch_flights
 
 import semcache
 from semcache import sources
+from semcache.stages import Span, findings
 from semcache.testing import StandIn
 
 STORES = ["memory", "disk", "redis"]
@@ -592,32 +593,47 @@ def test_text_that_is_embedded_twice_is_found(desk):
     assert "was loaded 2 times where 1 would do" in found
 
 
-def run_stages(*stages):
-    """Run (name, needs) one after another; what was found of them."""
-    with semcache.trace() as traced:
-        for name, needs in stages:
-            with semcache.stage(name, needs=needs):
-                pass
-    return traced.findings
+def found_of(*stages):
+    """What is found of (name, needs) that ran one after another, each for two milliseconds."""
+    spans = [Span(name, needs, at * 10**7, at * 10**7 + 2_000_000) for at, (name, needs) in enumerate(stages, 1)]
+    return [found.split(" do not ")[0] for found in findings([], spans)]
 
 
 def test_independent_stages_that_ran_one_after_another_are_found():
-    """Two searches that need but the question are named; who needs both is not."""
-    (found,) = run_stages(("embed", ()), ("words", ()), ("vectors", "embed"), ("merge", ["words", "vectors"]))[:1]
-    assert found.startswith("words and embed do not need each other, and ran one after the other: run them at once")
-    assert run_stages(("a", ()), ("b", "a"), ("c", ["b"])) == []
+    """Two searches that need but the question are named, and what is to be spared."""
+    with semcache.trace() as traced:
+        for name, needs in [("words", ()), ("vectors", []), ("merge", ["words", "vectors"])]:
+            with semcache.stage(name, needs=needs):
+                began = time.perf_counter()
+                while time.perf_counter() < began + 0.002:
+                    pass
+    (found,) = traced.findings
+    assert found.startswith("vectors and words do not need each other, and ran one after the other: run them at once")
+    assert found.endswith(" s.")
+
+
+def test_stages_that_need_each_other_are_not_named():
+    """Directly or over others: who needs a result waits for it."""
+    assert found_of(("a", ()), ("b", ("a",)), ("c", ("b",))) == []
+    assert found_of(("a", ()), ("b", ("a",)), ("a", ()), ("b", ("a",))) == []
 
 
 def test_nothing_is_claimed_of_stages_that_do_not_say_what_they_need():
     """Who says nothing may need anything, and so may who needs one that says nothing, or did not run."""
-    assert run_stages(("a", None), ("b", ())) == []
-    assert run_stages(("a", None), ("b", "a"), ("c", ())) == []
-    assert run_stages(("a", ()), ("b", "unknown")) == []
+    assert found_of(("a", None), ("b", ())) == []
+    assert found_of(("a", None), ("b", ("a",)), ("c", ())) == []
+    assert found_of(("a", ()), ("b", ("unknown",))) == []
 
 
 def test_stage_that_could_not_begin_sooner_is_not_blamed():
     """What it needs came late: the order of the other two is what could be mended."""
-    assert [found.split()[0:3] for found in run_stages(("a", ()), ("x", ()), ("b", "x"))] == [["x", "and", "a"]]
+    assert found_of(("a", ()), ("x", ()), ("b", ("x",))) == ["x and a"]
+    assert found_of(("a", ()), ("b", ()), ("c", ())) == ["b and a", "c and a", "c and b"]
+
+
+def test_stages_too_short_to_matter_are_not_named():
+    """Hits run in turn, since they wait for nothing; there is nothing to spare."""
+    assert findings([], [Span("a", (), 0, 10), Span("b", (), 20, 10**9)]) == []
 
 
 def test_stages_at_once_are_not_named():
@@ -637,6 +653,7 @@ def test_stages_at_once_are_not_named():
     run = asyncio.run(main())
     assert run.findings == []
     assert [row.name for row in run.stages] == ["a", "b"]
+    assert findings([], [Span("a", (), 0, 10**9), Span("b", (), 10**8, 10**9)]) == []
 
 
 def test_pipeline_remembers_so_many_lookups(desk, monkeypatch):
