@@ -131,6 +131,8 @@ async def compare(models: StandIn) -> None:
 
     async with openai.AsyncOpenAI(base_url=models.openai_url, api_key="none") as bare:
         client = semcache.cached(bare, cache, ttl="10m")
+        # The SDK is loaded, and connected, at its first call.
+        await bare.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello?"}])
 
         print("Without the cache, one stage after another:")
         with semcache.trace() as before, semcache.context(mode="off"):
