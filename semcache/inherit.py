@@ -12,6 +12,7 @@ from typing import Any
 from semcache.chain import Chain
 from semcache.events import Event
 from semcache.model import Entry, Facets, Request
+from semcache.sources import MOST_DOCUMENTS
 
 UNKNOWN = "not kept: not all documents of its pipeline are known"
 INVALIDATED = "not kept: what it is made of was invalidated"
@@ -35,6 +36,11 @@ def inherit(chain: Chain, request: Request, entry: Entry, event: Event) -> bool:
         return True
     if not sources.is_whole:
         event.reason = UNKNOWN
+        chain.recorder.warn_once(
+            "pipeline: documents",
+            "answers of a pipeline are not kept, since nobody can say what they are made of: it has over "
+            f"{MOST_DOCUMENTS} documents (open one for each question), or documents= of a retrieval in it failed",
+        )
         return False
     births = sources.births(chain.birth)
     if births:

@@ -33,10 +33,11 @@ class Sources:
         with self._lock:
             births = self._births.setdefault(log, {})
             for document in documents:
+                if len(self._names) >= MOST_DOCUMENTS and document not in self._names:
+                    self.is_whole = False
+                    return
                 self._names[document] = None
                 births[document] = min(born, births.get(document, born))
-            if len(self._names) > MOST_DOCUMENTS:
-                self.is_whole = False
 
     def doubt(self) -> None:
         """Take an answer whose documents nobody can tell: from now on not all are known."""

@@ -365,11 +365,12 @@ def test_answer_made_of_what_was_invalidated_meanwhile_is_not_kept(open_cache, s
 def test_old_documents_do_not_keep_new_answers_out(open_cache, store):
     """What was invalidated between two retrievals means neither the younger one nor what is made of both."""
     desk = Desk(open_cache(**store))
+    desk.cache.log.settle_seconds = 0  # as some seconds later
     desk.find("hours")
     desk.find("prices")
     desk.answer.cache_clear()
     desk.cache.invalidate(document="prices")
-    until(lambda: desk.cache.store is None or desk.cache.log._heard >= desk.cache.log.position())
+    until(lambda: desk.cache.store is None or desk.cache.log._settled >= desk.cache.log.position())
     with semcache.pipeline("desk"):
         desk.find("hours")
         assert semcache.last().kind == "hit"
@@ -377,6 +378,18 @@ def test_old_documents_do_not_keep_new_answers_out(open_cache, store):
         desk.answer("q")
     desk.cache.flush()
     assert desk.loads_of("q") == 1
+
+
+def test_mark_that_is_heard_late_takes_the_answer(open_cache, redis_url):
+    """Law 8: a mark may be heard after later positions; an answer made of an older document is older than it still."""
+    cache = open_cache(redis=redis_url)
+    cache.log._hear(1000)
+    assert cache.log.birth(900, {("document", "a"): 10}) == 10
+    cache.log.settle_seconds = 0
+    cache.log._hear(1000)
+    assert cache.log.birth(900, {("document", "a"): 10}) == 900
+    assert cache.log.birth(1100, {("document", "a"): 10}) == 1000
+    assert cache.log.birth(1100, {("document", "a"): 1050}) == 1050
 
 
 def until(condition):
