@@ -484,6 +484,11 @@ def test_stream_of_documents_that_is_not_read_to_its_end_is_not_known(desk):
         reading.close()
         desk.answer("q")
     assert desk.loads_of("q") == 2
+    with semcache.pipeline("desk"):
+        with semcache.context(mode="off"):
+            list(find())  # it goes by, and nobody holds it
+        desk.answer("past the cache")
+    assert desk.loads_of("past the cache") == 2
 
 
 @contextmanager
