@@ -23,11 +23,14 @@ from semcache.errors import (
     TrafficError,
     UnkeyableError,
 )
-from semcache.events import Event, SemcacheWarning, Stats, Trace, last, trace
+from semcache.events import Event, SemcacheWarning, Stats, last
 from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
+from semcache.pipeline import Pipeline, pipeline, stage
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
+from semcache.stages import StageRow
+from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
@@ -55,11 +58,13 @@ __all__ = [
     "Miss",
     "MissingExtraError",
     "Neighbour",
+    "Pipeline",
     "Policy",
     "Request",
     "SemcacheError",
     "SemcacheWarning",
     "Shadow",
+    "StageRow",
     "Stats",
     "Threshold",
     "TierError",
@@ -78,6 +83,8 @@ __all__ = [
     "configure",
     "context",
     "last",
+    "pipeline",
     "register",
+    "stage",
     "trace",
 ]

@@ -22,7 +22,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.log import LOST_SECONDS, Log
+from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
@@ -131,7 +131,8 @@ class Cache(Meaning, Commands, Accounts):
         self.disk = parts.disk(disk, disk_bytes) if disk is not None else None
         self.redis = parts.redis(redis) if redis is not None else None
         self.store: DiskTier | RedisTier | None = self.disk or self.redis
-        self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None)
+        settles = 0.0 if self.redis is None else SETTLE_SECONDS
+        self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None, settles)
         self.embedder_identity = "" if made is None else made.identity
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
@@ -145,6 +146,7 @@ class Cache(Meaning, Commands, Accounts):
             codec=codec,
             recorder=self.recorder,
             position=self.log.position,
+            birth=self.log.birth,
             flight_timeout=timeouts.of("flight"),
             max_value_bytes=max_value_bytes,
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),

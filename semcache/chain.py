@@ -11,6 +11,7 @@ from semcache.events import Event, Kind, Recorder
 from semcache.flight import Flights
 from semcache.model import Hit, Request, Usage
 from semcache.plan import Crew
+from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
 
 
@@ -18,7 +19,8 @@ from semcache.tier import Breaker, Tier
 class Landing:
     """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself.
 
-    `near` says that the answer is a near match's, which not every follower may be given.
+    `near` says that the answer is a near match's, which not every follower may be given. `documents` is what it is made
+    of, but for what an answer tells itself (None: not all is known), since the position `born`.
     """
 
     value: bytes | None = None
@@ -26,6 +28,8 @@ class Landing:
     load_seconds: float = 0.0
     near: Hit | None = None
     usage: Usage | None = None
+    documents: tuple[str, ...] | None = ()
+    born: int = 0
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Chain:
     codec: Codec
     recorder: Recorder
     position: Callable[[], int]
+    birth: Birth
     flight_timeout: float
     max_value_bytes: int
     crew: Crew

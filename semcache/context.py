@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from semcache.errors import ConfigurationError
 from semcache.model import MODES, Mode, Shared, Tenant
+from semcache.sources import Sources
 from semcache.ttl import Duration, seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a context says; None where it says nothing."""
+    """What a context says; None where it says nothing. `sources` are those of the pipeline that it is in."""
 
     tenant: Tenant | None = None
     ttl: float | None = None
@@ -25,6 +26,7 @@ class Options:
     tags: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
     stage: str | None = None
+    sources: Sources | None = None
 
 
 current: ContextVar[Options | None] = ContextVar("semcache_options", default=None)
@@ -82,6 +84,7 @@ def context(
         tags=tuple(dict.fromkeys((*outer.tags, *names_of(tags, "tags")))),
         documents=tuple(dict.fromkeys((*outer.documents, *names_of(documents, "documents")))),
         stage=outer.stage if stage is None else named_stage(stage),
+        sources=outer.sources,
     )
     token = current.set(options)
     try:

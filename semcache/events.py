@@ -11,8 +11,8 @@ import inspect
 import logging
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from semcache.meter import Amounts, Meter
 from semcache.model import Decision, Entry, Facets, Usage
+from semcache.trace import tracing
 
 logger = logging.getLogger("semcache")
 
@@ -82,21 +83,10 @@ class Event:
 Observer = Callable[[Event], None]
 
 
-class Trace:
-    """The lookups made inside a `with semcache.trace()`, oldest first."""
-
-    __slots__ = ("lookups",)
-
-    def __init__(self) -> None:
-        self.lookups: list[Event] = []
-
-
 # A memory hit leaves what its event can be made of, not the event: most callers never look.
 Unmade = tuple[Any, ...]
 _last: ContextVar[Event | Unmade | None] = ContextVar("semcache_last", default=None)
-_traces: ContextVar[tuple[Trace, ...]] = ContextVar("semcache_traces", default=())
 remember = _last.set
-tracing = _traces.get
 
 
 def last() -> Event | None:
@@ -107,17 +97,6 @@ def last() -> Event | None:
     event: Event = latest[0].memory_hit(*latest[1:])
     _last.set(event)
     return event
-
-
-@contextmanager
-def trace() -> Iterator[Trace]:
-    """Collect the events of the lookups made inside, also those of the tasks started there."""
-    collected = Trace()
-    token = _traces.set((*_traces.get(), collected))
-    try:
-        yield collected
-    finally:
-        _traces.reset(token)
 
 
 @dataclass(slots=True)
@@ -236,7 +215,7 @@ class Recorder:
         self._events.append(event)
         remember(event)
         for collected in tracing():
-            collected.lookups.append(event)
+            collected.take(event)
         if self.observers:
             self.tell(event)
 

@@ -158,10 +158,15 @@ class Flights(Generic[T]):
 
 
 def _may_bring(asked: Request, facet: str, value: str | bytes) -> bool:
-    """Say whether an invalidation means what a request may be answered with: which documents, its answer tells."""
+    """Say whether an invalidation means what a request may be answered with.
+
+    Which documents an answer holds, it tells itself; which it is made of, its pipeline, when it is kept.
+    """
     if facet == "key":
         return asked.key == value
-    return asked.facets.has(facet, value) or (facet == "document" and asked.documents_of is not None)
+    return asked.facets.has(facet, value) or (
+        facet == "document" and (asked.documents_of is not None or asked.sources is not None)
+    )
 
 
 def enter(flight: Flight[T]) -> Token[Any]:

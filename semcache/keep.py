@@ -13,6 +13,7 @@ from typing import Any
 from semcache.chain import Chain
 from semcache.errors import TierError
 from semcache.events import Event
+from semcache.inherit import documents_told, inherit
 from semcache.model import Entry, Evidence, Lives, Request, Usage, as_usage
 from semcache.plan import Plan
 from semcache.ttl import seconds
@@ -98,18 +99,14 @@ def is_kept(
     except Exception as error:  # noqa: BLE001 - the user's own callable; what nobody could invalidate is not kept
         event.fault("documents", error)
         return False
-    return True
+    return inherit(chain, request, entry, event)
 
 
 def name_documents(request: Request, entry: Entry, value: object) -> None:
     """Give an entry the documents that its answer holds. Raises TypeError, and what the user's callable raises."""
     if request.documents_of is None:
         return
-    told: Any = request.documents_of(value)
-    names = [told] if isinstance(told, str) else list(told)
-    if not all(isinstance(name, str | int) and name != "" for name in names):
-        raise TypeError(f"documents= returns the names of an answer's documents; got {told!r}")
-    documents = dict.fromkeys((*request.facets.documents, *map(str, names)))
+    documents = dict.fromkeys((*request.facets.documents, *documents_told(request, value)))
     entry.facets = replace(request.facets, documents=tuple(documents))
 
 

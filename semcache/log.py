@@ -15,9 +15,10 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
+from time import monotonic
 from typing import Any, Protocol
 
 from semcache.marks import Changes, Mark, Marks, Pair, Row
@@ -30,6 +31,8 @@ LOST_SECONDS = 5.0
 SKEW_SECONDS = 1.0
 # What comes within this time is applied together.
 COALESCE_SECONDS = 0.02
+# Where a mark's position is taken before it is written, as in a Redis, it may be heard so long after later positions.
+SETTLE_SECONDS = 5.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
@@ -108,16 +111,22 @@ class Listener(Protocol):
 class Log:
     """Positions and marks of one cache; `store` is the tier that keeps them, if there is one.
 
-    Without one, `clock` gives the seconds since 1970 that positions are readings of, in microseconds.
+    Without one, `clock` gives the seconds since 1970 that positions are readings of, in microseconds. `settle_seconds`
+    after a position was heard all marks up to it are known.
     """
 
-    def __init__(self, store: Store | None, marks: Marks, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, store: Store | None, marks: Marks, clock: Callable[[], float] | None = None, settle_seconds: float = 0.0
+    ) -> None:
         self.marks = marks
         self.listener: Listener | None = None
         self._store = store
         self._clock = clock
         self._position = 1
         self._marked = 0
+        self.settle_seconds = settle_seconds
+        self._settled = 0  # the marks of the store up to here are known
+        self._heard = 0, monotonic()  # and up to here they will be
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = Event()
@@ -150,6 +159,20 @@ class Log:
         position = self._beyond(self.position())
         self.take([(facet, value, position) for facet, value in pairs])
         return position, 0
+
+    def birth(self, born: int, made_of: Mapping[Pair, int]) -> int | None:
+        """Return where an answer is born that is made of what was born earlier; None where some of that is invalid.
+
+        `made_of` tells for each facet value since when it counts. Marks that are known are judged here, by each value's
+        own birth; those that are not yet are left to the store, which knows one birth alone, so that is lowered to
+        where all are known. The oldest birth would be safe too, but would keep what is made of old documents out after
+        any invalidation of the answer itself, or of another document that was found anew.
+        """
+        if any(self.marks.cover([pair], since) for pair, since in made_of.items()):
+            return None
+        if self._store is None or not made_of or int(born) <= self._settled:
+            return born
+        return min(born, max(self._settled, min(made_of.values())))
 
     def _read(self, clock: Callable[[], float]) -> int:
         position = int(clock() * 1e6)
@@ -226,11 +249,20 @@ class Log:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
         self._advance(changes.position)
         _tell(lambda: listener.marked(changes.marks, is_old=is_old))
+        self._hear(changes.position)  # the store has taken the marks before it told of them
         if not changes.is_whole:
             _tell(lambda: listener.rebuild(is_reset=changes.is_reset))
         if changes.rows:
             _tell(listener.added, changes.rows)
         _tell(listener.switched, changes.mode)
+
+    def _hear(self, position: int) -> None:
+        heard, since = self._heard
+        now = monotonic()
+        if self.settle_seconds == 0:
+            self._settled = position
+        elif now - since >= self.settle_seconds:
+            self._settled, self._heard = heard, (position, now)
 
     def after_fork(self) -> None:
         """Begin with a lock and, at the next call, a thread of our own: the old ones belong to the parent."""

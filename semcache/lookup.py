@@ -37,6 +37,7 @@ from semcache.chain import Chain, Landing, Origin
 from semcache.errors import DecodeError, TierError
 from semcache.events import Event
 from semcache.flight import Abandoned, Flight, enter, leave
+from semcache.inherit import made_of, tell_found, tell_loaded
 from semcache.keep import encode, is_kept, keep, usage_of
 from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Follow, Load, Outcome, Plan, Spawn, run
@@ -53,7 +54,7 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
     """
     event.key = request.key
     if request.mode == "off":
-        outcome = yield from load(origin, None, event)
+        outcome = yield from load_past(chain, request, origin, event)
         event.kind, event.reason = "bypass", "mode: off"
         return finish(chain, event, outcome)
     flight = None
@@ -103,7 +104,7 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
     finally:
         note_time(event, tier, perf_counter_ns() - began)
     breaker.succeeded()
-    note_hit(event, tier.name, found)
+    note_hit(chain, request, event, tier.name, found)
     if chain.in_place:
         run(fill(chain, request, found, event, chain.in_place))
     chain.recorder.lookup(event)
@@ -153,6 +154,7 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
         return None
     event.kind, event.tier, event.shared, event.load_seconds = "hit", "flight", True, landing.load_seconds
     event.usage = landing.usage
+    tell_loaded(chain, request, value, landing.documents, landing.born)
     if landing.near is not None:
         event.similarity, event.neighbour = landing.near.similarity, landing.near.key
     return Outcome(value)
@@ -185,7 +187,7 @@ def lead(
     outcome = yield from load(origin, flight, event)
     if outcome.error is not None and stale is not None:
         event.fault("origin", outcome.error)
-        note_hit(event, stale.tier, stale)
+        note_hit(chain, request, event, stale.tier, stale)
         land_hit(chain, flight, stale)
         return Outcome(value)
     yield from settle(chain, request, origin, event, flight, outcome, born, evidence)
@@ -195,8 +197,10 @@ def lead(
 def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
     """Give followers what was found."""
     if flight is not None:
-        near = None if found.similarity is None else found
-        chain.flights.land(flight, Landing(found.entry.value, None, found.entry.load_seconds, near, found.entry.usage))
+        near, entry = None if found.similarity is None else found, found.entry
+        documents = () if entry.facets is None else entry.facets.documents
+        landing = Landing(entry.value, None, entry.load_seconds, near, entry.usage, documents, entry.born)
+        chain.flights.land(flight, landing)
 
 
 def settle(
@@ -209,9 +213,13 @@ def settle(
     kept = entry is not None and is_kept(chain, request, origin.keeps, entry, outcome.value, event)
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=True)  # type: ignore[arg-type]
+    documents, since = made_of(chain, request, entry, born)
+    if outcome.error is None:
+        is_told = entry is not None and entry.facets is not None
+        tell_loaded(chain, request, outcome.value, documents, since, is_told=is_told)
     if flight is not None:
         landing = Landing(entry.value if entry else None, outcome.error, event.load_seconds or 0.0)
-        landing.usage = event.usage
+        landing.usage, landing.documents, landing.born = event.usage, documents, since
         chain.flights.land(flight, landing)
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
@@ -243,6 +251,15 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         chain.flights.abandon(flight)
         raise
     finish(chain, event, outcome)
+
+
+def load_past(chain: Chain, request: Request, origin: Origin, event: Event) -> Plan[Outcome[Any]]:
+    """Call the origin alone, past the cache; its pipeline is told what came all the same."""
+    born = 0 if request.sources is None else chain.position()
+    outcome = yield from load(origin, None, event)
+    if outcome.error is None:
+        tell_loaded(chain, request, outcome.value, *made_of(chain, request, None, born))
+    return outcome
 
 
 def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[Outcome[Any]]:
@@ -280,7 +297,7 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
         if isinstance(found, Hit) and found.entry.life <= 0:
             stale = (found, value) if stale is None or found.entry.life > stale[0].entry.life else stale
         elif isinstance(found, Hit):
-            note_hit(event, tier.name, found)
+            note_hit(chain, request, event, tier.name, found)
             if tier.exact and place:
                 yield from fill(chain, request, found, event, place)
             return found, value, evidence
@@ -289,7 +306,7 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
     if stale is None:
         return None, None, evidence
     if stale[0].entry.life > -request.lives.stale_while_revalidate:
-        note_hit(event, stale[0].tier, stale[0])
+        note_hit(chain, request, event, stale[0].tier, stale[0])
     return *stale, evidence
 
 
@@ -334,8 +351,9 @@ def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -
     event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 
 
-def note_hit(event: Event, tier: str, hit: Hit) -> None:
-    """Take over what is known of an answer that was found."""
+def note_hit(chain: Chain, request: Request, event: Event, tier: str, hit: Hit) -> None:
+    """Take over what is known of an answer that was found, and tell its pipeline of it."""
+    tell_found(chain, request, hit.entry.facets, hit.entry.born)
     event.kind, event.tier, event.reason = "hit", tier, None
     event.is_stale = hit.entry.life <= 0
     event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage

@@ -15,6 +15,7 @@ from typing import Any
 
 from semcache.chain import Chain, Origin
 from semcache.events import Event
+from semcache.inherit import tell_found
 from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
 from semcache.model import Hit, Miss, Request
 from semcache.plan import Outcome, Plan
@@ -149,10 +150,12 @@ def _record(
     alone = list(hits)
     if not at and not chain.recorder.is_watched:
         alone = alone[-1:]
+    for place in hits.keys() - set(alone):
+        tell_found(chain, requests[place], hits[place].entry.facets, hits[place].entry.born)
     for place in alone:
         event = events[place]
         note_time(event, tier, share)
-        note_hit(event, tier.name, hits[place])
+        note_hit(chain, requests[place], event, tier.name, hits[place])
         if at:
             yield from fill(chain, requests[place], hits[place], event, at)
         if len(alone) == len(hits):

@@ -122,4 +122,5 @@ class Meaning:
             self.embedder_identity if scope else "",
             exact_only,
             stage,
+            sources=None if options is None else options.sources,
         )

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from semcache.sources import Sources
 
 Mode = Literal["live", "shadow", "exact", "refresh", "off"]
 # No token or coin is lost in a float up to here.
@@ -129,7 +132,8 @@ class Request:
     the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
     is what its cost and time are booked on. `documents_of` tells of an answer which documents it holds, beside those
     in `facets`. `accepts` says of a stored answer whether this caller can use it (None: any): callers of one key may
-    want it in several forms, of which not each can be made of each other.
+    want it in several forms, of which not each can be made of each other. `sources` are the documents that the answers
+    of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
     """
 
     key: bytes
@@ -144,6 +148,7 @@ class Request:
     stage: str = ""
     documents_of: Callable[[Any], Iterable[str]] | None = None
     accepts: Callable[[Any], bool] | None = None
+    sources: Sources | None = None
 
 
 @dataclass(slots=True)

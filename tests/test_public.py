@@ -9,10 +9,10 @@ import semcache
 NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
     "DecodeError", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError",
-    "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError",
-    "Timeouts", "Trace", "TrafficError", "UnkeyableError",
+    "Neighbour", "Pipeline", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "StageRow", "Stats",
+    "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError",
     "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
-    "check", "configure", "context", "last", "register", "trace",
+    "check", "configure", "context", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip
 
 

@@ -18,12 +18,13 @@ from semcache.chain import Origin
 from semcache.codec import Codec, unpack
 from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
-from semcache.events import FOLD_AT, Event, remember, tracing
+from semcache.events import FOLD_AT, Event, remember
 from semcache.keys import KEY_BYTES, canonical, canonical_items
-from semcache.lookup import finish, load, lookup, probe
+from semcache.lookup import finish, load_past, lookup, probe
 from semcache.model import Facets, Request, Tenant
 from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept
+from semcache.trace import tracing
 from semcache.wrap.options import Options
 from semcache.wrap.shared import Stream
 from semcache.wrap.signature import MisfitError, Signature
@@ -50,6 +51,7 @@ class Call:
         self.when = options.when
         self.stage = options.stage or name
         self.usage = options.usage
+        self.documents = options.documents
         self.streams: dict[Any, Stream] = {}
         self.streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
         self._options = options
@@ -102,7 +104,7 @@ class Call:
             return self.bypass(event, origin)
         return lookup(self.cache.chain, request, origin, event, blocks=blocks)
 
-    def open(  # noqa: C901 - the hot path, in one piece
+    def open(  # noqa: C901, PLR0912 - the hot path, in one piece
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, tuple[Request | None, Event] | None]:
         """Return the answer in memory and None; or None, and the request, None if it has no key, with its event.
@@ -139,7 +141,11 @@ class Call:
                     recorder = cache.recorder
                     key_ns = keyed - began
                     memory_ns = perf_counter_ns() - keyed
-                    stage = self.stage if options is None else options.stage or self.stage
+                    stage = self.stage
+                    if options is not None:
+                        stage = options.stage or stage
+                        if options.sources is not None and kept.facets.documents:
+                            options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
                     if recorder.observers or tracing():
                         recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
                     else:
@@ -170,7 +176,9 @@ class Call:
 
     def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
         """Call the origin alone, and record that it was."""
-        outcome = yield from load(origin, None, event)
+        told = _options()
+        request = Request(b"", documents_of=self.documents, sources=None if told is None else told.sources)
+        outcome = yield from load_past(self.cache.chain, request, origin, event)
         return finish(self.cache.chain, event, outcome)
 
     def _unkeyable(self, error: Exception) -> Event:
@@ -208,7 +216,7 @@ class Call:
             key, self._prefix, rest, text, tenant, self._options.lives,
             Facets(self.cache.namespace, self.name, self.version, tags=self._options.tags), exact_only, self.stage,
         )  # fmt: skip
-        request.documents_of = self._options.documents
+        request.documents_of = self.documents
         if self._options.suits is not None:
             request.accepts = self._options.suits(args, kwargs)
         return request

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
-from semcache.model import Usage
+from semcache.model import Entry, Usage
 from semcache.plan import Call, Outcome, Plan, Wait
+from semcache.sources import Sources
 
 
 class End(Outcome[Any]):
@@ -195,6 +196,9 @@ class Stream:
         self.born = 0
         self.pull_ns = 0
         self.usage: Usage | None = None
+        # What was found or kept, and what the pipeline in which it is loaded may make it of.
+        self.entry: Entry | None = None
+        self.sources: Sources | None = None
         self._is_measured = False
         self._measuring = RLock()
         self._max_bytes = max_bytes
@@ -333,10 +337,16 @@ class Stream:
     def measured(self, measure: Callable[[list[Any]], Usage | None]) -> Usage | None:
         """Return what the stream's load has cost: `measure` is asked once, with all items, if they are held."""
         with self._measuring:
-            if not self._is_measured and self.is_kept and self.end is not None and self.end.error is None:
+            items = None if self._is_measured else self.held()
+            if items is not None:
                 self._is_measured = True
-                self.usage = measure([_copy_of(item) for item in self.items])
+                self.usage = measure(items)
             return self.usage
+
+    def held(self) -> list[Any] | None:
+        """Return a copy of all items; None where they are not held, or did not come to a good end."""
+        is_whole = self.is_kept and self.end is not None and self.end.error is None
+        return [_copy_of(item) for item in self.items] if is_whole else None
 
     def claim(self) -> bool:
         """Say, to one reader only, that the stream was loaded to a good end, and can be stored."""

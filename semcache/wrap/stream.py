@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from threading import RLock
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.cache import Cache
+from semcache.context import current
 from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
+from semcache.inherit import made_of, tell_found, tell_loaded
 from semcache.keep import is_kept, keep, to_entry, usage_of
 from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request, Usage
@@ -130,6 +133,9 @@ def _refuse_sent(sent: object) -> None:
 
 def _bypass(call: Call, event: Event) -> None:
     event.kind, event.reason = "bypass", event.reason or "mode: off"
+    told = current.get()
+    if told is not None and told.sources is not None and call.documents is not None:
+        told.sources.doubt()  # what goes by is not held, to be asked for its documents
     call.cache.recorder.lookup(event)
 
 
@@ -233,9 +239,9 @@ class Reading:
             found, value, self._evidence = yield from find(self._chain, self._request, self._event)
             if found is not None:
                 self._found = True
-                self._stream.usage = self._event.usage
+                self._stream.usage, self._stream.entry = self._event.usage, found.entry
                 return Replayed(self._call.replayed(value))
-        self._stream.born = self._chain.position()
+        self._stream.born, self._stream.sources = self._chain.position(), self._request.sources
         return self._origin(self._make, self._stream.flight)
 
     def _leave(self) -> bool:
@@ -266,8 +272,23 @@ class Reading:
         unread = stream.origin if is_last and stream.end is None else None
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
+        self._tell()
         self._chain.recorder.lookup(event)
         return unread
+
+    def _tell(self) -> None:
+        """Tell our pipeline what the items are made of; of what we found ourselves it was told then."""
+        request, stream = self._request, self._stream
+        if request.sources is None or self._found:
+            return
+        if stream.entry is not None:
+            tell_found(self._chain, request, stream.entry.facets, stream.entry.born)
+            return
+        documents, born = made_of(self._chain, replace(request, sources=stream.sources), None, stream.born)
+        items = None if request.documents_of is None else stream.held()
+        if request.documents_of is not None and items is None:
+            documents = None
+        tell_loaded(self._chain, request, items, documents, born, is_told=items is None)
 
     def _close(self) -> None:
         """Let nobody read along any more."""
@@ -288,7 +309,7 @@ class Reading:
         began = perf_counter_ns()
         try:
             data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
-            request = self._request
+            request = replace(self._request, sources=stream.sources)
             is_asked = any((self._call.when, request.lives.ttl_of, request.documents_of))
             items = self._chain.codec.decode(data)[:-1] if is_asked else None
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
@@ -296,7 +317,8 @@ class Reading:
             return
         entry = to_entry(self._request, data, stream.born, event)
         entry.load_seconds = stream.pull_ns / 1e9
-        if is_kept(self._chain, self._request, self._call.when, entry, items, event):
+        if is_kept(self._chain, request, self._call.when, entry, items, event):
+            stream.entry = entry
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=True)
             yield from keep(self._chain, self._request, entry, self._evidence, event, exact=False)
         event.took("put", perf_counter_ns() - began)

@@ -96,6 +96,64 @@ def test_reader_who_comes_after_an_invalidation_does_not_join_a_stream_begun_bef
     assert list(function()) == ["new 1", "new 2"]
 
 
+@pytest.fixture
+def documented(cache):
+    """A search that finds what it is asked for, and an answer that is loaded by what it is given."""
+    find = semcache.cached_retrieval(cache, corpus="c", version="1")(lambda query: [{"id": query}])
+
+    def answer(load):
+        return cache.get_or_load(cache.request("answer", function="answer"), load)
+
+    return find, answer
+
+
+def test_answer_made_of_a_document_that_was_invalidated_before_its_load_is_not_kept(cache, documented):
+    """Law 8: a pipeline's answer is as old as the documents it may be made of, though its own load began later."""
+    find, answer = documented
+    find("page")
+    with semcache.pipeline("tests"):
+        find("page")
+        find("another")
+        cache.invalidate(document="page")
+        assert answer(lambda: "of the old page") == "of the old page"
+    cache.flush()
+    assert answer(lambda: "new") == "new"
+
+
+def test_answer_made_of_a_document_that_another_has_invalidated_is_not_kept(open_cache, tmp_path):
+    """Law 8: so it is where this process has not heard of it yet: the store knows."""
+    deaf, other = (open_cache(disk=tmp_path / "cache.db") for _ in range(2))
+    deaf.log.stop()  # it follows the log no more, as in the moment before it hears
+    find = semcache.cached_retrieval(deaf, corpus="c", version="1")(lambda query: [{"id": query}])
+    with semcache.pipeline("tests"):
+        find("page")
+        deaf.flush()
+        other.invalidate(document="page")
+        deaf.get_or_load(deaf.request("answer"), lambda: "of the old page")
+    deaf.flush()
+    assert other.get_or_load(other.request("answer"), lambda: "new") == "new"
+
+
+def test_caller_who_comes_after_an_invalidation_does_not_follow_a_load_that_may_be_made_of_it(cache, documented):
+    """Law 8: which documents a pipeline's answer is made of is known when it is kept; until then it may be any."""
+    find, answer = documented
+    origin = Origin("of the old page", hold=True)
+
+    def before():
+        with semcache.pipeline("tests"):
+            find("page")
+            return answer(origin)
+
+    with Crew(2) as crew:
+        early = crew.submit(before)
+        assert origin.entered.wait(GUARD)
+        cache.invalidate(document="page")
+        assert crew.submit(answer, lambda: "new").result(GUARD) == "new"
+        origin.go.set()
+        assert early.result(GUARD) == "of the old page"
+    assert answer(lambda: "newer") == "new"
+
+
 def test_invalidation_of_another_key_leaves_a_flight_open(open_cache):
     """Law 8: only what is meant is loaded twice."""
     cache = open_cache()

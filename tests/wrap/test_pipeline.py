@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import openai
 import pytest
 from instruments import GUARD, Compass, Crew, Origin, watch_flights
-from semcache.stages import Span, findings
 
 import semcache
 from semcache import sources
+from semcache.stages import Span, findings
 from semcache.testing import StandIn
 
 STORES = ["memory", "disk", "redis"]

@@ -1,8 +1,7 @@
 """The engine of cached clients: one for each endpoint, which answers the POSTs of the SDK that its dialect claims.
 
-Laws: a call that is not claimed, or asks for the raw response, goes through untouched; what a call sends is not
-altered here (law 1); the SDK's errors, retries and timeouts are the caller's, as they were; nothing of ours fails a call
-(law 10).
+Laws: a call that is not claimed, or asks for the raw response, goes through untouched; what a call sends is not altered
+here (law 1); the errors, retries and timeouts of the SDK are as they were; nothing of ours fails a call (law 10).
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from semcache.chain import Origin
 from semcache.codec import unpack
 from semcache.context import current
 from semcache.errors import UnkeyableError
-from semcache.events import FOLD_AT, Event, remember, tracing
+from semcache.events import FOLD_AT, Event, remember
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
+from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
@@ -208,7 +208,11 @@ class Engine:
         if not asked.accepts(value):
             return False
         recorder = cache.recorder
-        stage = self._endpoint.stage if options is None else options.stage or self._endpoint.stage
+        stage = self._endpoint.stage
+        if options is not None:
+            stage = options.stage or stage
+            if options.sources is not None and kept.facets.documents:
+                options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         if recorder.observers or tracing():
             recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
