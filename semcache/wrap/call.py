@@ -144,7 +144,9 @@ class Call:
                         recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
                     else:
                         quick = recorder.quick
-                        quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage))
+                        usage = kept.usage
+                        age = 0.0 if usage is None else cache.now() - kept.since
+                        quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, usage, age))
                         if len(quick) > FOLD_AT:
                             recorder.fold()
                         remember((self, key, kept, key_ns, memory_ns, stage))
