@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Literal
 
-from semcache.meter import Amounts, Meter, total_of
+from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import Decision, Entry, Facets, Usage
 
 logger = logging.getLogger("semcache")
@@ -197,14 +197,14 @@ class Recorder:
     def _fold_quick(self) -> None:
         """Sum the memory hits; of those in a row most are of one function, whose sums are looked up once."""
         quick, meter = self.quick, self.meter
-        latest: tuple[Facets, str] | None = None
+        latest: tuple[Facets, str, str] | None = None
         all_key_ns = all_memory_ns = 0
         for _ in range(len(quick)):
             facets, stage, key_ns, memory_ns, load_seconds, usage, age = quick.popleft()
-            if latest is None or facets is not latest[0] or stage is not latest[1]:
-                latest = facets, stage
-                sums = meter.sums_of(stage, facets.model, facets.tenant)
-                price = meter.price_of(facets.model)
+            model = model_of(facets.model, usage)
+            if latest is None or facets is not latest[0] or stage is not latest[1] or model != latest[2]:
+                latest = facets, stage, model
+                sums, price = meter.sums_of(stage, model, facets.tenant), meter.price_of(model)
             self._quick_hits[facets.function] = self._quick_hits.get(facets.function, 0) + 1
             all_key_ns += key_ns
             all_memory_ns += memory_ns
@@ -286,15 +286,15 @@ class Recorder:
 
         Each took so many nanoseconds in the stage that `latest` names.
         """
-        group: tuple[Facets, str] | None = None
+        group: tuple[Facets, str, str] | None = None
         with self._lock:
             if self.meter.is_over:
                 self._fold()
             for facets, stage, entry in found:
-                if group is None or facets is not group[0] or stage is not group[1]:
-                    group = facets, stage
-                    sums = self.meter.sums_of(stage, facets.model, facets.tenant)
-                    price = self.meter.price_of(facets.model)
+                model = model_of(facets.model, entry.usage)
+                if group is None or facets is not group[0] or stage is not group[1] or model != group[2]:
+                    group = facets, stage, model
+                    sums, price = self.meter.sums_of(stage, model, facets.tenant), self.meter.price_of(model)
                     calls = self._calls.setdefault(facets.function, Counter())
                 calls["hit"] += 1
                 seconds = entry.load_seconds - nanoseconds / 1e9
@@ -345,7 +345,8 @@ class Recorder:
     def _account(self, event: Event) -> None:
         """Add what a lookup saved or spent to the sums; the lock is held."""
         meter, usage = self.meter, event.usage
-        sums, price = meter.sums_of(event.stage, event.model, event.tenant), meter.price_of(event.model)
+        model = model_of(event.model, usage)
+        sums, price = meter.sums_of(event.stage, model, event.tenant), meter.price_of(model)
         load_seconds, took = event.load_seconds or 0.0, sum(event.stages.values()) / 1e9
         if event.kind == "hit":
             is_near = event.similarity is not None

@@ -249,6 +249,11 @@ class Meter:
         self.turn()
 
 
+def model_of(model: str, usage: Usage | None) -> str:
+    """Return on which model a call is booked: its own, or else the one that its usage names."""
+    return model or ("" if usage is None else usage.model)
+
+
 def has_tokens(usage: Usage) -> bool:
     """Say whether there is something in it that has a price."""
     return bool(usage.prompt_tokens or usage.completion_tokens)

@@ -103,7 +103,7 @@ class Usage:
     """What a load cost beside its time: tokens, and money where its owner tells it rather than a table of prices.
 
     Of the `prompt_tokens`, which are all of the prompt, the provider read `cached_tokens` from its prompt cache, and
-    wrote `cache_write_tokens` there.
+    wrote `cache_write_tokens` there. `model` is whose tokens they are, where the call itself does not say it.
     """
 
     prompt_tokens: int = 0
@@ -111,12 +111,13 @@ class Usage:
     money: float = 0.0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    model: str = ""
 
-    def packed(self) -> tuple[float, ...]:
-        """Return it as it is stored: in order, as short as it was before there were the last two."""
+    def packed(self) -> tuple[float | str, ...]:
+        """Return it as it is stored: in order, as short as it was before there were the last three, where it can be."""
         told = self.prompt_tokens, self.completion_tokens, self.money
-        has_more = self.cached_tokens or self.cache_write_tokens
-        return (*told, self.cached_tokens, self.cache_write_tokens) if has_more else told
+        has_more = self.cached_tokens or self.cache_write_tokens or self.model
+        return (*told, self.cached_tokens, self.cache_write_tokens, self.model) if has_more else told
 
 
 def as_usage(told: object) -> Usage | None:
@@ -133,7 +134,9 @@ def as_usage(told: object) -> Usage | None:
         raise ValueError(
             f"prompt_tokens are all of the prompt, cached_tokens and cache_write_tokens with it; got {told!r}"
         )
-    return Usage(prompt, completion, money, cached, written)
+    if not isinstance(told.model, str):
+        raise TypeError(f"the model of a usage is its name; got {told.model!r}")
+    return Usage(prompt, completion, money, cached, written, told.model)
 
 
 @dataclass(slots=True)
