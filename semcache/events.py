@@ -197,13 +197,13 @@ class Recorder:
     def _fold_quick(self) -> None:
         """Sum the memory hits; of those in a row most are of one function, whose sums are looked up once."""
         quick, meter = self.quick, self.meter
-        latest: tuple[Facets, str, str] | None = None
+        latest: tuple[Facets, str] | None = None
         all_key_ns = all_memory_ns = 0
         for _ in range(len(quick)):
             facets, stage, key_ns, memory_ns, load_seconds, usage, age = quick.popleft()
-            model = model_of(facets.model, usage)
-            if latest is None or facets is not latest[0] or stage is not latest[1] or model != latest[2]:
-                latest = facets, stage, model
+            if latest is None or facets is not latest[0] or stage is not latest[1]:
+                latest = facets, stage
+                model = model_of(facets.model, usage)  # facets are one entry's, or say their model themselves
                 sums, price = meter.sums_of(stage, model, facets.tenant), meter.price_of(model)
             self._quick_hits[facets.function] = self._quick_hits.get(facets.function, 0) + 1
             all_key_ns += key_ns
@@ -286,14 +286,14 @@ class Recorder:
 
         Each took so many nanoseconds in the stage that `latest` names.
         """
-        group: tuple[Facets, str, str] | None = None
+        group: tuple[Facets, str] | None = None
         with self._lock:
             if self.meter.is_over:
                 self._fold()
             for facets, stage, entry in found:
-                model = model_of(facets.model, entry.usage)
-                if group is None or facets is not group[0] or stage is not group[1] or model != group[2]:
-                    group = facets, stage, model
+                if group is None or facets is not group[0] or stage is not group[1]:
+                    group = facets, stage
+                    model = model_of(facets.model, entry.usage)
                     sums, price = self.meter.sums_of(stage, model, facets.tenant), self.meter.price_of(model)
                     calls = self._calls.setdefault(facets.function, Counter())
                 calls["hit"] += 1

@@ -109,6 +109,24 @@ def test_hits_of_many_are_priced_by_their_age(open_priced, clock):
     assert money(cache)[0] == 6000 + 6000 + 3600
 
 
+def test_calls_are_booked_each_on_its_model(open_priced):
+    """Memory hits of one function that are summed in a row may be of several models, one by one or of many together."""
+    cache = open_priced()
+
+    @semcache.cached(cache, usage=lambda model: Usage(2000, 100, model=model))
+    def answer(model):
+        return model
+
+    asked = ["large", "s", "s", "mine"]
+    for model in [*asked, *asked]:
+        answer(model)
+    told = {row.model: (row.loads, row.hits, row.unpriced_hits) for row in cache.usage(by="model")}
+    assert told == {"large": (1, 1, 0), "s": (1, 3, 0), "mine": (1, 1, 1)}
+    cache.get_or_load_many([answer.request(model) for model in asked], None)
+    told = {row.model: (row.loads, row.hits, row.unpriced_hits) for row in cache.usage(by="model")}
+    assert told == {"large": (1, 2, 0), "s": (1, 4, 0), "mine": (1, 2, 2)}
+
+
 def test_prompt_cache_told_with_the_load_prices_load_and_hit(open_priced, clock):
     """What was written costs more at the load, and is read at the hit, while it lasts."""
     cache = open_priced()
