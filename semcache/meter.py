@@ -148,7 +148,8 @@ class Meter:
         sums[NEAR_HITS if is_near else HITS] += 1
         sums[SAVED_SECONDS] += seconds
         if usage is None:
-            sums[UNPRICED_HITS] += price is not None
+            if price is not None:
+                sums[UNPRICED_HITS] += 1
             return
         sums[SAVED_PROMPT] += usage.prompt_tokens
         sums[SAVED_COMPLETION] += usage.completion_tokens

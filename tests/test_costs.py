@@ -9,7 +9,7 @@ from instruments import GUARD
 from msgpack import packb
 
 import semcache
-from semcache import Usage
+from semcache import Usage, meter
 from semcache.errors import ConfigurationError, TierError
 from semcache.model import Entry, Facets
 from semcache.stores import about, header
@@ -251,6 +251,23 @@ def test_stats_tell_what_was_ever_counted(open_priced, store, monkeypatch):
     assert (round(stats.saved_money, 9), stats.spent_money) == (0.0108, 0.006)
     assert (stats.saved_prompt_tokens, stats.saved_completion_tokens, stats.unpriced) == (6000, 300, {})
     assert stats.prices == "EUR 2026-01-02"
+
+
+def test_totals_outlive_the_days_and_are_bounded(open_priced, clock, monkeypatch):
+    """What is counted no more by day still is in stats(); past a number of models a new one is counted as "other"."""
+    monkeypatch.setattr(meter, "MOST_DAYS", 2)
+    monkeypatch.setattr(meter, "MOST_ROWS", 3)
+    cache = open_priced()
+    for number in range(5):
+        ask(cache, model=f"m{number}")
+        cache.stats()
+        clock.advance(86_400)
+    cache.stats()
+    clock.advance(86_400)
+    ask(cache, model="m9", usage=None)
+    clock.advance(86_400)
+    ask(cache, model="m9", usage=None)
+    assert cache.stats().unpriced == {"m0": 1, "m1": 1, "m2": 1, "other": 2}
 
 
 # The table of a cache
