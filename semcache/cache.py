@@ -33,6 +33,7 @@ from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
+from semcache.prices import Prices, Source
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -61,6 +62,7 @@ class Cache(Meaning, Commands, Accounts):
     matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
     `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by tenant too.
+    `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping (docs/costs.md).
     Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 
@@ -84,6 +86,7 @@ class Cache(Meaning, Commands, Accounts):
         max_value: Size = "1MB",
         compress: str | None = None,
         tenant_usage: bool = False,
+        prices: Source | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         seed: int | None = None,
@@ -105,7 +108,9 @@ class Cache(Meaning, Commands, Accounts):
         warn_unmeasured(self.policy)
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
-        self.recorder = Recorder(_callables(observers), Meter(self.clock.time, tenants=tenant_usage))
+        self.recorder = Recorder(
+            _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices))
+        )
         self._book_at = self.now() + BOOK_SECONDS
         self._closed = False
 

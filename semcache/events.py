@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Literal
 
-from semcache.meter import Amounts, Meter
+from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import Decision, Entry, Facets, Usage
 from semcache.trace import tracing
 
@@ -101,7 +101,10 @@ def last() -> Event | None:
 
 @dataclass(slots=True)
 class Stats:
-    """Sums since the cache was made. `stages` are seconds of wall-clock time; `saved_seconds` is net of lookup time."""
+    """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
+
+    `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
+    """
 
     hits: dict[str, int] = field(default_factory=dict)
     misses: int = 0
@@ -114,7 +117,13 @@ class Stats:
     not_served: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
     saved_seconds: float = 0.0
+    saved_money: float = 0.0
+    spent_money: float = 0.0
+    unpriced: dict[str, int] = field(default_factory=dict)
+    prices: str = ""
     tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
 
     @property
@@ -139,11 +148,10 @@ class Recorder:
         self._faults: Counter[str] = Counter()
         self._stages: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
-        self._saved_seconds = 0.0
         self._calls: dict[str, Counter[str]] = {}
         self._quick_hits: dict[str, int] = {}
         # Lookups are noted here without a lock (deque.append is atomic) and summed later, many at once.
-        self.quick: deque[tuple[Facets, str, int, int, float, Usage | None]] = deque()
+        self.quick: deque[tuple[Facets, str, int, int, float, Usage | None, float]] = deque()
         self._events: deque[Event] = deque()
 
     def add_observer(self, observer: Observer) -> None:
@@ -171,16 +179,16 @@ class Recorder:
         latest: tuple[Facets, str] | None = None
         all_key_ns = all_memory_ns = 0
         for _ in range(len(quick)):
-            facets, stage, key_ns, memory_ns, load_seconds, usage = quick.popleft()
+            facets, stage, key_ns, memory_ns, load_seconds, usage, age = quick.popleft()
             if latest is None or facets is not latest[0] or stage is not latest[1]:
                 latest = facets, stage
-                sums = meter.sums_of(stage, facets.model, facets.tenant)
+                model = model_of(facets.model, usage)  # facets are one entry's, or say their model themselves
+                sums, price = meter.sums_of(stage, model, facets.tenant), meter.price_of(model)
             self._quick_hits[facets.function] = self._quick_hits.get(facets.function, 0) + 1
             all_key_ns += key_ns
             all_memory_ns += memory_ns
             seconds = load_seconds - (key_ns + memory_ns) / 1e9
-            self._saved_seconds += seconds
-            meter.saved(sums, usage, seconds, is_near=False)
+            meter.saved(sums, price, usage, seconds, age, is_near=False)
         self._stages["key"] += all_key_ns
         self._stages["memory"] += all_memory_ns
 
@@ -264,12 +272,12 @@ class Recorder:
             for facets, stage, entry in found:
                 if group is None or facets is not group[0] or stage is not group[1]:
                     group = facets, stage
-                    sums = self.meter.sums_of(stage, facets.model, facets.tenant)
+                    model = model_of(facets.model, entry.usage)
+                    sums, price = self.meter.sums_of(stage, model, facets.tenant), self.meter.price_of(model)
                     calls = self._calls.setdefault(facets.function, Counter())
                 calls["hit"] += 1
                 seconds = entry.load_seconds - nanoseconds / 1e9
-                self._saved_seconds += seconds
-                self.meter.saved(sums, entry.usage, seconds, is_near=False)
+                self.meter.saved(sums, price, entry.usage, seconds, entry.age, is_near=False)
             self._hits[latest.tier or ""] += len(found)
             for stage in latest.stages:
                 self._stages[stage] += nanoseconds * len(found)
@@ -287,6 +295,7 @@ class Recorder:
     def _sum(self, event: Event) -> None:
         """Add a lookup to the sums; the lock is held."""
         stages, kind = event.stages, event.kind
+        self._account(event)
         calls = self._calls.get(event.function)
         if calls is None:
             calls = self._calls[event.function] = Counter()
@@ -296,11 +305,6 @@ class Recorder:
         if kind == "hit":
             self._hits[event.tier or ""] += 1
             self._counts["stale"] += event.is_stale
-            spent = sum(stages.values()) - stages.get("put", 0)
-            seconds = (event.load_seconds or 0.0) - spent / 1e9
-            self._saved_seconds += seconds
-            sums = self.meter.sums_of(event.stage, event.model, event.tenant)
-            self.meter.saved(sums, event.usage, seconds, is_near=event.similarity is not None)
         elif kind == "bypass":
             self._bypasses[event.reason or ""] += 1
         elif kind == "refresh":
@@ -314,10 +318,23 @@ class Recorder:
         elif kind != "hit":
             self._counts["loads"] += 1
             self._counts["load_errors"] += event.failed
-            sums = self.meter.sums_of(event.stage, event.model, event.tenant)
-            self.meter.spent(sums, event.usage, event.load_seconds or 0.0, failed=event.failed)
         for tier, reason, message in event.faults:
             self._count_fault(tier, reason, message)
+
+    def _account(self, event: Event) -> None:
+        """Add what a lookup saved or spent to the sums; the lock is held."""
+        meter, usage = self.meter, event.usage
+        model = model_of(event.model, usage)
+        sums, price = meter.sums_of(event.stage, model, event.tenant), meter.price_of(model)
+        load_seconds, took = event.load_seconds or 0.0, sum(event.stages.values()) / 1e9
+        if event.kind == "hit":
+            is_near = event.similarity is not None
+            meter.saved(sums, price, usage, load_seconds - took, event.age or 0.0, is_near=is_near)
+        elif event.kind == "refresh":  # behind a caller who has his answer: nobody waited for it
+            meter.spent(sums, price, usage, load_seconds, failed=event.failed, is_ours=True)
+        elif not event.shared:
+            meter.spent(sums, price, usage, load_seconds, failed=event.failed, is_ours=False)
+            meter.took(sums, took - event.stages.get("load", 0) / 1e9)
 
     def _count_fault(self, tier: str, reason: str, message: str) -> None:
         """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
@@ -332,6 +349,9 @@ class Recorder:
             self._fold()
             hits = self._hits + Counter({"memory": sum(self._quick_hits.values())})
             stages = self._stages
+            by_model = self.meter.totals()
+            total = total_of(by_model)
+            unpriced = {row.model or "": row.unpriced_hits + row.unpriced_loads for row in by_model}
             return Stats(
                 hits=dict(hits),
                 misses=self._counts["misses"],
@@ -344,7 +364,13 @@ class Recorder:
                 not_served=dict(self._not_served),
                 faults=dict(self._faults),
                 stages={stage: stages[stage] / 1e9 for stage in STAGES if stages[stage]},
-                saved_seconds=self._saved_seconds,
+                saved_prompt_tokens=total.saved_prompt_tokens,
+                saved_completion_tokens=total.saved_completion_tokens,
+                saved_seconds=total.saved_seconds,
+                saved_money=total.saved_money,
+                spent_money=total.spent_money,
+                unpriced={model: calls for model, calls in unpriced.items() if calls},
+                prices=self.meter.prices.dated(),
             )
 
 

@@ -103,11 +103,24 @@ FOREVER = Lives()
 
 @dataclass(slots=True)
 class Usage:
-    """What a load cost beside its time, and so what a hit saves: tokens, and money in its owner's unit."""
+    """What a load cost beside its time: tokens, and money where its owner tells it rather than a table of prices.
+
+    Of the `prompt_tokens`, which are all of the prompt, the provider read `cached_tokens` from its prompt cache, and
+    wrote `cache_write_tokens` there. `model` is whose tokens they are, where the call itself does not say it.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     money: float = 0.0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    model: str = ""
+
+    def packed(self) -> tuple[float | str, ...]:
+        """Return it as it is stored: in order, as short as it was before there were the last three, where it can be."""
+        told = self.prompt_tokens, self.completion_tokens, self.money
+        has_more = self.cached_tokens or self.cache_write_tokens or self.model
+        return (*told, self.cached_tokens, self.cache_write_tokens, self.model) if has_more else told
 
 
 def as_usage(told: object) -> Usage | None:
@@ -117,9 +130,16 @@ def as_usage(told: object) -> Usage | None:
     if not isinstance(told, Usage):
         raise TypeError(f"usage= returns a semcache.Usage or None; got a {type(told).__name__}")
     prompt, completion, money = int(told.prompt_tokens), int(told.completion_tokens), float(told.money)
-    if not (0 <= prompt <= _MOST and 0 <= completion <= _MOST and 0 <= money <= _MOST):
+    cached, written = int(told.cached_tokens), int(told.cache_write_tokens)
+    if not all(0 <= number <= _MOST for number in (prompt, completion, money, cached, written)):
         raise ValueError(f"tokens and money are numbers from 0 on; got {told!r}")
-    return Usage(prompt, completion, money)
+    if cached + written > prompt:
+        raise ValueError(
+            f"prompt_tokens are all of the prompt, cached_tokens and cache_write_tokens with it; got {told!r}"
+        )
+    if not isinstance(told.model, str):
+        raise TypeError(f"the model of a usage is its name; got {told.model!r}")
+    return Usage(prompt, completion, money, cached, written, told.model)
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ DELIVERY = frozenset({
     "stream_options", "timeout", "user",
 })  # fmt: skip
 
-_TOKENS = ("prompt_tokens", "completion_tokens")
+_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens")
 
 
 @dataclass(slots=True)
@@ -222,6 +222,8 @@ def _usage(usage: Any, line: int) -> dict[str, int] | None:
         tokens = usage.get(name, 0)
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             _refuse(f'"{name}" is a whole number, at least 0; got {_shown(tokens)}', line)
+    if usage.get("cached_tokens", 0) + usage.get("cache_write_tokens", 0) > usage.get("prompt_tokens", 0):
+        _refuse('"prompt_tokens" are all of the prompt, with "cached_tokens" and "cache_write_tokens"', line)
     return {name: usage[name] for name in _TOKENS if name in usage}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 
 import semcache
 from semcache.cli import main
+from semcache.prices import Prices
 from semcache.testing import ManualClock
 
 COST = semcache.Usage(1000, 200, 0.5)
@@ -70,6 +72,28 @@ def test_table_has_headings_with_units_and_a_total(store, typed, capsys):
     assert total.split()[:5] == ["total", "3", "0", "2", "0"]
     assert {line.rstrip() for line in (first, second, total)} == {first, second, total}
     assert len({len(line) for line in (head, first, second, total)}) == 1
+
+
+def test_money_says_of_what_prices_it_is_and_what_had_none(store, typed, capsys):
+    """Below the table stand currency and day of the prices, and the models that have none; JSON and CSV tell both."""
+    with semcache.Cache("shop", **store) as cache:
+        for model in ("claude-opus-4-1", "claude-opus-4-1", "mine", "mine", "mine"):
+            cache.get_or_load(cache.request("q", model=model), lambda: 0, usage=lambda _: semcache.Usage(0, 1000))
+    run(*typed, "--by", "model")
+    out = capsys.readouterr().out
+    day = Prices().of("claude-opus-4-1").as_of
+    assert re.search(r"claude-opus-4-1 .* 0\.0750 .* 0\.0750\n", out)
+    assert out.endswith(
+        f"\n\nMoney in USD at prices of {day}.\n"
+        "3 calls without a price, left out of the money: mine (docs/costs.md tells how to give one)\n"
+    )
+    run(*typed, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["unpriced"], told["total"]["prices"]) == ({"mine": 3}, f"USD {day}")
+    assert (told["total"]["unpriced_hits"], told["total"]["unpriced_loads"]) == (2, 1)
+    run(*typed, "--by", "model", "--csv")
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["prices"], second["prices"], second["unpriced_hits"]) == (f"USD {day}", "", "2")
 
 
 def test_csv_has_every_measure(store, typed, capsys):

@@ -82,6 +82,7 @@ def test_line_with_only_what_is_required_is_read():
         (line(usage=3), '"usage" is an object'),
         (line(usage={"prompt_tokens": 1.5}), '"prompt_tokens" is a whole number'),
         (line(usage={"completion_tokens": -1}), '"completion_tokens" is a whole number'),
+        (line(usage={"prompt_tokens": 5, "cached_tokens": 3, "cache_write_tokens": 3}), "are all of the prompt"),
         ("[" * 100_000, "nested too deeply"),
         (b'{"ts": \xff}', "not UTF-8 at byte 7"),
     ],

@@ -51,6 +51,7 @@ def add(commands: Any) -> None:
         "--ttl", action="append", default=[], type=_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
     )  # fmt: skip
+    cache.add_argument("--prices", metavar="FILE", help="a table of prices of your own, laid over ours (docs/costs.md)")
     cache.add_argument("--seed", type=int, default=0, help="of the jitter that shortens each ttl (default: 0)")
     run = parser.add_argument_group("the run")
     run.add_argument("--limit", type=positive, metavar="N", help="only the first N requests")
@@ -110,6 +111,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         device=options.device,
         memory=options.memory,
         ttl=replace(TTL(), **dict(options.ttl)),
+        prices=options.prices,
         time_scale=options.time_scale or 1.0,
         seed=options.seed,
         limit=options.limit,

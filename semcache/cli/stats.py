@@ -20,7 +20,7 @@ from semcache.cli.store import add_store, quiet
 from semcache.errors import ConfigurationError, SemcacheError, TierError
 from semcache.meter import COLUMNS, MEASURES, UsageRow, columns_of, first_day, total_of
 from semcache.replay.render import Line, show
-from semcache.replay.words import clip, columns, plain
+from semcache.replay.words import clip, columns, count, money, plain, priced_at
 from semcache.stores.schema import APPLICATION_ID
 from semcache.tier import SystemClock
 
@@ -39,10 +39,10 @@ _FIGURES: tuple[tuple[str, str, Callable[[UsageRow], str]], ...] = (
     ("calls", "errors", lambda row: f"{row.load_errors:,}"),
     ("saved", "tokens", lambda row: f"{row.saved_prompt_tokens + row.saved_completion_tokens:,}"),
     ("saved", "seconds", lambda row: f"{row.saved_seconds:,.1f}"),
-    ("saved", "money", lambda row: f"{row.saved_money:,.2f}"),
+    ("saved", "money", lambda row: money(row.saved_money)),
     ("spent", "tokens", lambda row: f"{row.spent_prompt_tokens + row.spent_completion_tokens:,}"),
     ("spent", "seconds", lambda row: f"{row.spent_seconds:,.1f}"),
-    ("spent", "money", lambda row: f"{row.spent_money:,.2f}"),
+    ("spent", "money", lambda row: money(row.spent_money)),
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
         "stats",
         help="what the cache saved, and what its loads cost, by day, stage, model or tenant",
         description="Print what the lookups of all processes of a namespace saved, and what their loads cost: calls, "
-        "tokens, seconds (saved ones net of the lookups' own), and money in the unit in which it was told.",
+        "tokens, seconds (saved ones net of the lookups' own), and money, at the prices known when it was counted.",
     )
     add_store(parser)
     asked = parser.add_argument_group("the figures")
@@ -77,6 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with quiet(), Cache(**settings, memory=0, disk_size=_UNBOUNDED) as cache:
             rows = cache.usage(since, by)
+            unpriced = _unpriced(cache.usage(since, "model"))
     except TierError as error:
         mend = " (is it running, and is this its address?)" if error.reason in ("unreachable", "late") else ""
         raise SemcacheError(f"{error}{mend}") from error
@@ -87,17 +88,17 @@ def _run(options: argparse.Namespace) -> int:
         )
     if options.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow([*by, *MEASURES])
-        writer.writerows([[getattr(row, name) for name in (*by, *MEASURES)] for row in rows])
+        writer.writerow(_told(UsageRow(), by))
+        writer.writerows([*_told(row, by).values()] for row in rows)
     elif options.json:
         told = {
             "namespace": settings["namespace"], "since": since, "rows": [_told(row, by) for row in rows],
-            "total": _told(total_of(rows), ()),
+            "total": _told(total_of(rows), ()), "unpriced": unpriced,
         }  # fmt: skip
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         title = f"Usage of {plain(settings['namespace'])} since {since} (UTC)"
-        show([[(title, "title")], [], *_table(rows, by)], sys.stdout)
+        show([[(title, "title")], [], *_table(rows, by), *_notes(total_of(rows), unpriced)], sys.stdout)
     sys.stdout.flush()
     return 0
 
@@ -131,7 +132,23 @@ def _check_file(path: Path) -> None:
 
 def _told(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:
     told = asdict(row)
-    return {name: told[name] for name in (*by, *MEASURES)}
+    return {name: told[name] for name in (*by, *MEASURES)} | {"prices": ", ".join(row.prices)}
+
+
+def _unpriced(rows: list[UsageRow]) -> dict[str, int]:
+    """Return the calls that are left out of the money, by model."""
+    counted = {row.model or "": row.unpriced_hits + row.unpriced_loads for row in rows}
+    return {model: calls for model, calls in counted.items() if calls}
+
+
+def _notes(total: UsageRow, unpriced: dict[str, int]) -> list[Line]:
+    """Return how the money was counted, and of which models none was."""
+    told = [f"Money in {priced_at(total.prices)}."] if total.prices else []
+    if unpriced:
+        models = ", ".join(sorted(clip(plain(model), _WIDEST) or "-" for model in unpriced))
+        calls = count(sum(unpriced.values()), "call")
+        told.append(f"{calls} without a price, left out of the money: {models} (docs/costs.md tells how to give one)")
+    return [[], *([(line, "note")] for line in told)] if told else []
 
 
 def _table(rows: list[UsageRow], by: tuple[str, ...]) -> list[Line]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from semcache.cache import Cache
 from semcache.errors import UnkeyableError
 from semcache.keys import canonical, digest
-from semcache.model import SHARED, Request
+from semcache.model import SHARED, Request, Usage
+from semcache.prices import Price
 from semcache.traffic import Recorded, meaning
 
 
@@ -21,8 +22,9 @@ class Asked:
     """One request of a recording, at `position` from 0, `ts` seconds after its begin.
 
     `request` is None where the cache is not to be asked, and `bypass` says why. `seconds` and the tokens are what the
-    origin took for `answer`. Two requests may share an answer if, and only if, both `answer_id` and `around` are equal:
-    `around` is a digest of tenant and parts, made apart from the cache's own keys and scopes, which it judges.
+    origin took for `answer`, `price` is its model's, where it has one. Two requests may share an answer if, and only
+    if, both `answer_id` and `around` are equal: `around` is a digest of tenant and parts, made apart from the cache's
+    own keys and scopes, which it judges.
     """
 
     position: int
@@ -35,6 +37,15 @@ class Asked:
     seconds: float
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    model: str = ""
+    price: Price | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What the origin used."""
+        return Usage(self.prompt_tokens, self.completion_tokens, 0.0, self.cached_tokens, self.cache_write_tokens)
 
     @property
     def text(self) -> str:
@@ -43,13 +54,17 @@ class Asked:
 
 @dataclass(slots=True)
 class Recording:
-    """All requests of a recording, and what there is to say of them; `skipped` is (line number, reason)."""
+    """All requests of a recording, and what there is to say of them; `skipped` is (line number, reason).
+
+    `prices` are the currency and day of the prices of its models, as "USD 2026-08-05".
+    """
 
     asked: list[Asked] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     tenants: Counter[str] = field(default_factory=Counter)
+    prices: set[str] = field(default_factory=set)
 
     @property
     def span_seconds(self) -> float:
@@ -77,6 +92,8 @@ def prepare(recorded: Iterable[Recorded], cache: Cache, skipped: list[tuple[int,
     for position, one in enumerate(recorded):
         asked = _asked(one, position, cache)
         recording.asked.append(asked)
+        if asked.price is not None:
+            recording.prices.add(cache.recorder.meter.prices.dated(asked.price))
         recording.kinds[one.kind] += 1
         if isinstance(model := one.request.get("model"), str):
             recording.models[model] += 1
@@ -99,6 +116,8 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
         except UnkeyableError as error:
             request, bypass = None, f"no key: {error}"
     usage = recorded.usage or {}
+    told = recorded.request.get("model")
+    model = told if isinstance(told, str) else ""
     return Asked(
         position=position,
         ts=recorded.ts,
@@ -110,4 +129,8 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
         seconds=(recorded.latency_ms or 0.0) / 1000,
         prompt_tokens=usage.get("prompt_tokens", 0),
         completion_tokens=usage.get("completion_tokens", 0),
+        cached_tokens=usage.get("cached_tokens", 0),
+        cache_write_tokens=usage.get("cache_write_tokens", 0),
+        model=model,
+        price=cache.recorder.meter.price_of(model),
     )

@@ -10,8 +10,20 @@ from typing import TextIO
 from semcache.policy import Threshold
 from semcache.replay.recording import Recording
 from semcache.replay.report import Report, latencies_us
-from semcache.replay.score import Cost, Hits, Mistake, Score
-from semcache.replay.words import GLUE, apart, clip, count, duration, interval, latency, percent, plain
+from semcache.replay.score import Hits, Mistake, Score
+from semcache.replay.words import (
+    GLUE,
+    apart,
+    clip,
+    count,
+    duration,
+    interval,
+    latency,
+    money,
+    percent,
+    plain,
+    priced_at,
+)  # fmt: skip
 
 Line = list[tuple[str, str]]
 
@@ -177,10 +189,11 @@ def _references(report: Report, width: int) -> Iterator[Line]:
             (f"{wrong:>7}", "bad" if score.hits.wrong else ""),
             (f"{waiting:>16}", ""),
         ]
-    yield from _saved(report.score.saved, report.origin, width)
+    yield from _saved(report, width)
 
 
-def _saved(saved: Cost, whole: Cost, width: int) -> Iterator[Line]:
+def _saved(report: Report, width: int) -> Iterator[Line]:
+    saved, whole = report.score.saved, report.origin
     told = []
     if whole.seconds:
         told.append(f"{duration(saved.seconds)} of {duration(whole.seconds)} of waiting")
@@ -188,6 +201,9 @@ def _saved(saved: Cost, whole: Cost, width: int) -> Iterator[Line]:
         tokens = getattr(whole, f"{what}_tokens")
         if tokens:
             told.append(f"{getattr(saved, f'{what}_tokens'):,} of {tokens:,} {what} tokens")
+    if report.money is not None:
+        at = priced_at(report.replayed.recording.prices)
+        told.append(f"{money(saved.money)} of {money(whole.money)} {at}")
     if told:
         yield []
         yield from _wrapped(f"Saved {', '.join(told)}.", width)
@@ -233,6 +249,10 @@ def _notes(report: Report, width: int) -> Iterator[Line]:
     yield from _wrapped(f"{told}.", width, "note")
     if report.is_judged:
         told = "oracle: a cache without bounds that knows which requests share an answer."
+        yield from _wrapped(told, width, "note")
+    unpriced = [plain(model) or "-" for model, calls in report.origin.unpriced.items() if calls]
+    if unpriced:
+        told = f"no price, and left out of the money: {', '.join(sorted(unpriced))}; --prices FILE gives one."
         yield from _wrapped(told, width, "note")
     if score.bypassed:
         told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."

@@ -38,6 +38,11 @@ class Report:
     def requests_per_second(self) -> float:
         return self.score.requests / max(self.replayed.wall_seconds, 1e-9)
 
+    @property
+    def money(self) -> tuple[float, float] | None:
+        """Return what was saved and what no cache would cost, in money; None where no request could be priced."""
+        return (self.score.saved.money, self.origin.money) if self.origin.money else None
+
     def tiers(self) -> list[tuple[str, Hits]]:
         """Return each tier's hits, nearest tier first; a tier that was not there is left out."""
         there = {*self.replayed.stats.tiers, *self.score.tiers}
@@ -95,8 +100,12 @@ def figures(report: Report) -> dict[str, Any]:
         "oracle_hit_rate": report.oracle.hit_rate if report.is_judged else None,
         "saved": {
             "seconds": score.saved.seconds,
+            "net_seconds": score.net_seconds,
             "prompt_tokens": score.saved.prompt_tokens,
             "completion_tokens": score.saved.completion_tokens,
+            "money": None if report.money is None else report.money[0],
+            "prices": sorted(replayed.recording.prices),
+            "unpriced": {model: calls for model, calls in report.origin.unpriced.items() if calls},
         },
         "latency_us": latencies_us(score),
         "requests_per_second": report.requests_per_second,

@@ -6,10 +6,12 @@ given have an `answer_id`; a rate of wrong hits has its interval beside it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 
+from semcache.meter import has_tokens
 from semcache.replay.recording import Asked
 
 NEAR = "semantic"
@@ -66,16 +68,26 @@ class Hits:
 
 @dataclass(slots=True)
 class Cost:
-    """What origins take."""
+    """What origins take; `unpriced` are the calls that are left out of the money, by model."""
 
     seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    money: float = 0.0
+    unpriced: Counter[str] = field(default_factory=Counter)
 
-    def add(self, asked: Asked) -> None:
+    def add(self, asked: Asked, age: float | None = None) -> None:
+        """Add what a request takes; with `age`, what its call would have cost so long after the answer was loaded."""
+        usage, price = asked.usage, asked.price
         self.seconds += asked.seconds
-        self.prompt_tokens += asked.prompt_tokens
-        self.completion_tokens += asked.completion_tokens
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        if price is None:
+            self.unpriced[asked.model] += has_tokens(usage)
+            return
+        money = price.of(usage)
+        # The recorded call itself may have been given a discount that the rule does not know of.
+        self.money += money if age is None else min(money, price.now(usage, price.discounted(usage, age)))
 
 
 @dataclass(slots=True)
@@ -106,6 +118,11 @@ class Score:
         return Hits(sum(one.hits for one in tiers), sum(one.judged for one in tiers), sum(one.wrong for one in tiers))
 
     @property
+    def net_seconds(self) -> float:
+        """Seconds of waiting that were saved, less what the cache itself took, embedding and misses with it."""
+        return self.saved.seconds - sum(map(sum, self.nanoseconds.values())) / 1e9
+
+    @property
     def near(self) -> Hits:
         return self.tiers.get(NEAR, Hits())
 
@@ -132,7 +149,7 @@ def score(asked: Sequence[Asked], outcomes: Iterable[Outcome]) -> Score:
         if outcome.tier is None or outcome.maker is None:
             total.misses += 1
             continue
-        total.saved.add(one)
+        total.saved.add(one, max(0.0, one.ts - asked[outcome.maker].ts))
         tier = total.tiers.setdefault(outcome.tier, Hits())
         tier.hits += 1
         wrong = is_wrong(one, asked[outcome.maker])

@@ -12,6 +12,7 @@ from semcache.cache import Cache
 from semcache.errors import TrafficError
 from semcache.events import Stats
 from semcache.policy import Policy
+from semcache.prices import Source
 from semcache.replay.player import Witness
 from semcache.replay.recording import Recording, prepare
 from semcache.replay.score import Outcome
@@ -41,6 +42,7 @@ class Settings:
     memory: Size = "64MB"
     semantic: Size = "512MB"
     ttl: TTL = field(default_factory=TTL)
+    prices: Source | None = None
     time_scale: float = 1.0
     seed: int = 0
     limit: int | None = None
@@ -97,6 +99,7 @@ def make_cache(settings: Settings, folder: Path, witness: Witness, clock: Clock 
         device=settings.device,
         policy=witness,
         ttl=settings.ttl,
+        prices=settings.prices,
         timeouts=_NEVER_LATE,
         clock=clock,
         seed=settings.seed,

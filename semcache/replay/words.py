@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 from semcache.replay.score import Rate
 
@@ -43,6 +44,19 @@ def duration(seconds: float) -> str:
         rest = whole % size // smaller_size
         told = f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")
     return told.replace(" ", GLUE)
+
+
+def money(amount: float) -> str:
+    """Return an amount of money with two places, or four below one."""
+    return f"{amount:,.2f}" if abs(amount) >= 1 or not amount else f"{amount:,.4f}"
+
+
+def priced_at(prices: Iterable[str]) -> str:
+    """Return of what prices an amount was made, "USD 2026-08-05" each: "USD at prices of 2026-04-01 and 2026-08-05"."""
+    days: dict[str, list[str]] = {}
+    for currency, _, day in (told.partition(" ") for told in sorted(prices)):
+        days.setdefault(currency, []).append(day)
+    return ", ".join(f"{currency} at prices of {' and '.join(told)}" for currency, told in days.items())
 
 
 def latency(microseconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgpack import packb, unpackb
 
@@ -22,7 +22,7 @@ class About(NamedTuple):
     grace: float = 0.0
     slide: float = 0.0
     goes: float = inf
-    usage: tuple[int, int, float] | None = None
+    usage: tuple[Any, ...] | None = None
     facets: tuple[str, str, str, str, tuple[str, ...], tuple[str, ...]] | None = None
 
     def fill(self, entry: Entry, namespace: str, now: float) -> None:
@@ -42,7 +42,7 @@ def of(entry: Entry, facets: Facets, now: float) -> About:
     usage, told = entry.usage, None
     if facets.tags or facets.documents:
         told = facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents
-    used = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, usage.money)
+    used = None if usage is None else usage.packed()
     if entry.is_pinned:
         return About(is_pinned=True, usage=used, facets=told)
     return About(False, entry.grace, entry.slide, now + entry.limit, used, told)  # noqa: FBT003 - in its own order

@@ -41,7 +41,7 @@ def write(key: bytes, entry: Entry, facets: Facets, life: float, now: float) -> 
     told = bool(facets.tags or facets.documents or usage is not None)
     about: list[Any] = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
     if usage is not None:
-        about.append((usage.prompt_tokens, usage.completion_tokens, usage.money))
+        about.append(usage.packed())
     packed: bytes = packb(about)
     if len(packed) > MAX_FACETS_BYTES:
         raise EncodeError(f"its tags and documents take {len(packed)} bytes, over {MAX_FACETS_BYTES}: name fewer")

@@ -104,7 +104,7 @@ class Call:
             return self.bypass(event, origin)
         return lookup(self.cache.chain, request, origin, event, blocks=blocks)
 
-    def open(  # noqa: C901, PLR0912 - the hot path, in one piece
+    def open(  # noqa: C901, PLR0912, PLR0915 - the hot path, in one piece
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, tuple[Request | None, Event] | None]:
         """Return the answer in memory and None; or None, and the request, None if it has no key, with its event.
@@ -150,7 +150,9 @@ class Call:
                         recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
                     else:
                         quick = recorder.quick
-                        quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage))
+                        usage = kept.usage
+                        age = 0.0 if usage is None else cache.now() - kept.since
+                        quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, usage, age))
                         if len(quick) > FOLD_AT:
                             recorder.fold()
                         remember((self, key, kept, key_ns, memory_ns, stage))

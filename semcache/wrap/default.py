@@ -29,6 +29,7 @@ _TEXT = (
     "mode",
     "max_value",
     "compress",
+    "prices",
 )
 
 

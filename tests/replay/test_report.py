@@ -45,7 +45,11 @@ def test_figures_are_what_was_replayed():
     assert told["oracle_hit_rate"] == 2 / 5
     assert (told["wrong_hits"], told["wrong_per_hit"]) == (1, 0.5)
     assert told["wrong_per_hit_ci95"] == pytest.approx((0.0945, 0.9055), abs=1e-4)
-    assert told["saved"] == {"seconds": 3.0, "prompt_tokens": 200, "completion_tokens": 40}
+    assert told["saved"].pop("net_seconds") < 3.0
+    assert told["saved"] == {
+        "seconds": 3.0, "prompt_tokens": 200, "completion_tokens": 40, "money": None, "prices": [],
+        "unpriced": {"m": 3},
+    }  # fmt: skip
     assert told["latency_us"].keys() == {"memory", "miss"}
     assert told["latency_us"]["memory"].keys() == {"p50", "p90", "p99", "max"}
     assert told["requests_per_second"] == pytest.approx(5 / told["wall_seconds"])
@@ -93,6 +97,44 @@ def test_latency_says_nothing_of_a_tier_that_did_not_answer():
     """A row of percentiles is of at least one lookup."""
     report = make_report(run([chat("a", 0)]))
     assert latencies_us(report.score).keys() == {"miss"}
+
+
+PRICES = {
+    "currency": "EUR",
+    "providers": {
+        "auto": {
+            "as_of": "2026-01-02", "discount": "automatic", "from_tokens": 1024, "step_tokens": 128, "lasts": "10m",
+            "models": {"m": {"input": 2.5, "cached_input": 1.25, "output": 10}},
+        },
+    },
+}  # fmt: skip
+LONG = {"usage": {"prompt_tokens": 2000, "completion_tokens": 100}, "latency_ms": 1000}
+
+
+def test_money_is_what_the_calls_would_have_cost_at_their_time():
+    """A repeat within ten minutes would have been discounted, a later one not; what it was recorded with is not topped.
+
+    A load is 0.006, a repeat 0.0036 (1,920 tokens at 1.25) and 0.006 past ten minutes; of 2,000 tokens all cached the
+    last one cost 0.0035.
+    """
+    cached = {**LONG, "usage": {**LONG["usage"], "cached_tokens": 2000}}
+    lines = [chat("a", 0, **LONG), chat("a", 60, **LONG), chat("a", 700, **LONG), chat("a", 800, **cached)]
+    report = make_report(run([*lines, chat("b", 801, model="other", **LONG)], prices=PRICES))
+    saved = figures(report)["saved"]
+    assert saved["money"] == pytest.approx(0.0036 + 0.006 + 0.0035)
+    assert report.origin.money == pytest.approx(3 * 0.006 + 0.0035)
+    assert (saved["prices"], saved["unpriced"]) == (["EUR 2026-01-02"], {"other": 1})
+    text = re.sub(r"\s+", " ", printed(report))
+    assert "0.0131 of 0.0215 EUR at prices of 2026-01-02." in text
+    assert "no price, and left out of the money: other; --prices FILE gives one." in text
+
+
+def test_net_seconds_are_less_what_the_cache_took():
+    """Lookups, of misses too, are taken off the waiting that was saved."""
+    report = make_report(run([chat("a", 0, **COST), chat("a", 1, **COST)]))
+    took = sum(map(sum, report.score.nanoseconds.values())) / 1e9
+    assert len(report.score.nanoseconds) == 2
+    assert figures(report)["saved"]["net_seconds"] == pytest.approx(1.5 - took)
 
 
 # The printed report

@@ -46,7 +46,10 @@ class Messages:
         told = answer.get("usage")
         if not told:
             return None
-        return Usage(sum(told.get(name) or 0 for name in _PROMPT), told.get("output_tokens") or 0)
+        plain, written, cached = (told.get(name) or 0 for name in _PROMPT)
+        return Usage(
+            plain + written + cached, told.get("output_tokens") or 0, cached_tokens=cached, cache_write_tokens=written
+        )
 
     def unkept(self, answer: Json, *, tools: bool) -> str | None:
         """Keep what ended by itself and says something."""

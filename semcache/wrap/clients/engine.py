@@ -217,7 +217,8 @@ class Engine:
         if recorder.observers or tracing():
             recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
             return True
-        recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage))
+        age = cache.now() - kept.since
+        recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage, age))
         if len(recorder.quick) > FOLD_AT:
             recorder.fold()
         remember((self, key, kept, key_ns, memory_ns, stage))

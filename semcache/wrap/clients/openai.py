@@ -44,9 +44,14 @@ class ChatCompletions:
         return bool((body.get("stream_options") or {}).get("include_usage"))
 
     def usage(self, answer: Json) -> Usage | None:
-        """Return the tokens of prompt and completion."""
+        """Return the tokens of prompt, cached or not, and completion."""
         told = answer.get("usage")
-        return None if not told else Usage(told.get("prompt_tokens") or 0, told.get("completion_tokens") or 0)
+        if not told:
+            return None
+        prompt = told.get("prompt_tokens") or 0
+        cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        # Of those who are compatible some count what is cached beside the prompt.
+        return Usage(prompt, told.get("completion_tokens") or 0, cached_tokens=min(cached, prompt))
 
     def unkept(self, answer: Json, *, tools: bool) -> str | None:
         """Keep what ended by itself and says something."""

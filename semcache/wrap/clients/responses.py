@@ -63,9 +63,13 @@ class Responses:
         return True
 
     def usage(self, answer: Json) -> Usage | None:
-        """Return the tokens of input and output."""
+        """Return the tokens of input, cached or not, and output."""
         told = answer.get("usage")
-        return None if not told else Usage(told.get("input_tokens") or 0, told.get("output_tokens") or 0)
+        if not told:
+            return None
+        prompt = told.get("input_tokens") or 0
+        cached = (told.get("input_tokens_details") or {}).get("cached_tokens") or 0
+        return Usage(prompt, told.get("output_tokens") or 0, cached_tokens=min(cached, prompt))
 
     def unkept(self, answer: Json, *, tools: bool) -> str | None:
         """Keep what was completed and says something."""
