@@ -28,6 +28,7 @@ from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
+from semcache.semantic.served import EmbeddingServer
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
@@ -47,6 +48,7 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "DecodeError",
+    "EmbeddingServer",
     "EncodeError",
     "Event",
     "Explanation",

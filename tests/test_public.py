@@ -8,11 +8,11 @@ import semcache
 
 NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
-    "DecodeError", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError",
-    "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError",
-    "Timeouts", "Trace", "TrafficError", "UnkeyableError",
-    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
-    "check", "configure", "context", "last", "register", "trace",
+    "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss",
+    "MissingExtraError", "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats",
+    "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError", "UnmeasuredThresholdWarning",
+    "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval", "check", "configure", "context",
+    "last", "register", "trace",
 ]  # fmt: skip
 
 
