@@ -108,9 +108,11 @@ class Meter:
             row = (OTHER, OTHER, OTHER)
         return day.setdefault(row, [0] * len(MEASURES))
 
-    def saved(self, sums: list[float], usage: Usage | None, seconds: float, *, is_near: bool) -> None:
-        """Count a hit, and what its load had cost."""
-        sums[NEAR_HITS if is_near else HITS] += 1
+    def saved(
+        self, sums: list[float], usage: Usage | None, seconds: float, *, is_near: bool, count: int = 1
+    ) -> None:  # fmt: skip
+        """Count a hit, or several, and what loading had cost."""
+        sums[NEAR_HITS if is_near else HITS] += count
         sums[SAVED_SECONDS] += seconds
         if usage is not None:
             sums[SAVED_PROMPT] += usage.prompt_tokens

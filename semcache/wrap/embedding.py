@@ -25,7 +25,7 @@ from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical, canonical_items, type_name
 from semcache.lookup import finish, load
 from semcache.many import lookup_many
-from semcache.model import Facets, Lives, Request
+from semcache.model import Alike, Facets, Lives, Request
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.default import default_cache
@@ -248,7 +248,7 @@ class Embedding:
         outcomes = yield from look(requests)
         if not _are_alike([outcome.value for outcome in outcomes if outcome.error is None]):
             # The model has changed under its name: what stands is of no use beside the new.
-            outcomes = yield from look([replace(request, mode="refresh") for request in requests])
+            outcomes = yield from look(Alike(replace(requests.one, mode="refresh"), requests.keys))
         return self._gathered(outcomes, is_one=isinstance(told, str))
 
     def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | list[str]:
@@ -262,7 +262,7 @@ class Embedding:
             raise UnkeyableError("it is neither a text nor a list of texts", f"argument {self._texts!r}")
         return list(told)
 
-    def _requests(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Request]:
+    def _requests(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Alike:
         """Return a request for each text; what they have in common is made once."""
         given, cache = self._given, self.cache
         values = self._signature.bind(args, kwargs)
@@ -273,17 +273,12 @@ class Embedding:
         )  # fmt: skip
         begun = blake2b(cache.prefix(self.name, self.version), digest_size=KEY_BYTES)
         begun.update(canonical_items(values) + self._identity + owner)
-        requests = []
+        keys, fork = [], begun.copy
         for text in texts:
-            hasher = begun.copy()
+            hasher = fork()
             hasher.update(text.encode("utf-8", "surrogatepass"))  # the last part, so it needs no frame
-            requests.append(
-                Request(
-                    hasher.digest(), facets=common.facets, tenanted=common.tenanted, lives=common.lives,
-                    mode=common.mode, stage=common.stage,
-                )
-            )  # fmt: skip
-        return requests
+            keys.append(hasher.digest())
+        return Alike(common, keys)
 
     def _load(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], places: list[int]) -> Any:
         """Call the function with the texts at some places; their vectors as bytes, be they awaited first."""
@@ -353,7 +348,7 @@ class Embedding:
     def requests(self, *args: Any, **kwargs: Any) -> list[Request]:
         """Return what a call means to the cache."""
         told = self._told(args, kwargs)
-        return self._requests([told] if isinstance(told, str) else told, args, kwargs)
+        return list(self._requests([told] if isinstance(told, str) else told, args, kwargs))
 
     def invalidate(self, *args: Any, **kwargs: Any) -> int:
         """Invalidate the vectors of the texts of one call."""

@@ -541,3 +541,93 @@ def test_sentence_transformers_encode(open_cache, store):
         assert encode(texts, normalize_embeddings=True, show_progress_bar=False).tobytes() == plain.tobytes()
     assert encode(texts[1], normalize_embeddings=True).tobytes() == plain[1].tobytes()
     assert encode.cache_info() == (3, 2, 0)
+
+
+# Hits that are summed together
+
+
+class Damaged:
+    """Writes other bytes where a vector stands in a Redis."""
+
+    def __init__(self, server):
+        self.client = server.client()
+
+    def names(self):
+        return sorted(self.client.scan_iter("semcache:tests:v:*"))
+
+    def change(self, name, change):
+        data = bytearray(self.client.get(name))
+        change(data)
+        self.client.set(name, bytes(data), ex=100)
+
+
+@pytest.fixture
+def over_redis(open_cache, redis_server, redis_url):
+    """A cache without memory over a Redis, with eight vectors in it, and what changes their bytes."""
+    model = Model()
+    cache = open_cache(redis=redis_url, memory=0)
+    embed = semcache.cached_embedding(cache, version="1")(plain_of(model))
+    embed(list("abcdefgh"))
+    assert cache.flush(GUARD)
+    return cache, embed, model, Damaged(redis_server)
+
+
+def test_each_damaged_vector_is_computed_anew(over_redis):
+    """Law 9: among hits that are read together too; the others stay hits."""
+    cache, embed, model, damaged = over_redis
+    names = damaged.names()
+
+    def flip(data):
+        data[-1] ^= 1
+
+    def age(data):
+        data[0] = 99
+
+    damaged.change(names[0], flip)
+    damaged.change(names[1], age)
+    damaged.client.set(names[2], damaged.client.get(names[3]))  # another's answer
+    damaged.client.set(names[4], b"")
+    assert same(embed(list("abcdefgh")), list("abcdefgh"))
+    assert len(model.asked[1]) == 4
+    assert embed.cache_info() == (4, 12, 0)
+
+
+def test_invalidated_and_expired_vectors_are_computed_anew_among_others(over_redis, clock):
+    """Laws 5 and 8: a mark, and the end of a life, hold for each text by itself."""
+    cache, embed, model, _ = over_redis
+    embed.invalidate(["a", "c"])
+    assert same(embed(list("abcd")), list("abcd"))
+    assert model.asked[1:] == [["a", "c"]]
+    clock.advance(2 * 86400)
+    embed(["b", "d"])
+    assert model.asked[2:] == [["b", "d"]]
+
+
+def test_hits_that_are_summed_together_are_counted_as_each_by_itself(open_cache, store):
+    """Calls, tiers, saved seconds and usage rows are what observers would have added up."""
+    told = []
+    for watched in (False, True):
+        cache = open_cache(f"sums {watched}", **store, observers=[lambda event: None] if watched else [])
+        embed = semcache.cached_embedding(cache, version="1", model="m", stage="embed")(plain_of(Model()))
+        embed(list("abc"))
+        assert cache.flush(GUARD)
+        embed(list("abcabca"))
+        stats = cache.stats()
+        row = cache.usage(by=("stage", "model"))[0]
+        told.append((embed.cache_info(), stats.hits, stats.misses, row.stage, row.model, row.hits, row.loads))
+        assert semcache.last().kind == "hit"
+        assert stats.stages.keys() >= {"memory"}
+    assert told[0] == told[1]
+
+
+def test_tags_and_usage_of_hits_are_theirs(open_cache, redis_url):
+    """What has facets of its own is looked at by itself: a tag that is invalidated drops its vectors."""
+    cache, model = open_cache(redis=redis_url, memory=0), Model()
+    tagged = semcache.cached_embedding(cache, version="1", tags="faq")(plain_of(model))
+    tagged(["a", "b"])
+    assert cache.flush(GUARD)
+    tagged(["a", "b"])
+    assert len(model.asked) == 1
+    cache.invalidate(tag="faq")
+    tagged(["a", "b"])
+    assert len(model.asked) == 2
