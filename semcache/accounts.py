@@ -31,7 +31,7 @@ class Accounts:
     now: Callable[[], float]
     # Whether what is counted goes to the store: a trial is no traffic.
     books: bool = True
-    _clock: Clock
+    clock: Clock
     _book_at: float
 
     def _book_when_due(self) -> None:
@@ -63,7 +63,7 @@ class Accounts:
         10 seconds may be missing. Without a store it is this cache's alone. Raises TierError where the store cannot be
         asked.
         """
-        columns, day = columns_of(by), first_day(since, self._clock.time())
+        columns, day = columns_of(by), first_day(since, self.clock.time())
         self._book()
         booked = {} if self.store is None else self.store.booked(day)
         for counted_on, amounts in self.recorder.counted().items():

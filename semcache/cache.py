@@ -104,9 +104,9 @@ class Cache(Meaning, Commands, Accounts):
         if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
             raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
         warn_unmeasured(self.policy)
-        self._clock = clock or SystemClock()
-        self.now = self._clock.monotonic
-        self.recorder = Recorder(_callables(observers), Meter(self._clock.time, tenants=tenant_usage))
+        self.clock = clock or SystemClock()
+        self.now = self.clock.monotonic
+        self.recorder = Recorder(_callables(observers), Meter(self.clock.time, tenants=tenant_usage))
         self._book_at = self.now() + BOOK_SECONDS
         self._closed = False
 
@@ -122,7 +122,7 @@ class Cache(Meaning, Commands, Accounts):
         # Nobody tells others' memory what was invalidated in a memcached that stands alone.
         is_deaf = memcached is not None and not keeps_log
         parts = Parts(
-            namespace, self._clock, Random(seed).random, self._marks, ttl, timeouts, self.recorder, is_deaf,  # noqa: S311 - spreads expiries, keeps no secret
+            namespace, self.clock, Random(seed).random, self._marks, ttl, timeouts, self.recorder, is_deaf,  # noqa: S311 - spreads expiries, keeps no secret
             0.0 if memcached is None else ttl.of("memcached"),
         )  # fmt: skip
         is_store = not keeps_log and memcached is None
@@ -132,7 +132,7 @@ class Cache(Meaning, Commands, Accounts):
         self.disk = parts.disk(disk, disk_bytes) if disk is not None else None
         self.redis = parts.redis(redis) if redis is not None else None
         self.store: DiskTier | RedisTier | None = self.disk or self.redis
-        self.log = Log(self.store, self._marks, self._clock.time if is_deaf else None)
+        self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None)
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
         self.semantic = None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values)

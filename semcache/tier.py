@@ -24,17 +24,30 @@ from semcache.plan import Plan
 
 
 class Clock(Protocol):
-    """Two clocks: `monotonic` seconds for lives inside a process, `time` seconds since 1970 for what is shared."""
+    """Two clocks: `monotonic` seconds for lives inside a process, `time` seconds since 1970 for what is shared.
+
+    `sleep` and `asleep` let seconds pass, for a thread and for a task.
+    """
 
     def monotonic(self) -> float: ...
     def time(self) -> float: ...
+    def sleep(self, seconds: float, /) -> None: ...
+    async def asleep(self, seconds: float, /) -> None: ...
 
 
 class SystemClock:
     """The clocks of this machine."""
 
     monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
     time = staticmethod(time.time)
+
+    @staticmethod
+    async def asleep(seconds: float) -> None:
+        """Let a task wait."""
+        import asyncio
+
+        await asyncio.sleep(seconds)
 
 
 class Tier(Protocol):

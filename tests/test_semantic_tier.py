@@ -231,7 +231,7 @@ def test_rounds_share_one_deadline(open_near, monkeypatch):
 
     def note(future, timeout):
         waited.append(timeout)
-        cache._clock.advance(10)
+        cache.clock.advance(10)
         return plain(future, timeout)
 
     monkeypatch.setattr(semantic_tier, "Wait", note)

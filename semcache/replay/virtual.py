@@ -38,6 +38,14 @@ class VirtualClock:
     def time(self) -> float:
         return self._EPOCH + self._now
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, and wait for nothing."""
+        self._now += seconds
+
+    async def asleep(self, seconds: float) -> None:
+        """Let time pass, and wait for nothing."""
+        self._now += seconds
+
     def move_to(self, seconds: float) -> None:
         """Let it be so many seconds after the begin of the recording."""
         self._now = seconds

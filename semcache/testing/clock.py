@@ -16,6 +16,14 @@ class ManualClock:
     def time(self) -> float:
         return self._time
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, and wait for nothing."""
+        self.advance(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        """Let time pass, and wait for nothing."""
+        self.advance(seconds)
+
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks."""
         self._monotonic += seconds

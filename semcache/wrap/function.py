@@ -160,6 +160,8 @@ def cached(
     usage: Callable[[Any], Usage | None] | None = None,
     sampling: Sampling = "zero",
     tool_calls: bool = False,
+    history: str = "all",
+    replay_rate: float | None = None,
 ) -> C: ...
 def cached(
     target: Any = None,
@@ -183,6 +185,8 @@ def cached(
     documents: Callable[[Any], Iterable[str]] | None = None,
     sampling: Sampling = "zero",
     tool_calls: bool = False,
+    history: str = "all",
+    replay_rate: float | None = None,
 ) -> Any:
     """Cache a function, `@cached`, in the default cache, or `@cached(cache, ...)`; a client by `cached(client, cache)`.
 
@@ -202,16 +206,21 @@ def cached(
     up. Its text is the last message, if that is the user's; `text` is a callable that takes the question out of it.
     `tenant` names a parameter of the call, or takes all of them; `ignore` names parameters and headers; `when` and
     `usage` take the SDK's answer. `sampling="any"` caches calls with a temperature above 0 or several answers too,
-    `tool_calls` answers that call tools. It has no `key` and is not served stale. docs/clients.md says the rest.
+    `tool_calls` answers that call tools. `history="last:4"` lets conversations meet that agree in their last four
+    turns, where no policy serves them; `replay_rate` are the chunks in a second that a stored stream comes at. It has
+    no `key` and is not served stale. docs/clients.md says the rest.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
     if is_client(target):
         return cached_client(target, cache, client_options(
             text=text, key=key, tenant=tenant, lives=lives, tags=tags, version=version, ignore=ignore, when=when,
-            stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls,
+            stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls, history=history,
+            replay_rate=replay_rate,
         ))  # fmt: skip
-    if cache is not None or sampling != "zero" or tool_calls:
-        raise ConfigurationError("a second argument, sampling= and tool_calls= are for clients; a function has none")
+    if cache is not None or sampling != "zero" or tool_calls or history != "all" or replay_rate is not None:
+        raise ConfigurationError(
+            "a second argument, sampling=, tool_calls=, history= and replay_rate= are for clients; a function has none"
+        )
     checked = options(
         text=text, key=key, tenant=tenant, lives=lives, version=version, tags=tags, ignore=ignore, when=when,
         stage=stage, usage=usage, documents=documents,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from threading import RLock, get_ident
 from time import perf_counter_ns
@@ -31,6 +31,10 @@ class End(Outcome[Any]):
     __slots__ = ()
 
 
+# What stands for an item that is not there yet: None is an item.
+PENDING = object()
+
+
 class Raw:
     """An item, or a returned value, that has no encoding."""
 
@@ -45,6 +49,10 @@ class Origin(Protocol):
 
     def pull(self) -> Any:
         """Return the next item, or End; an error of the origin's is an End too."""
+        ...
+
+    def take(self) -> Any:
+        """Return the next item, or End, where nothing is to be awaited for it; else PENDING."""
         ...
 
     def close(self) -> Any:
@@ -69,20 +77,23 @@ class GeneratorOrigin:
         except BaseException as error:  # noqa: BLE001 - whatever ended the generator, it has no next item
             return End(error=error)
 
+    take = pull
+
     def close(self) -> None:
         """Close the generator."""
         self._context.run(self._generator.close)
 
 
 class AsyncGeneratorOrigin:
-    """An async generator, driven by one task, an item at a time, as readers ask."""
+    """An async generator, driven by one task, an item at a time, as readers ask; or up to `ahead` before they do."""
 
-    def __init__(self, make: Callable[[], AsyncGenerator[Any, None]], flight: Flight[Any]) -> None:
+    def __init__(self, make: Callable[[], AsyncGenerator[Any, None]], flight: Flight[Any], *, ahead: int = 0) -> None:
         import asyncio
 
         self._asked = asyncio.Event()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self._waiting = False
+        self._ahead = ahead
         context = contextvars.copy_context()
         context.run(enter, flight)
         self._task = asyncio.get_running_loop().create_task(self._drive(make), context=context)
@@ -93,7 +104,8 @@ class AsyncGeneratorOrigin:
         item: Any = None
         try:
             while not isinstance(item, End):
-                await self._asked.wait()
+                if self._answers.qsize() >= self._ahead:
+                    await self._asked.wait()
                 self._asked.clear()
                 item = await _next(items)
                 self._answers.put_nowait(item)
@@ -114,6 +126,13 @@ class AsyncGeneratorOrigin:
         item = await self._answers.get()
         self._waiting = False
         return item
+
+    def take(self) -> Any:
+        """Return an item that was pulled ahead."""
+        if self._waiting or self._answers.empty():
+            return PENDING
+        self._asked.set()
+        return self._answers.get_nowait()
 
     async def close(self) -> None:
         """Cancel the task, which closes the generator, and wait for it."""
@@ -146,6 +165,12 @@ class Replayed:
         for item in self._items:
             return item
         return End(self._returned)
+
+    take = pull
+
+    def rest(self) -> Iterator[Any]:
+        """Return the items that were not pulled."""
+        return self._items
 
     def close(self) -> None:
         """Nothing is open."""
@@ -180,7 +205,8 @@ class Stream:
         self._readers = 0
         self._is_claimed = False
         self._puller = 0
-        self._pulled: Future[None] | None = None
+        self._is_pulling = False
+        self._pulled: Future[None] | None = None  # what those wait for who need what is being pulled
         self._lock = RLock()  # the collector may close one reader while this thread reads for another
 
     @property
@@ -206,17 +232,12 @@ class Stream:
         while True:
             with self._lock:
                 there = self._at(place)
-                pulled = self._pulled
-                if there is None and pulled is None:
-                    mine = self._pulled = Future()
-                    mine.set_running_or_notify_cancel()
-                    self._puller = get_ident()
-            if there is not None:
-                return _copy_of(there)
+                if there is None and not self._is_pulling:
+                    self._is_pulling, self._puller = True, get_ident()
+                    break
+                pulled = self._awaited() if there is None else None
             if pulled is None:
-                break
-            if self._waits_for_itself():
-                raise ValueError("generator already executing")
+                return _copy_of(there)
             yield Wait(pulled, timeout)
         try:
             if self.origin is None:
@@ -227,9 +248,42 @@ class Stream:
             self._take(item)
             return item
         finally:
-            with self._lock:
-                self._pulled = None
-            mine.set_result(None)
+            self._end_pull()
+
+    def pull(self, place: int) -> Any:
+        """Return the item at a place, or End, to a reader who can pull it at once; else PENDING: `step` is needed.
+
+        That is where it has been pulled, another pulls, or it is to be awaited. Most streams have one reader, who is
+        spared the plan.
+        """
+        with self._lock:
+            if self.origin is None or self._is_pulling or self._at(place) is not None:
+                return PENDING
+            self._is_pulling, self._puller = True, get_ident()
+        try:
+            began = perf_counter_ns()
+            item = self.origin.take()
+            self.pull_ns += perf_counter_ns() - began
+            if item is not PENDING:
+                self._take(item)
+            return item
+        finally:
+            self._end_pull()
+
+    def _awaited(self) -> Future[None]:
+        """Return what ends with the pull that is on its way; the lock is held."""
+        if self._waits_for_itself():
+            raise ValueError("generator already executing")
+        if self._pulled is None:
+            self._pulled = Future()
+            self._pulled.set_running_or_notify_cancel()
+        return self._pulled
+
+    def _end_pull(self) -> None:
+        with self._lock:
+            pulled, self._pulled, self._is_pulling = self._pulled, None, False
+        if pulled is not None:
+            pulled.set_result(None)
 
     def _at(self, place: int) -> bytes | Raw | End | None:
         place -= self._let_go
@@ -257,7 +311,7 @@ class Stream:
 
     def _waits_for_itself(self) -> bool:
         """Say whether this thread, in the middle of a pull, would wait for that pull."""
-        return self._blocks and self._pulled is not None and self._puller == get_ident()
+        return self._blocks and self._is_pulling and self._puller == get_ident()
 
     def join(self) -> bool:
         """Read along from the beginning; False where that is not possible, or would wait for itself."""

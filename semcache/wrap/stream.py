@@ -6,7 +6,7 @@ generator takes no values by `send`: what it yields could depend on them, and no
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
 from functools import partial
 from threading import RLock
@@ -22,7 +22,7 @@ from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
-from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
+from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -53,7 +53,7 @@ class Streamed(Protocol):
     def replayed(self) -> Callable[[Any], list[Any]]: ...
 
 
-OriginType = type[GeneratorOrigin] | type[AsyncGeneratorOrigin]
+OriginType = Callable[[Callable[[], Any], Flight[Any]], Origin]
 
 
 def replaying(call_of: Callable[[], Call]) -> Callable[..., Generator[Any, None, Any]]:
@@ -75,7 +75,7 @@ def replaying(call_of: Callable[[], Call]) -> Callable[..., Generator[Any, None,
         reading = Reading(call, request, event, origin, GeneratorOrigin, None)
         try:
             while True:
-                item = run(reading.step())
+                item = reading.pull()
                 if isinstance(item, End):
                     return item.unwrap()
                 _refuse_sent((yield item))
@@ -110,7 +110,7 @@ def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any,
         reading = Reading(call, request, event, origin, AsyncGeneratorOrigin, asyncio.get_running_loop())
         try:
             while True:
-                item = await arun(reading.step())
+                item = await reading.apull()
                 if isinstance(item, End):
                     item.unwrap()
                     return
@@ -202,10 +202,29 @@ class Reading:
             self._leave()
             self._stream = self._begin()
             item = yield from self._stream.step(self._open, 0)
+        return self._took(item)
+
+    def pull(self) -> Any:
+        """Return the next item, or End, as `step` does, to a plain reader."""
+        item = self._stream.pull(self._place)
+        return run(self.step()) if item is PENDING else self._took(item)
+
+    async def apull(self) -> Any:
+        """Return the next item, or End, as `step` does, to a task."""
+        item = self._stream.pull(self._place)
+        return await arun(self.step()) if item is PENDING else self._took(item)
+
+    def _took(self, item: Any) -> Any:
         self._place += 1
         if isinstance(item, End):
             self._event.failed = item.error is not None
         return item
+
+    @property
+    def stored(self) -> Iterator[Any] | None:
+        """What is still to be read, where that was found in a tier."""
+        origin = self._stream.origin
+        return origin.rest() if self._found and isinstance(origin, Replayed) else None
 
     def _open(self) -> Plan[Origin]:
         """Find the items in a tier, or start the origin."""

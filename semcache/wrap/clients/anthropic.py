@@ -19,6 +19,7 @@ class Messages:
     """POST /v1/messages."""
 
     name = "anthropic.messages"
+    resource: tuple[str, ...] = ("messages",)
     turns = "messages"
     text_part = "text"
     ignored = frozenset({"stream", "metadata", "service_tier"})

@@ -1,18 +1,20 @@
 """One call of a client: how it is sent, in which form its answer is kept, and how the SDK's own types are made of it.
 
-Laws: what is kept is plain JSON data: of a plain call {"answer", "request_id"}, of a stream the list of a head and its
-chunks; each serves both sorts of call, where the usage it was recorded with allows it. The SDK makes its types of it,
-as it makes them of what comes over the wire, so unknown fields stay. Who loaded an answer is given the SDK's object.
+Laws: what is kept is plain data: of a plain call {"answer", "request_id"}, of a stream the list of a head and its
+chunks, each the JSON text that came over the wire; each serves both sorts of call, where the usage it was recorded with
+allows it. The SDK makes its types of it, as it makes them of what comes over the wire, so unknown fields stay. Who
+loaded an answer is given the SDK's object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from inspect import isawaitable
 from threading import RLock
-from typing import Any
+from typing import Any, get_args
 
 from semcache.cache import Cache
 from semcache.keep import Unkept
@@ -23,6 +25,19 @@ from semcache.wrap.shared import Stream
 
 # What of a response's headers is kept with an answer.
 _KEPT_HEADERS = ("x-request-id", "request-id")
+
+
+class Endpoint:
+    """One endpoint of a client and of its copies: what its calls have in common."""
+
+    __slots__ = ("dialect", "settings", "stage", "streams", "streams_lock")
+
+    def __init__(self, dialect: Dialect, settings: ClientOptions) -> None:
+        self.dialect = dialect
+        self.settings = settings
+        self.stage = settings.stage or dialect.name
+        self.streams: dict[Any, Stream] = {}
+        self.streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
 
 
 class Head:
@@ -40,30 +55,70 @@ class Head:
         return {"head": headers, "with_usage": self.with_usage}
 
 
+class Tap:
+    """Stands before the decoder of a stream of the SDK's, and remembers the text of the event that it decoded last.
+
+    None for a stream that decodes in another way. Nobody has begun to read the stream.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._decoder: Any = getattr(stream, "_decoder", None)
+        self.text: str | None = None
+        if self._decoder is not None:
+            stream._decoder = self  # noqa: SLF001 - there is no public way
+
+    def iter_bytes(self, chunks: Iterator[bytes]) -> Iterator[Any]:
+        """Decode as the SDK does."""
+        for event in self._decoder.iter_bytes(chunks):
+            self.text = event.data
+            yield event
+
+    async def aiter_bytes(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Decode as the SDK does."""
+        async for event in self._decoder.aiter_bytes(chunks):
+            self.text = event.data
+            yield event
+
+
 class Asked:
     """A call on its way: `send` asks the origin through the SDK, `chunk_type` is what a stream's chunks are."""
 
+    __slots__ = (
+        "_answer_type", "_assembled", "_dialect", "_found", "_loaded", "_settings", "cache", "chunk_type",
+        "client", "endpoint", "send", "variant",
+    )  # fmt: skip
+
     def __init__(
-        self, cache: Cache, dialect: Dialect, settings: ClientOptions, streams: dict[Any, Stream], streams_lock: RLock,
-        client: Any, send: Callable[[], Any], answer_type: Any, chunk_type: Any, *, with_usage: bool,
+        self, endpoint: Endpoint, cache: Cache, client: Any, given: Mapping[str, Any], send: Callable[[], Any],
+        *, with_usage: bool,
     ) -> None:  # fmt: skip
+        self.endpoint = endpoint
         self.cache = cache
-        self.streams = streams
-        self.streams_lock = streams_lock
         self.variant = with_usage
         self.client = client
         self.send = send
-        self._dialect = dialect
-        self._settings = settings
-        self._answer_type = answer_type
-        self.chunk_type = chunk_type
+        self.chunk_type = chunk_type(given) if given.get("stream") else None
+        self._answer_type = given["cast_to"]
+        self._dialect = endpoint.dialect
+        self._settings = endpoint.settings
         self._loaded: tuple[Any, Any] = (None, None)
         self._found: tuple[Any, Any] = (None, None)
+        self._assembled: tuple[Any, Json] = (None, {})
+
+    @property
+    def streams(self) -> dict[Any, Stream]:
+        """The streams of the endpoint that are being read."""
+        return self.endpoint.streams
+
+    @property
+    def streams_lock(self) -> RLock:
+        """What guards them."""
+        return self.endpoint.streams_lock
 
     @property
     def found(self) -> Any:
-        """The stored answer that `accepts` took last."""
-        return self._found[0]
+        """What was made of the stored answer that `accepts` took last: the answer, or head and chunks."""
+        return self._found[1]
 
     # Plain calls
 
@@ -77,7 +132,8 @@ class Asked:
 
     def _kept(self, answer: Any) -> Any:
         try:
-            kept = {"answer": self.tell(answer), "request_id": getattr(answer, "_request_id", None)}
+            told = answer.to_dict(mode="json", warnings=False)
+            kept = {"answer": told, "request_id": getattr(answer, "_request_id", None)}
         except Exception:  # noqa: BLE001 - what cannot be told is not stored, which the codec says; its caller has it
             return answer
         self._loaded = (kept, answer)
@@ -99,10 +155,11 @@ class Asked:
 
     @staticmethod
     def tell(item: Any) -> Any:
-        """Return the plain data of a head, a chunk or an answer: what came over the wire."""
-        if isinstance(item, dict):
-            return item
-        return item.told() if isinstance(item, Head) else item.to_dict(mode="json", warnings=False)
+        """Return what is kept of a head, or of a chunk with its text."""
+        if isinstance(item, Head):
+            return item.told()
+        chunk, text = item
+        return text if text is not None else json.dumps(chunk.to_dict(mode="json", warnings=False))
 
     def replayed(self, value: Any) -> list[Any]:
         """Return head and chunks of a stored answer, the chunks made already, and what a generator returned."""
@@ -110,19 +167,21 @@ class Asked:
         return [*items, None] if value is known else [*self._items(_bare(value)), None]
 
     def chunk(self, item: Any) -> Any:
-        """Return the SDK's chunk of one that another caller pulled; one's own is there already."""
-        return self._made(item, self.chunk_type) if isinstance(item, dict) else item
+        """Return the SDK's chunk of one that was pulled: one's own is there, of another caller's there is the text."""
+        if isinstance(item, str):
+            return self._made(item, self.chunk_type)
+        return item[0] if isinstance(item, tuple) else item
 
     def _items(self, value: Any) -> list[Any]:
         wanted = self.variant
         if isinstance(value, dict):
             name = value["request_id"]
             head = {"head": {} if name is None else dict.fromkeys(_KEPT_HEADERS, name), "with_usage": wanted}
-            chunks = self._dialect.split(value["answer"], with_usage=wanted)
+            chunks: list[Any] = self._dialect.split(value["answer"], with_usage=wanted)
         else:
             head, *chunks = value
             if head["with_usage"] and not wanted:
-                chunks = self._dialect.without_usage(chunks)
+                chunks = self._dialect.without_usage([json.loads(chunk) for chunk in chunks])
         return [head, *(self._made(chunk, self.chunk_type) for chunk in chunks)]
 
     # Both
@@ -132,7 +191,9 @@ class Asked:
         with suppress(Exception):  # not our form, or another version's: a miss, which is loaded over
             bare = _bare(value)
             is_plain = self.chunk_type is None
-            needs_usage = isinstance(value, list) if is_plain else self.variant
+            if not is_plain and isinstance(bare, list) and self.variant and not bare[0]["with_usage"]:
+                return False
+            needs_usage = isinstance(value, list) if is_plain else self.variant and isinstance(value, dict)
             if needs_usage and self._dialect.usage(self._answer_of(bare)) is None:
                 return False
             self._found = (value, self._answer(bare) if is_plain else self._items(bare))
@@ -154,15 +215,26 @@ class Asked:
         """Return what an answer used."""
         if not isinstance(value, dict | list):
             return None
-        with suppress(ValueError):  # a stream that broke off tells none
+        with suppress(ValueError, KeyError):  # a stream that broke off tells none
             answer = self._answer_of(value)
             if self._settings.usage is None:
                 return self._dialect.usage(answer)
             return self._settings.usage(self._made(answer, self._answer_type))
         return None
 
+    def of_answer(self, told: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return what takes a stored answer as it takes the SDK's."""
+        return lambda value: told(self._made(self._answer_of(_bare(value)), self._answer_type))
+
     def _answer_of(self, value: Any) -> Json:
-        answer: Json = value["answer"] if isinstance(value, dict) else self._dialect.assemble(value[1:])
+        """Return the answer in what is stored; the chunks of a stream are added up once, however often one asks."""
+        if isinstance(value, dict):
+            answer: Json = value["answer"]
+            return answer
+        known, answer = self._assembled
+        if known != value:
+            answer = self._dialect.assemble([json.loads(chunk) for chunk in value[1:]])
+            self._assembled = value, answer
         return answer
 
     def _made(self, data: Any, kind: Any) -> Any:
@@ -170,12 +242,19 @@ class Asked:
 
         What is as the SDK's types say, to the letter, is made by pydantic, which takes a thirtieth of the time.
         """
-        validate = getattr(kind, "model_validate", None)
+        is_text = isinstance(data, str)
+        validate = getattr(kind, "model_validate_json" if is_text else "model_validate", None)
         if validate is not None:
             with suppress(ValueError):  # pydantic's ValidationError is one
                 return validate(data, strict=True)
         make = self.client._process_response_data  # noqa: SLF001 - there is no public way
-        return make(data=data, cast_to=kind, response=_no_response(str(self.client.base_url)))
+        plain = json.loads(data) if is_text else data
+        return make(data=plain, cast_to=kind, response=_no_response(str(self.client.base_url)))
+
+
+def chunk_type(given: Mapping[str, Any]) -> Any:
+    """Return what the chunks of a stream are: the argument of the SDK's stream class."""
+    return next(iter(get_args(given.get("stream_cls"))), None)
 
 
 def _bare(stored: Any) -> Any:

@@ -8,11 +8,14 @@ through.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
+from semcache.explain import Explanation
+from semcache.policy import Shadow
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import sdk_of
 
@@ -25,13 +28,24 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
         raise ConfigurationError(f"cached takes a client and a Cache; got {cache!r}")
     if hasattr(client, _ENGINES):
         raise ConfigurationError("this client is cached already: give cached() the client it was made of")
-    from semcache.wrap.clients.engine import Engine  # it imports what the client has imported
+    if settings.history is not None and not isinstance(getattr(cache, "policy", None), Shadow):
+        raise ConfigurationError(
+            "history= leaves turns out of what must be equal, so it wants a cache that serves no near match: "
+            'give cached() a Cache without policy=, or leave history="all"'
+        )
+    from semcache.wrap.clients.early import resources  # they import what the client has imported
+    from semcache.wrap.clients.engine import Engine
 
     sdk, is_async = sdk_of(client)
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
-    members = {_ENGINES: engines, "post": _apost if is_async else _post, "__module__": kind.__module__}
-    copy: Any = object.__new__(type(kind.__name__, (kind,), {**members, "__qualname__": kind.__qualname__}))
+    members = {
+        _ENGINES: engines, "post": _apost if is_async else _post, "explain": _explain,
+        **resources(kind, engines, _sender, is_async=is_async),
+    }  # fmt: skip
+    copy: Any = object.__new__(
+        type(kind.__name__, (kind,), {**members, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    )
     # Resources made so far are bound to the client they were made of; the copy makes its own.
     made = {name for name in vars(client) if isinstance(getattr(kind, name, None), cached_property)}
     kept = {name: value for name, value in vars(client).items() if name not in made}
@@ -42,13 +56,13 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
 
 
 def _post(self: Any, path: str, **given: Any) -> Any:
-    send = partial(_original(self), self, path, **given)
+    send = partial(_sender(self), path, **given)
     engine = _engine(self, path, given)
     return send() if engine is None else engine.post(self, path, given, send)
 
 
 async def _apost(self: Any, path: str, **given: Any) -> Any:
-    send = partial(_original(self), self, path, **given)
+    send = partial(_sender(self), path, **given)
     engine = _engine(self, path, given)
     return await (send() if engine is None else engine.apost(self, path, given, send))
 
@@ -57,8 +71,29 @@ def _engine(client: Any, path: str, given: dict[str, Any]) -> Any:
     return next((engine for engine in getattr(client, _ENGINES) if engine.takes(path, given)), None)
 
 
-def _original(client: Any) -> Any:
+def _sender(client: Any) -> Any:
     """Return the `post` of the client's own class, behind that of ours."""
     kinds = type(client).__mro__
     place = next(place for place, kind in enumerate(kinds) if _ENGINES in vars(kind))
-    return next(vars(kind)["post"] for kind in kinds[place + 1 :] if "post" in vars(kind))
+    post = next(vars(kind)["post"] for kind in kinds[place + 1 :] if "post" in vars(kind))
+    return partial(post, client)
+
+
+def _explain(self: Any, **parameters: Any) -> Explanation:
+    """Tell how a call would be answered now, and why; takes what the call takes. Raises UnkeyableError."""
+    from semcache.wrap.clients.early import posted
+
+    engine = _engine_of(self, parameters)
+    request = engine.request(self, posted(self, engine, parameters))
+    explanation: Explanation = engine.cache.explain(request)
+    return explanation
+
+
+def _engine_of(client: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return the engine that a call with these parameters is for. Raises TypeError."""
+    engines = getattr(client, _ENGINES)
+    for engine in engines:
+        if engine.dialect.turns in parameters:
+            return engine
+    known = ", or ".join(f"{engine.dialect.turns}= as {engine.dialect.name}" for engine in engines)
+    raise TypeError(f"tell the call as it would be made: with {known} takes it")

@@ -2,13 +2,12 @@
 
 Laws: everything in the call is in its key but what a documented list names (law 1: docs/clients.md). The text is the
 last message's, if that is the user's; earlier turns, the system's word, tools, images, sampling, base URL and headers
-are the scope, exactly (law 2).
+are the scope, exactly (law 2). `history="last:N"` leaves turns before the last N out of the scope, never of the key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from semcache.context import as_tenant
@@ -27,55 +26,116 @@ TRACE_HEADERS = frozenset({
     "uber-trace-id",
 })  # fmt: skip
 TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
-
-
-@dataclass(slots=True)
-class Meant:
-    """A call's canonical whole; and what stands around its text, if there is one, or why there is none."""
-
-    whole: bytes
-    model: str
-    tenant: Tenant | None
-    text: str | None
-    around: Callable[[], bytes]
-    exact_only: str | None
+# Whose words are the frame of a conversation, and no turn of it.
+_FRAME = frozenset({"system", "developer"})
+_UNFRAMED = canonical([{}, {}])
 
 
 def body_of(given: Mapping[str, Any]) -> Json:
     """Return the parameters that are sent, those of `extra_body` too."""
-    options = given.get("options") or {}
-    body = {**(given.get("body") or {}), **(options.get("extra_json") or {})}
-    return {name: item for name, item in body.items() if type(item).__name__ not in ("NotGiven", "Omit")}
+    body = given["body"]
+    extra = (given.get("options") or {}).get("extra_json")
+    return {name: item for name, item in ({**body, **extra} if extra else body).items() if not is_left_out(item)}
 
 
-def meaning_of(client: Any, given: Mapping[str, Any], body: Json, dialect: Dialect, settings: ClientOptions) -> Meant:
-    """Return what a call means. Raises what the user's callables raise, and UnkeyableError."""
-    left_out = dialect.ignored | settings.ignore
-    asked = {name: item for name, item in body.items() if name not in left_out}
-    options = given.get("options") or {}
-    around = [_where(client, settings), _headers(options.get("headers") or {}, settings)]
-    around.append({name: item for name, item in options.items() if name not in HOW_TO_ASK})
-    text, rest, exact_only = _text(asked.get(dialect.turns), dialect.text_part, settings.text)
-    return Meant(
-        canonical([*around, asked]), str(body.get("model") or ""), _tenant(body, settings), text,
-        lambda: canonical([*around, {**asked, dialect.turns: rest}]), exact_only,
-    )  # fmt: skip
+def is_left_out(item: object) -> bool:
+    """Say whether an argument is the SDK's way to say that there is none."""
+    return type(item).__name__ in ("NotGiven", "Omit")
 
 
-def _where(client: Any, settings: ClientOptions) -> list[Any]:
-    """Tell whom a client asks, as which organisation and project: who holds which key is the tenant's affair."""
-    own = client.auth_headers
-    told = {name: item for name, item in client.default_headers.items() if own.get(name) != item}
-    return [str(client.base_url), _headers(told, settings), dict(client.default_query)]
+class Where:
+    """Whom a client asks, as which organisation and project: who holds which API key is the tenant's affair.
+
+    Clients can be changed, so they are asked at each call; what it comes to is told anew only where it has changed.
+    """
+
+    def __init__(self, settings: ClientOptions) -> None:
+        self._settings = settings
+        self._latest: tuple[tuple[Any, ...], bytes, frozenset[str]] = ((), b"", frozenset())
+
+    def of(self, client: Any) -> tuple[bytes, frozenset[str]]:
+        """Return the canonical form of it, and the names of the headers in it, which a call may leave out."""
+        # Where a client leaves a header out it tells an object, which differs from all others.
+        sent = {name: item for name, item in client.default_headers.items() if item.__class__ is str}
+        seen = (client.base_url, sent, client.auth_headers, client.default_query)
+        latest, told, names = self._latest
+        if seen != latest:
+            url, headers, own, query = seen
+            others = {name: item for name, item in headers.items() if own.get(name) != item}
+            headers = told_headers(others, self._settings)
+            told, names = canonical([str(url), headers, dict(query)]), frozenset(headers)
+            self._latest = seen, told, names
+        return told, names
 
 
-def _headers(headers: Mapping[str, Any], settings: ClientOptions) -> dict[str, Any]:
+def told_headers(
+    headers: Mapping[str, Any], settings: ClientOptions, known: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Return the headers that may change an answer, and which of those `known` are left out."""
     told = {}
     for name, item in headers.items():
         small = name.lower()
         if small not in TRACE_HEADERS and not small.startswith(TRACE_PREFIXES) and small not in settings.small_ignore:
-            told[small] = item if isinstance(item, str | bytes) else type(item).__name__  # NotGiven, Omit
+            if not is_left_out(item):
+                told[small] = item
+            elif small in known:
+                told[small] = None
     return told
+
+
+class Meant:
+    """What a call means: `whole` is all of it, canonical; of what it consists is told where a lookup needs it.
+
+    Raises UnkeyableError.
+    """
+
+    __slots__ = ("_asked", "_body", "_dialect", "_frame", "_settings", "whole")
+
+    def __init__(
+        self,
+        where: tuple[bytes, frozenset[str]],
+        given: Mapping[str, Any],
+        body: Json,
+        dialect: Dialect,
+        settings: ClientOptions,
+    ) -> None:
+        left_out = dialect.ignored | settings.ignore if settings.ignore else dialect.ignored
+        options = given.get("options") or {}
+        headers = options.get("headers")
+        asked_by = {name: item for name, item in options.items() if name not in HOW_TO_ASK}
+        self._body = body
+        self._asked = {name: item for name, item in body.items() if name not in left_out}
+        told, known = where
+        is_framed = asked_by or headers
+        frame = canonical([told_headers(headers or {}, settings, known), asked_by]) if is_framed else _UNFRAMED
+        self._frame = told + frame
+        self.whole = self._frame + canonical(self._asked)
+        self._dialect = dialect
+        self._settings = settings
+
+    @property
+    def model(self) -> str:
+        """The model that is asked."""
+        return str(self._body.get("model") or "")
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """Whose call it is, as far as the client's settings say. Raises what the user's callable raises."""
+        tenant = self._settings.tenant
+        if isinstance(tenant, str):
+            return as_tenant(self._body.get(tenant))
+        return as_tenant(tenant(self._body)) if callable(tenant) else tenant
+
+    def text(self) -> tuple[str | None, Callable[[], bytes], str | None]:
+        """Return the text, what stands around it, and why there is no text, if so.
+
+        Raises what the user's callable raises.
+        """
+        dialect, settings = self._dialect, self._settings
+        text, rest, exact_only = _text(self._asked.get(dialect.turns), dialect.text_part, settings.text)
+        if settings.history is not None and rest is not None:
+            rest = _latest(rest, settings.history)
+        return text, lambda: self._frame + canonical({**self._asked, dialect.turns: rest}), exact_only
 
 
 def _text(messages: Any, kind: str, chosen: Callable[[str], Any] | None) -> tuple[str | None, Any, str | None]:
@@ -108,8 +168,10 @@ def _chosen(text: str, chosen: Callable[[str], Any] | None) -> tuple[Any, Any]:
     return (text, []) if chosen is None else cut_out(chosen(text), (text,))
 
 
-def _tenant(body: Json, settings: ClientOptions) -> Tenant | None:
-    tenant = settings.tenant
-    if isinstance(tenant, str):
-        return as_tenant(body.get(tenant))
-    return as_tenant(tenant(body)) if callable(tenant) else tenant
+def _latest(messages: list[Any], turns: int) -> list[Any]:
+    """Return the frame of a conversation, its latest turns and its last message."""
+    *earlier, last = messages
+    is_frame = [isinstance(one, Mapping) and one.get("role") in _FRAME for one in earlier]
+    frame = [one for one, framed in zip(earlier, is_frame, strict=True) if framed]
+    spoken = [one for one, framed in zip(earlier, is_frame, strict=True) if not framed]
+    return [*frame, *spoken[max(0, len(spoken) - turns) :], last]

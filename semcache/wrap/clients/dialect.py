@@ -18,12 +18,13 @@ class Dialect(Protocol):
     """The calls of one endpoint.
 
     `name` is what its answers can be invalidated by, as a function's are; `ignored` are the parameters known not to
-    change the answer (docs/clients.md lists them). `turns` is the parameter that holds the conversation, `text_part`
-    the type of a message's part that is text.
+    change the answer (docs/clients.md lists them). `resource` leads from a client to what has `create`; `turns` is the
+    parameter that holds the conversation, `text_part` the type of a message's part that is text.
     """
 
     name: str
     ignored: frozenset[str]
+    resource: tuple[str, ...]
     turns: str
     text_part: str
 

@@ -8,153 +8,225 @@ altered (law 1); the SDK's errors, retries and timeouts are the caller's, as the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import RLock
+from dataclasses import replace
 from time import perf_counter_ns
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
 from semcache.cache import Cache
 from semcache.chain import Origin
+from semcache.codec import unpack
 from semcache.context import current
 from semcache.errors import UnkeyableError
-from semcache.events import Event
+from semcache.events import FOLD_AT, Event, remember, tracing
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
 from semcache.plan import Outcome, Plan, arun, run
-from semcache.wrap.clients.asked import Asked
-from semcache.wrap.clients.conversation import Meant, body_of, meaning_of
+from semcache.tiers.memory import Kept
+from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
+from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
-from semcache.wrap.clients.streams import astream, stream
+from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
-from semcache.wrap.shared import Stream
 
 # What the SDKs' `post` takes; with anything else, or with files, a call goes through.
 _KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
 _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
+_UNREAD = ("off", "refresh")
+
+
+class Form(NamedTuple):
+    """How the SDK posts the calls of an endpoint: to where, and for what types."""
+
+    path: str
+    cast_to: Any
+    stream_cls: Any
+
+
+# The request, None if a call has none, and its event.
+Opened = tuple[Request | None, Event]
 
 
 class Engine:
     """One endpoint of a client, and of its copies, in one cache."""
 
     def __init__(self, cache: Cache | None, dialect: Dialect, settings: ClientOptions) -> None:
+        self.dialect = dialect
+        self.form: Form | None = None
         self._cache = cache
-        self._dialect = dialect
         self._settings = settings
-        self._stage = settings.stage or dialect.name
-        self._streams: dict[Any, Stream] = {}
-        self._streams_lock = RLock()  # the collector may close a half-read stream while this thread holds it
+        self._endpoint = Endpoint(dialect, settings)
+        self._where = Where(settings)
+        self._prefix: tuple[Cache | None, bytes] = (None, b"")
 
     @property
     def cache(self) -> Cache:
         """The cache; the default one is built here, at the first call."""
         return self._cache or default_cache()
 
+    def takes(self, path: str, given: Mapping[str, Any]) -> bool:
+        """Say whether a POST is a call that the dialect knows, made in a way that the engine knows."""
+        if not self.dialect.claims(path, getattr(given.get("cast_to"), "__name__", "")):
+            return False
+        options = given.get("options") or {}
+        if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
+            return False
+        headers = options.get("headers")
+        if headers and not _RAW_HEADERS.isdisjoint(map(str.lower, headers)):
+            return False
+        extra = options.get("extra_json")
+        if not given.keys() <= _KNOWN or "post_parser" in options or (extra and "stream" in extra):
+            return False
+        if self.form is None and chunk_type(given):
+            self.form = Form(path, given["cast_to"], given["stream_cls"])
+        return self.form is not None and given.get("stream_cls") == self.form.stream_cls
+
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of a plain client."""
-        asked, request, event = self._opened(client, given, send)
-        if not given.get("stream"):
-            return asked.taken(run(self._plan(asked, request, event, blocks=True)).unwrap())
+        asked, opened = self._open(client, given, send)
+        is_stream = asked.chunk_type is not None
+        if opened is None:
+            return replay(asked, given["stream_cls"], path) if is_stream else asked.found
+        if not is_stream:
+            return asked.taken(run(self._plan(asked, opened, blocks=True)).unwrap())
+        request, event = opened
         if request is None or request.mode == "off":
             return self._passed(event, send)
         return stream(asked, request, event, given["stream_cls"], path)
 
     async def apost(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of an async client."""
-        asked, request, event = self._opened(client, given, send)
-        if not given.get("stream"):
-            return asked.taken((await arun(self._plan(asked, request, event, blocks=False))).unwrap())
+        asked, opened = self._open(client, given, send)
+        is_stream = asked.chunk_type is not None
+        if opened is None:
+            return areplay(asked, given["stream_cls"], path) if is_stream else asked.found
+        if not is_stream:
+            return asked.taken((await arun(self._plan(asked, opened, blocks=False))).unwrap())
+        request, event = opened
         if request is None or request.mode == "off":
             return await self._passed(event, send)
         return await astream(asked, request, event, given["stream_cls"], path)
 
-    def takes(self, path: str, given: Mapping[str, Any]) -> bool:
-        """Say whether a POST is a call that the dialect knows, made in a way that the engine knows."""
-        if not self._dialect.claims(path, getattr(given.get("cast_to"), "__name__", "")):
-            return False
-        options = given.get("options") or {}
-        headers = {name.lower() for name in options.get("headers") or {}}
-        if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
-            return False
-        is_known = not given.keys() - _KNOWN and "post_parser" not in options and not headers & _RAW_HEADERS
-        return is_known and "stream" not in (options.get("extra_json") or {}) and bool(_chunk_type(given))
-
-    def _opened(
-        self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]
-    ) -> tuple[Asked, Request | None, Event]:
-        """Return the call, its request, None if it has none, and its event."""
-        began = perf_counter_ns()
-        cache, dialect, settings = self.cache, self._dialect, self._settings
+    def request(self, client: Any, given: Mapping[str, Any]) -> Request:
+        """Return what a call means to the cache. Raises UnkeyableError, and what the user's callables raise."""
         body = body_of(given)
-        is_stream = bool(given.get("stream"))
-        asked = Asked(
-            cache, dialect, settings, self._streams, self._streams_lock, client, send, given["cast_to"],
-            _chunk_type(given) if is_stream else None, with_usage=is_stream and self._asks_usage(body),
-        )  # fmt: skip
+        asked = self._asked(client, given, body, lambda: None)
+        meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
+        return self._request(self._key(self.cache, meant), meant, asked)
+
+    def _asked(self, client: Any, given: Mapping[str, Any], body: Json, send: Callable[[], Any]) -> Asked:
+        with_usage = bool(given.get("stream")) and self._asks_usage(body)
+        return Asked(self._endpoint, self.cache, client, given, send, with_usage=with_usage)
+
+    def _open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
+        """Return the call, and None where memory has answered it; else what a lookup needs."""
+        began = perf_counter_ns()
+        cache = self.cache
+        body = body_of(given)
+        asked = self._asked(client, given, body, send)
         try:
-            state = dialect.state(body)
-            if state is not None:
-                return asked, None, self._bypass(f"state of the server: {state}")
-            sampled = None if settings.sampling == "any" else dialect.samples(body)
-            if sampled is not None:
-                return asked, None, self._sampled(sampled)
-            request = self._request(meaning_of(client, given, body, dialect, settings))
+            bypass = self._bypassed(body)
+            if bypass is not None:
+                return asked, (None, bypass)
+            meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
+            key = self._key(cache, meant)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
-            return asked, None, self._unkeyable(error)
-        request.accepts = asked.accepts
+            return asked, (None, self._unkeyable(error))
+        keyed = perf_counter_ns()
+        if self._remembers(cache, asked, key, began, keyed):
+            return asked, None
+        try:
+            request = self._request(key, meant, asked)
+        except Exception as error:  # noqa: BLE001 - the user's own text callable
+            return asked, (None, self._unkeyable(error))
         event = cache.event(request)
-        event.took("key", perf_counter_ns() - began)
-        return asked, request, event
+        event.stages["key"] = keyed - began
+        event.took("memory", perf_counter_ns() - keyed)
+        return asked, (request, event)
+
+    def _bypassed(self, body: Json) -> Event | None:
+        """Say why a call goes by the cache, if it does."""
+        state = self.dialect.state(body)
+        if state is not None:
+            return self._bypass(f"state of the server: {state}")
+        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
+        return None if sampled is None else self._sampled(sampled)
 
     def _asks_usage(self, body: Json) -> bool:
         try:
-            return self._dialect.asks_usage(body)
+            return self.dialect.asks_usage(body)
         except Exception:  # noqa: BLE001 - a parameter of another type than the SDK's: the origin will say so
             return False
 
-    def _request(self, meant: Meant) -> Request:
-        cache, settings = self.cache, self._settings
-        prefix = cache.prefix(self._dialect.name, settings.version)
-        key = digest(prefix, meant.whole, cache.tenant_bytes(cache.tenant_of(meant.tenant)))
-        around = meant.around() if cache.semantic is not None and meant.text is not None else b""
-        facets = Facets(
-            cache.namespace, self._dialect.name, settings.version, model=meant.model, tags=settings.tags
-        )  # fmt: skip
-        return cache.complete(
-            key, prefix, around, meant.text, meant.tenant, settings.lives or FOREVER, facets, meant.exact_only,
-            self._stage,
-        )  # fmt: skip
+    def _key(self, cache: Cache, meant: Meant) -> bytes:
+        known, prefix = self._prefix
+        if known is not cache:
+            prefix = cache.prefix(self.dialect.name, self._settings.version)
+            self._prefix = cache, prefix
+        return digest(prefix, meant.whole, cache.tenant_bytes(cache.tenant_of(meant.tenant)))
 
-    def _plan(self, asked: Asked, request: Request | None, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
-        """Answer a plain call: from memory or the file at once, else by a lookup."""
+    def _request(self, key: bytes, meant: Meant, asked: Asked) -> Request:
+        cache, settings = self.cache, self._settings
+        text, around, exact_only = meant.text()
+        rest = around() if cache.semantic is not None and text is not None else b""
+        facets = Facets(
+            cache.namespace, self.dialect.name, settings.version, model=meant.model, tags=settings.tags
+        )  # fmt: skip
+        lives = settings.lives or FOREVER
+        if lives.ttl_of is not None:
+            lives = replace(lives, ttl_of=asked.of_answer(lives.ttl_of))
+        request = cache.complete(
+            key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
+        )  # fmt: skip
+        request.accepts = asked.accepts
+        return request
+
+    def _plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
+        """Answer a plain call which memory did not: from the file at once, else by a lookup."""
+        request, event = opened
         chain = self.cache.chain
         origin = Origin(asked.load, asked.when, asked.usage)
         if request is None:
             outcome = yield from load(origin, None, event)
             return finish(chain, event, outcome)
-        if self._remembers(asked, request, event):
-            return Outcome(asked.found)
         found, value = probe(chain, request, event)
         return Outcome(value) if found else (yield from lookup(chain, request, origin, event, blocks=blocks))
 
-    def _remembers(self, asked: Asked, request: Request, event: Event) -> bool:
+    def _remembers(self, cache: Cache, asked: Asked, key: bytes, began: int, keyed: int) -> bool:
         """Look into memory, without plan or flight; True, recorded, where the answer is there."""
-        cache = self.cache
-        if request.mode in ("off", "refresh"):
+        options = current.get()
+        if not cache.is_read or (options is not None and options.mode in _UNREAD):
             return False
-        began = perf_counter_ns()
-        kept = cache.probe(request.key)
+        kept = cache.probe(key)
+        if kept is None:
+            return False
         try:
-            is_there = kept is not None and asked.accepts(cache.chain.codec.decode(kept.value))
+            value = unpack(kept.body) if kept.body is not None else cache.chain.codec.decode(kept.value)
         except Exception:  # noqa: BLE001 - the lookup meets it again, counts it and overwrites it
-            is_there = False
-        event.took("memory", perf_counter_ns() - began)
-        if not is_there or kept is None:
             return False
-        event.kind, event.tier, event.reason = "hit", "memory", None
-        event.age, event.load_seconds, event.usage = cache.now() - kept.since, kept.load_seconds, kept.usage
-        cache.recorder.lookup(event)
+        if not asked.accepts(value):
+            return False
+        recorder = cache.recorder
+        stage = self._endpoint.stage if options is None else options.stage or self._endpoint.stage
+        key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
+        if recorder.observers or tracing():
+            recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
+            return True
+        recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage))
+        if len(recorder.quick) > FOLD_AT:
+            recorder.fold()
+        remember((self, key, kept, key_ns, memory_ns, stage))
         return True
+
+    def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str) -> Event:
+        """Make the event of a memory hit."""
+        cache = self.cache
+        return Event(
+            "hit", self.dialect.name, cache.namespace, "memory", key, age=cache.now() - kept.since,
+            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
+            model=kept.facets.model, tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
+        )  # fmt: skip
 
     def _passed(self, event: Event, send: Callable[[], Any]) -> Any:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
@@ -164,13 +236,13 @@ class Engine:
 
     def _bypass(self, reason: str) -> Event:
         told = current.get()
-        stage = self._stage if told is None else told.stage or self._stage
-        return Event("bypass", self._dialect.name, self.cache.namespace, reason=reason, stage=stage)
+        stage = self._endpoint.stage if told is None else told.stage or self._endpoint.stage
+        return Event("bypass", self.dialect.name, self.cache.namespace, reason=reason, stage=stage)
 
     def _sampled(self, parameter: str) -> Event:
         self.cache.recorder.warn_once(
-            f"{self._dialect.name}: sampling",
-            f"a call of {self._dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
+            f"{self.dialect.name}: sampling",
+            f"a call of {self.dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
             'semcache.cached(client, cache, sampling="any") caches such calls too: all are then given one answer',
         )
         return self._bypass(f"sampling: {parameter}")
@@ -178,13 +250,8 @@ class Engine:
     def _unkeyable(self, error: Exception) -> Event:
         event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")
         event.fault("key", error)
-        name = self._dialect.name
+        name = self.dialect.name
         self.cache.recorder.warn_once(
             f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {error!r}"
         )  # fmt: skip
         return event
-
-
-def _chunk_type(given: Mapping[str, Any]) -> Any:
-    """Return what the chunks of a stream are: the argument of the SDK's stream class."""
-    return next(iter(get_args(given.get("stream_cls"))), None)

@@ -16,6 +16,7 @@ class ChatCompletions:
     """POST /chat/completions."""
 
     name = "openai.chat.completions"
+    resource: tuple[str, ...] = ("chat", "completions")
     turns = "messages"
     text_part = "text"
     ignored = frozenset({

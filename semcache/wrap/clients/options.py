@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from semcache.context import named_stage, names_of
@@ -15,7 +16,11 @@ Sampling = Literal["zero", "any"]
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """The checked settings of a cached client; `small_ignore` is `ignore` in small letters, for headers."""
+    """The checked settings of a cached client.
+
+    `small_ignore` is `ignore` in small letters, for headers; `history` are the turns that are part of a scope, None for
+    all; `replay_rate` are chunks in a second, None for at once.
+    """
 
     text: Callable[[str], Any] | None
     tenant: Tenant | Callable[..., Any] | None
@@ -29,11 +34,14 @@ class ClientOptions:
     usage: Callable[[Any], Usage | None] | None
     sampling: Sampling
     tool_calls: bool
+    history: int | None
+    replay_rate: float | None
 
 
 def client_options(
     *, text: Any, key: object, tenant: Any, lives: Lives | None, tags: str | Iterable[str], version: object,
     ignore: str | Iterable[str], when: Any, stage: object, usage: Any, sampling: object, tool_calls: bool,
+    history: object, replay_rate: object,
 ) -> ClientOptions:  # fmt: skip
     """Check the settings of a cached client. Raises ConfigurationError."""
     for name, value in (("text", text), ("when", when), ("usage", usage)):
@@ -52,5 +60,25 @@ def client_options(
     names = frozenset(names_of(ignore, "ignore"))
     return ClientOptions(
         text, tenant, lives, names_of(tags, "tags"), version or "1", names, frozenset(map(str.lower, names)), when,
-        named_stage(stage), usage, "any" if sampling == "any" else "zero", tool_calls,
+        named_stage(stage), usage, "any" if sampling == "any" else "zero", tool_calls, _turns(history),
+        _rate(replay_rate),
     )  # fmt: skip
+
+
+def _turns(history: object) -> int | None:
+    """Take "all" or "last:N". Raises ConfigurationError."""
+    if history == "all":
+        return None
+    head, _, number = history.partition(":") if isinstance(history, str) else ("", "", "")
+    if head != "last" or not number.isdecimal():
+        raise ConfigurationError(f'history= is "all", or "last:4" for the last four turns; got {history!r}')
+    return int(number)
+
+
+def _rate(replay_rate: object) -> float | None:
+    """Take a rate in chunks a second. Raises ConfigurationError."""
+    if replay_rate is None:
+        return None
+    if isinstance(replay_rate, bool) or not isinstance(replay_rate, int | float) or not 0 < replay_rate < inf:
+        raise ConfigurationError(f"replay_rate= is chunks in a second, or None for at once; got {replay_rate!r}")
+    return float(replay_rate)

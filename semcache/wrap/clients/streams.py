@@ -1,4 +1,4 @@
-"""The streams that a cached client gives: the SDK's own type, whose chunks come from a reading.
+"""The streams that a cached client gives: the SDK's own type, whose chunks come from a reading, or from what is stored.
 
 A reading begins with the response's head, so that what the SDK raises when it asks (429, a lost connection) is raised
 where the SDK raises it, by `create`, and to followers too. Closing the SDK's stream ends the reading: what nobody reads
@@ -8,7 +8,8 @@ on is closed at its origin and not kept.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx  # of the client's: this module is imported when there is one
@@ -16,12 +17,15 @@ import httpx  # of the client's: this module is imported when there is one
 from semcache.events import Event
 from semcache.model import Request
 from semcache.plan import arun, run
-from semcache.wrap.clients.asked import Asked, Head
+from semcache.wrap.clients.asked import Asked, Head, Tap
 from semcache.wrap.shared import AsyncGeneratorOrigin, End, GeneratorOrigin
 from semcache.wrap.stream import Reading
 
 # What a response says of the bytes that came, which are not those that ours holds.
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+
+# So many chunks of a stream are read before somebody asks for them: what came together is read at one go.
+_AHEAD = 16
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -30,27 +34,27 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     The SDK's stream is given the chunks themselves. Who reads the response, as older SDKs' helpers do, is given events.
     """
 
-    def __init__(self, chunks: Any, close: Callable[[], Any]) -> None:
+    def __init__(self, chunks: Any) -> None:
         self._chunks = chunks
-        self._close = close
 
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self._chunks:
-            yield _event(Asked.tell(chunk))
+            yield _event(chunk)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._chunks:
-            yield _event(Asked.tell(chunk))
+            yield _event(chunk)
 
     def close(self) -> None:
-        self._close()
+        self._chunks.close()
 
     async def aclose(self) -> None:
-        await self._close()
+        await self._chunks.aclose()
 
 
-def _event(told: dict[str, Any]) -> bytes:
+def _event(chunk: Any) -> bytes:
     """Return a chunk as a server-sent event, with a name where it has a type."""
+    told = chunk.to_dict(mode="json", warnings=False)
     name = f"event: {told['type']}\n" if "type" in told else ""
     return f"{name}data: {json.dumps(told)}\n\n".encode()
 
@@ -58,34 +62,66 @@ def _event(told: dict[str, Any]) -> bytes:
 def stream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
     """Return the SDK's stream of a plain client. Raises what asking the origin raises."""
     chunks = _read(asked, request, event)
-    head = next(chunks)
-    return _streamed(asked, head, chunks, stream_type, path, chunks.close)
+    return _streamed(asked, next(chunks), chunks, stream_type, path)
 
 
 async def astream(asked: Asked, request: Request, event: Event, stream_type: Callable[..., Any], path: str) -> Any:
     """Return the SDK's stream of an async client. Raises what asking the origin raises."""
     chunks = _aread(asked, request, event)
-    head = await anext(chunks)
-    return _streamed(asked, head, chunks, stream_type, path, chunks.aclose)
+    return _streamed(asked, await anext(chunks), chunks, stream_type, path)
+
+
+def replay(asked: Asked, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of a plain client, of what is stored."""
+    head, *chunks = asked.found
+    return _streamed(asked, head, _paced(asked, chunks), stream_type, path)
+
+
+def areplay(asked: Asked, stream_type: Callable[..., Any], path: str) -> Any:
+    """Return the SDK's stream of an async client, of what is stored."""
+    head, *chunks = asked.found
+    return _streamed(asked, head, _apaced(asked, chunks), stream_type, path)
+
+
+def _paced(asked: Asked, chunks: Iterable[Any]) -> Generator[Any, None, None]:
+    """Yield stored chunks, at once or at the rate that was asked for."""
+    rate = asked.endpoint.settings.replay_rate
+    for chunk in chunks:
+        yield chunk
+        if rate is not None:
+            asked.cache.clock.sleep(1 / rate)
+
+
+async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    rate = asked.endpoint.settings.replay_rate
+    for chunk in chunks:
+        yield chunk
+        if rate is not None:
+            await asked.cache.clock.asleep(1 / rate)
 
 
 def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
     def begin() -> Generator[Any, None, None]:
         sent = asked.send()
+        tap = Tap(sent)
         try:
             yield Head(sent.response, with_usage=asked.variant)
-            yield from sent
+            for chunk in sent:
+                yield chunk, tap.text
         finally:
             sent.close()
 
     reading = Reading(asked, request, event, begin, GeneratorOrigin, None)
     try:
-        while True:
-            item = run(reading.step())
-            if isinstance(item, End):
-                item.unwrap()
+        item = run(reading.step())
+        while not isinstance(item, End):
+            yield asked.chunk(item)
+            stored = reading.stored
+            if stored is not None:
+                yield from _paced(asked, stored)
                 return
-            yield item if _is_head(item) else asked.chunk(item)
+            item = reading.pull()
+        item.unwrap()
     finally:
         unread = run(reading.finish())
         if unread is not None:
@@ -97,34 +133,34 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
 
     async def begin() -> AsyncGenerator[Any, None]:
         sent = await asked.send()
+        tap = Tap(sent)
         try:
             yield Head(sent.response, with_usage=asked.variant)
             async for chunk in sent:
-                yield chunk
+                yield chunk, tap.text
         finally:
             await sent.close()
 
-    reading = Reading(asked, request, event, begin, AsyncGeneratorOrigin, asyncio.get_running_loop())
+    origin = partial(AsyncGeneratorOrigin, ahead=_AHEAD)
+    reading = Reading(asked, request, event, begin, origin, asyncio.get_running_loop())
     try:
-        while True:
-            item = await arun(reading.step())
-            if isinstance(item, End):
-                item.unwrap()
+        item = await arun(reading.step())
+        while not isinstance(item, End):
+            yield asked.chunk(item)
+            stored = reading.stored
+            if stored is not None:
+                async for chunk in _apaced(asked, stored):
+                    yield chunk
                 return
-            yield item if _is_head(item) else asked.chunk(item)
+            item = await reading.apull()
+        item.unwrap()
     finally:
         unread = await arun(reading.finish())
         if isinstance(unread, AsyncGeneratorOrigin):
             await unread.close()
 
 
-def _is_head(item: Any) -> bool:
-    return isinstance(item, Head) or (isinstance(item, dict) and "head" in item)
-
-
-def _streamed(
-    asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str, close: Callable[[], Any]
-) -> Any:
+def _streamed(asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str) -> Any:
     """Make the SDK's own stream, over a response of ours that closes the reading and not the connection of others."""
     if isinstance(head, Head):
         status, headers, sent = head.response.status_code, head.response.headers.copy(), head.response.request
@@ -133,7 +169,7 @@ def _streamed(
     else:
         base = str(asked.client.base_url).rstrip("/")
         status, headers, sent = 200, head["head"], httpx.Request("POST", base + path)
-    response = httpx.Response(status, headers=headers, stream=_Body(chunks, close), request=sent)
+    response = httpx.Response(status, headers=headers, stream=_Body(chunks), request=sent)
     made = stream_type(cast_to=asked.chunk_type, response=response, client=asked.client)
     made._iterator = chunks  # noqa: SLF001 - the SDK's stream reads nothing else
     return made
