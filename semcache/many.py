@@ -17,7 +17,7 @@ from semcache.chain import Chain, Origin
 from semcache.errors import DecodeError
 from semcache.events import Event
 from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
-from semcache.model import Alike, Hit, Miss, Request
+from semcache.model import Alike, Hit, Miss, Request, Usage
 from semcache.plan import Outcome, Plan
 from semcache.tier import Glance, Tier
 from semcache.together import together
@@ -32,10 +32,11 @@ _UNASKED = ("off", "refresh")
 def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
     event: Callable[[Request], Event], *, blocks: bool, most: int | None = None,
+    usage: Callable[[Any], Usage | None] | None = None,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
     """Answer requests, in their order; `load` is given the places of those that are missing, at most so many at once.
 
-    What one load brought is kept before the next is begun.
+    What one load brought is kept before the next is begun; `usage` says of each answer what it has cost.
     """
     first, places = _placed(requests)
     events = _Events(requests, event)
@@ -57,7 +58,13 @@ def lookup_many(
     busy = [place for place in rest if place not in set(free)]
     for group in (*_parted(free, most), *_parted(busy, most)):
         plans = [
-            lookup(chain, requests[place], Origin(partial(_load_one, load, place), keeps), events[place], blocks=blocks)
+            lookup(
+                chain,
+                requests[place],
+                Origin(partial(_load_one, load, place), keeps, usage),
+                events[place],
+                blocks=blocks,
+            )
             for place in group
         ]
         done = yield from together(plans, partial(_load_group, load, group))

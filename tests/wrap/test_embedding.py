@@ -574,7 +574,7 @@ def over_redis(open_cache, redis_server, redis_url):
 
 def test_each_damaged_vector_is_computed_anew(over_redis):
     """Law 9: among hits that are read together too; the others stay hits."""
-    cache, embed, model, damaged = over_redis
+    _, embed, model, damaged = over_redis
     names = damaged.names()
 
     def flip(data):
@@ -594,7 +594,7 @@ def test_each_damaged_vector_is_computed_anew(over_redis):
 
 def test_invalidated_and_expired_vectors_are_computed_anew_among_others(over_redis, clock):
     """Laws 5 and 8: a mark, and the end of a life, hold for each text by itself."""
-    cache, embed, model, _ = over_redis
+    _, embed, model, _ = over_redis
     embed.invalidate(["a", "c"])
     assert same(embed(list("abcd")), list("abcd"))
     assert model.asked[1:] == [["a", "c"]]

@@ -20,6 +20,7 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import sdk_of
 
 _ENGINES = "_semcache_engines"
+_EMBEDDINGS = "_semcache_embeddings"
 
 
 def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> Any:
@@ -34,13 +35,15 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
             'give cached() a Cache without policy=, or leave history="all"'
         )
     from semcache.wrap.clients.early import resources  # they import what the client has imported
+    from semcache.wrap.clients.embeddings import Embeddings
     from semcache.wrap.clients.engine import Engine
 
     sdk, is_async = sdk_of(client)
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
     members = {
-        _ENGINES: engines, "post": _apost if is_async else _post, "explain": _explain,
+        _ENGINES: engines, _EMBEDDINGS: (Embeddings(cache, settings),) if sdk.embeds else (),
+        "post": _apost if is_async else _post, "explain": _explain,
         **resources(kind, engines, _sender, is_async=is_async),
     }  # fmt: skip
     copy: Any = object.__new__(
@@ -68,7 +71,8 @@ async def _apost(self: Any, path: str, **given: Any) -> Any:
 
 
 def _engine(client: Any, path: str, given: dict[str, Any]) -> Any:
-    return next((engine for engine in getattr(client, _ENGINES) if engine.takes(path, given)), None)
+    engines = getattr(client, _ENGINES) + getattr(client, _EMBEDDINGS)
+    return next((engine for engine in engines if engine.takes(path, given)), None)
 
 
 def _sender(client: Any) -> Any:
