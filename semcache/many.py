@@ -32,11 +32,12 @@ _UNASKED = ("off", "refresh")
 def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
     event: Callable[[Request], Event], *, blocks: bool, most: int | None = None,
-    usage: Callable[[Any], Usage | None] | None = None,
+    usage: Callable[[Any], Usage | None] | None = None, parted: Callable[[list[int]], list[list[int]]] | None = None,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
     """Answer requests, in their order; `load` is given the places of those that are missing, at most so many at once.
 
     What one load brought is kept before the next is begun; `usage` says of each answer what it has cost.
+    `parted` says which places are loaded together, where their number does not.
     """
     first, places = _placed(requests)
     events = _Events(requests, event)
@@ -56,7 +57,8 @@ def lookup_many(
         return [outcomes[place] for place in places]
     free = [place for place in rest if not chain.flights.flies(requests[place].key)]
     busy = [place for place in rest if place not in set(free)]
-    for group in (*_parted(free, most), *_parted(busy, most)):
+    parted = parted or partial(_parted, most=most)
+    for group in (*parted(free), *parted(busy)):
         plans = [
             lookup(
                 chain,

