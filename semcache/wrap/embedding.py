@@ -263,10 +263,16 @@ class Embedding:
             parted=partial(self._parted, texts),
         )  # fmt: skip
         outcomes = yield from look(requests)
-        if not _are_alike([outcome.value for outcome in outcomes if outcome.error is None]):
+        rows = [outcome.value for outcome in outcomes if outcome.error is None]
+        is_alike = _are_alike(rows)
+        if not is_alike:
             # The model has changed under its name: what stands is of no use beside the new.
             outcomes = yield from look(Alike(replace(requests.one, mode="refresh"), requests.keys))
-        return self._gathered(outcomes, is_one=isinstance(told, str))
+            rows = [outcome.value for outcome in outcomes if outcome.error is None]
+            is_alike = _are_alike(rows)
+        if len(rows) < len(outcomes):
+            return next(outcome for outcome in outcomes if outcome.error is not None)
+        return self._gathered(rows, is_alike=is_alike, is_one=isinstance(told, str))
 
     def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | list[str]:
         """Return the text or texts of a call. Raises UnkeyableError, or MisfitError where there are none."""
@@ -277,7 +283,8 @@ class Embedding:
             return told
         if self._encoder is not None and isinstance(told, tuple):
             raise UnkeyableError("some models take a tuple for a pair; give a list", f"argument {self._texts!r}")
-        if not isinstance(told, list | tuple) or not all(isinstance(text, str) for text in told):
+        is_list = isinstance(told, list | tuple)
+        if not is_list or not (set(map(type, told)) <= {str} or all(isinstance(text, str) for text in told)):
             raise UnkeyableError("it is neither a text nor a list of texts", f"argument {self._texts!r}")
         return list(told)
 
@@ -358,15 +365,11 @@ class Embedding:
             f"{returned}: cached_embedding keeps nothing else"
         )
 
-    def _gathered(self, outcomes: list[Outcome[Any]], *, is_one: bool) -> Outcome[Any]:
-        """Make one array of the vectors of a call, or take the first error."""
-        for outcome in outcomes:
-            if outcome.error is not None:
-                return outcome
+    def _gathered(self, rows: list[Any], *, is_alike: bool, is_one: bool) -> Outcome[Any]:
+        """Make one array of the vectors of a call."""
         import numpy as np
 
-        rows: list[Any] = [outcome.value for outcome in outcomes]
-        if not _are_alike(rows):
+        if not is_alike:
             return Outcome(
                 error=TypeError(f"{self.name} returned vectors of different lengths for the texts of one call")
             )
