@@ -79,7 +79,8 @@ class EmbeddingServer:
             raise ConfigurationError("count= measures a text for window=: give both, and a callable from str to int")
         self.url = _shown(url)
         self._base = parts._replace(fragment="", path=parts.path.rstrip("/") or "/v1").geturl()
-        self._model = model or unquote(parts.fragment)
+        self._wanted = model or unquote(parts.fragment)
+        self._model = self._wanted
         self._revision = revision
         self._count = count
         self._timeout = seconds(timeout, "timeout of the embedder")
@@ -111,7 +112,7 @@ class EmbeddingServer:
         with self._loading.setdefault(os.getpid(), Lock()):
             if self.identity:
                 return
-            self._model = self._model or self._only_model()
+            self._model = self._wanted or self._only_model()
             named, vectors = self._embeddings([_KNOWN_TEXT, *_RARE])
             self._knows_all = bool(1 - vectors[1] @ vectors[2] > _EQUAL)
             # One that takes all rare characters for one does not tell other scripts' apart, unless it is said to.
@@ -161,7 +162,7 @@ class EmbeddingServer:
         is_due = self._clock() >= self._compare_at
         try:
             named, vectors = self._embeddings([*texts, _KNOWN_TEXT] if is_due else texts)
-        except TierError:
+        except (TierError, ConfigurationError):  # a key may be taken back
             self._breaker.failed()
             self._compare_at = 0.0  # who was away may come back as another
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 import sys
 
 import numpy as np
@@ -110,6 +111,7 @@ def test_server_that_answers_as_another_model_is_not_believed(models, other):
     assert embedder.identity == ""
     embedder.load()
     assert embedder.identity not in ("", was)
+    assert models.others == ["/v1/models"] * 2  # it may have another name to be asked by
     assert embedder(["a"]).shape == (1, other.dimension)
 
 
@@ -127,12 +129,13 @@ def test_weights_that_change_under_their_name_are_noticed_within_a_minute(models
         embedder(["c"])
 
 
-def test_server_that_failed_is_left_alone_and_then_compared(models):
+@pytest.mark.parametrize("status", [503, 429, 401])
+def test_server_that_failed_is_left_alone_and_then_compared(models, status):
     """Law 10: the failure is told at once for a moment; who was away may come back as another."""
     clock = ManualClock()
     embedder = loaded(models, clock=clock.monotonic)
-    models.fail(503)
-    with pytest.raises(TierError, match="503"):
+    models.fail(status)
+    with pytest.raises(semcache.SemcacheError, match=str(status)):
         embedder(["a"])
     with pytest.raises(TierError, match="left alone"):
         embedder(["a"])
@@ -300,7 +303,7 @@ def ask(cache, text, answer):
 
 @pytest.mark.semantic
 def test_rewording_is_found_by_a_process_without_a_model(models, open_near):
-    """A near match, by vectors that were computed elsewhere; nobody loads torch."""
+    """A near match, by vectors that were computed elsewhere."""
     models.reply = worded
     cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(0.8))
     assert cache.embedder_identity.startswith("server:words")
@@ -308,6 +311,21 @@ def test_rewording_is_found_by_a_process_without_a_model(models, open_near):
     assert ask(cache, "how do I reset the password", "elsewhere") == "here"
     assert semcache.last().tier == "semantic"
     assert ask(cache, "what do you charge for parcels", "money") == "money"
+
+
+@pytest.mark.semantic
+def test_process_with_an_embedder_behind_a_url_loads_no_torch(models):
+    """Thin processes: what embeds is elsewhere."""
+    code = """
+import sys, semcache
+with semcache.Cache(embedder=sys.argv[1]) as cache:
+    cache.warm()
+    cache.get_or_load(cache.request(text="a"), lambda: 1)
+    assert cache.flush(30) and cache.stats().tiers["semantic"]["rows"] == 1
+print({"torch", "sentence_transformers", "transformers"} & set(sys.modules))
+"""
+    told = subprocess.run([sys.executable, "-c", code, models.openai_url], capture_output=True, text=True, check=False)
+    assert (told.stdout, told.stderr) == ("set()\n", "")
 
 
 @pytest.mark.semantic
