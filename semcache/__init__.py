@@ -8,6 +8,8 @@ cache = semcache.Cache(memory="64MB")
 def answer(question: str) -> str: ...
 """
 
+from typing import TYPE_CHECKING, Any
+
 from semcache.cache import Cache
 from semcache.codec import register
 from semcache.context import context
@@ -37,6 +39,9 @@ from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
 from semcache.wrap.retrieval import cached_retrieval
 
+if TYPE_CHECKING:
+    from semcache.semantic.served import EmbeddingServer
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "DecodeError",
+    "EmbeddingServer",
     "EncodeError",
     "Event",
     "Explanation",
@@ -88,3 +94,12 @@ __all__ = [
     "stage",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what belongs to near matches when it is asked for (law 13)."""
+    if name == "EmbeddingServer":
+        from semcache.semantic.served import EmbeddingServer
+
+        return EmbeddingServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

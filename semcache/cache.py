@@ -55,15 +55,16 @@ class Cache(Meaning, Commands, Accounts):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
-    `semantic` bound the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite file
-    for the processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `memcached`, a URL, is a tier
-    beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a sentence-transformers
-    name or path, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there are no near
-    matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant` whose may meet.
-    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told every event.
-    `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by tenant too.
-    `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping (docs/costs.md).
-    Raises ConfigurationError, with the mend, for settings that are wrong.
+    `semantic` bound the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite
+    file for the processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `memcached`, a URL, is a
+    tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
+    sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
+    `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
+    are no near matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant`
+    whose may meet. `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
+    every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
+    tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
+    (docs/costs.md). Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 
     def __init__(
@@ -138,7 +139,6 @@ class Cache(Meaning, Commands, Accounts):
         self.store: DiskTier | RedisTier | None = self.disk or self.redis
         settles = 0.0 if self.redis is None else SETTLE_SECONDS
         self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None, settles)
-        self.embedder_identity = "" if made is None else made.identity
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
         self.semantic = None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values)

@@ -26,6 +26,8 @@ VERSION = 1
 _PLAIN, _ZSTD = 0, 1
 _HEADER = bytes((VERSION, _PLAIN))
 _ZSTD_HEADER = bytes((VERSION, _ZSTD))
+# How msgpack tells bytes, from 256 on and below 64 kB: by this, and their number in two bytes.
+_BYTES, _BYTES_FROM = b"\xc5", 5
 _COMPRESS_FROM_BYTES = 1024
 _COMPRESS_TO_BYTES = 2**26  # a forged header can make us allocate this much, and no more
 # Each extension type inside another takes 40 kB of stack while it is read; 200 of them would end the process.
@@ -114,6 +116,8 @@ class Codec:
     def decode(data: bytes) -> Any:
         """Return a new value from its bytes. Raises DecodeError, whatever the bytes are."""
         if data[:2] == _HEADER:
+            if data[2:3] == _BYTES and len(data) == _BYTES_FROM + int.from_bytes(data[3:_BYTES_FROM]):
+                return data[_BYTES_FROM:]  # as a vector is stored: no need to look into it
             return unpack(memoryview(data)[2:])
         if data[:2] == _ZSTD_HEADER:
             return unpack(_decompressed(data[2:]))

@@ -14,54 +14,78 @@ from time import perf_counter_ns
 from typing import Any
 
 from semcache.chain import Chain, Origin
+from semcache.errors import DecodeError
 from semcache.events import Event
 from semcache.inherit import tell_found
 from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
-from semcache.model import Hit, Miss, Request
+from semcache.model import Alike, Hit, Miss, Request, Usage
 from semcache.plan import Outcome, Plan
-from semcache.tier import Tier
+from semcache.tier import Glance, Tier
 from semcache.together import together
 
 LoadMany = Callable[[list[int]], Any]
 # What a tier says of one of many; an error is of that one alone.
 Found = Hit | Miss | BaseException | None
 _NOTHING = object()
+_UNASKED = ("off", "refresh")
 
 
 def lookup_many(
     chain: Chain, requests: Sequence[Request], load: LoadMany, keeps: Callable[[Any], bool] | None,
     event: Callable[[Request], Event], *, blocks: bool, most: int | None = None,
+    usage: Callable[[Any], Usage | None] | None = None, parted: Callable[[list[int]], list[list[int]]] | None = None,
 ) -> Plan[list[Outcome[Any]]]:  # fmt: skip
     """Answer requests, in their order; `load` is given the places of those that are missing, at most so many at once.
 
-    What one load brought is kept before the next is begun.
+    What one load brought is kept before the next is begun; `usage` says of each answer what it has cost.
+    `parted` says which places are loaded together, where their number does not.
     """
-    first: dict[tuple[bytes, str], int] = {}
-    places = [first.setdefault((request.key, request.mode), place) for place, request in enumerate(requests)]
+    first, places = _placed(requests)
     events = _Events(requests, event)
     outcomes: dict[int, Outcome[Any]] = {}
+    if isinstance(requests, Alike):
+        waiting = first if requests.one.mode not in _UNASKED else []
+    else:
+        waiting = [place for place in first if requests[place].mode not in _UNASKED]
     for at, (tier, breaker) in enumerate(chain.tiers):
-        waiting = [
-            place
-            for place in first.values()
-            if place not in outcomes and requests[place].mode not in ("off", "refresh")
-        ]
         if not tier.exact or not waiting:
             break
         if not breaker.is_open:
             yield from _peek(chain, at, requests, events, waiting, outcomes)
-    rest = [place for place in first.values() if place not in outcomes]
+            waiting = [place for place in waiting if place not in outcomes]
+    rest = [place for place in first if place not in outcomes]
+    if not rest:
+        return [outcomes[place] for place in places]
     free = [place for place in rest if not chain.flights.flies(requests[place].key)]
     busy = [place for place in rest if place not in set(free)]
-    for group in (*_parted(free, most), *_parted(busy, most)):
+    parted = parted or partial(_parted, most=most)
+    for group in (*parted(free), *parted(busy)):
         plans = [
-            lookup(chain, requests[place], Origin(partial(_load_one, load, place), keeps), events[place], blocks=blocks)
+            lookup(
+                chain,
+                requests[place],
+                Origin(partial(_load_one, load, place), keeps, usage),
+                events[place],
+                blocks=blocks,
+            )
             for place in group
         ]
         done = yield from together(plans, partial(_load_group, load, group))
         for place, outcome in zip(group, done, strict=True):
             outcomes[place] = outcome.unwrap()
     return [outcomes[place] for place in places]
+
+
+def _placed(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
+    """Return the places of what is to be looked up, each once, and for every request the place that answers it."""
+    if isinstance(requests, Alike):
+        keys = requests.keys
+        at = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
+        places = [at[key] for key in keys]
+        return (places if len(at) == len(keys) else list(dict.fromkeys(places))), places
+    first: dict[tuple[bytes, str], int] = {}
+    places = [first.setdefault((request.key, request.mode), place) for place, request in enumerate(requests)]
+    return list(first.values()), places
 
 
 def _parted(places: list[int], most: int | None) -> list[list[int]]:
@@ -94,7 +118,9 @@ def _peek(
     """Ask one exact tier for all at once; what it has fresh is answered and recorded."""
     tier, breaker = chain.tiers[at]
     began = perf_counter_ns()
-    found = yield from _get_many(tier, [requests[place] for place in asked])
+    asked, found = yield from _look(chain, at, requests, events, asked, outcomes)
+    if not asked:
+        return
     share = (perf_counter_ns() - began) // len(asked)
     decode, failed = chain.codec.decode, False
     hits: dict[int, Any] = {}
@@ -117,6 +143,74 @@ def _peek(
         if place not in hits:
             note_time(events[place], tier, share)
     yield from _record(chain, at, requests, events, hits, share)
+
+
+def _look(
+    chain: Chain, at: int, requests: Sequence[Request], events: _Events, asked: list[int],
+    outcomes: dict[int, Outcome[Any]],
+) -> Plan[tuple[list[int], Sequence[Found]]]:  # fmt: skip
+    """Return what a tier has, and of which places: of all but those that a glance has answered already."""
+    found: Sequence[Found] | None = None
+    if isinstance(requests, Alike) and _may_glance(chain, at, requests.one):
+        asked, found = yield from _glance(chain, requests, events, asked, outcomes)
+    if found is None:
+        found = yield from _get_many(chain.tiers[at][0], [requests[place] for place in asked])
+    return asked, found
+
+
+def _may_glance(chain: Chain, at: int, one: Request) -> bool:
+    """Say whether hits of a tier need no more than their sums: they fill no nearer tier, and nobody looks at each."""
+    return not at and hasattr(chain.tiers[0][0], "glance") and one.accepts is None and not chain.recorder.is_watched
+
+
+def _glance(
+    chain: Chain, requests: Alike, events: _Events, asked: list[int], outcomes: dict[int, Outcome[Any]]
+) -> Plan[tuple[list[int], Sequence[Found] | None]]:
+    """Answer what the first tier has fresh and plain, with no request and no event for each.
+
+    Return the places of the others, and what the tier has of each; None where it can only be asked by request.
+    """
+    tier: Any = chain.tiers[0][0]
+    began = perf_counter_ns()
+    keys = requests.keys
+    try:
+        seen: Glance | None = yield from tier.glance(
+            keys if len(asked) == len(keys) else [keys[place] for place in asked]
+        )
+    except Exception as error:  # noqa: BLE001 - a tier may fail in any way
+        return asked, [error] * len(asked)
+    if seen is None:
+        return asked, None
+    decode, rest, last = chain.codec.decode, [], -1
+    for number, value in enumerate(seen.values):
+        if value is None:
+            rest.append(number)
+            continue
+        try:
+            outcomes[asked[number]] = Outcome(decode(value))
+        except DecodeError:
+            rest.append(number)
+        else:
+            last = number
+    if last >= 0:
+        share = (perf_counter_ns() - began) // len(asked)
+        one, event = requests[asked[last]], events[asked[last]]
+        note_time(event, tier, share)
+        event.kind, event.tier, event.reason = "hit", tier.name, None
+        hit = tier.settle(one, seen.stands[last])
+        if isinstance(hit, Hit):  # it may be gone since
+            note_hit(chain, one, event, tier.name, hit)
+        chain.recorder.glanced(event, one.facets, one.stage, len(asked) - len(rest), seen.seconds, share)
+        chain.tiers[0][1].succeeded()
+    return [asked[number] for number in rest], [_settled(tier, requests, seen, asked, number) for number in rest]
+
+
+def _settled(tier: Any, requests: Alike, seen: Glance, asked: list[int], number: int) -> Found:
+    try:
+        found: Found = tier.settle(requests[asked[number]], seen.stands[number])
+    except Exception as error:  # noqa: BLE001 - what one of them fails at is its own
+        return error
+    return found
 
 
 def _answer(told: Found, decode: Callable[[bytes], Any], suits: Callable[[Any], bool] | None) -> Any:

@@ -34,8 +34,12 @@ class Meaning:
     tenant: Tenant | None
     mode: Mode
     semantic: SemanticTier | None
-    embedder_identity: str
     _switched: Mode
+
+    @property
+    def embedder_identity(self) -> str:
+        """Whose vectors the near tier compares; empty without one, and before a server has said it."""
+        return "" if self.semantic is None else self.semantic.identity
 
     def tenant_of(self, tenant: Tenant | None) -> Tenant | None:
         """Return whose call it is: the context's word, then the call's, then the cache's."""
@@ -108,9 +112,13 @@ class Meaning:
             facets.tenant = str(tenant)
         if text is not None and not text and exact_only is None:
             exact_only = "the text is empty"
-        scope = None
+        scope, embedder = None, ""
         if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
-            scope = digest(b"scope", prefix, rest, owner, canonical(self.embedder_identity))
+            embedder = self.embedder_identity
+            if embedder:
+                scope = digest(b"scope", prefix, rest, owner, canonical(embedder))
+            else:  # its server is to say it
+                exact_only = self.semantic.unready()
         return Request(
             key,
             scope,
@@ -119,7 +127,7 @@ class Meaning:
             tenant is not None,
             lives or FOREVER,
             mode,
-            self.embedder_identity if scope else "",
+            embedder,
             exact_only,
             stage,
             sources=None if options is None else options.sources,

@@ -142,14 +142,18 @@ class Meter:
         return self._past.setdefault(model, [0] * (_PRICED + 1))
 
     def saved(
-        self, sums: list[float], price: Price | None, usage: Usage | None, seconds: float, age: float, *, is_near: bool
-    ) -> None:
-        """Count a hit on an answer that was loaded `age` seconds ago, and what its call would have cost now."""
-        sums[NEAR_HITS if is_near else HITS] += 1
+        self, sums: list[float], price: Price | None, usage: Usage | None, seconds: float, age: float, *,
+        is_near: bool, count: int = 1,
+    ) -> None:  # fmt: skip
+        """Count a hit on an answer that was loaded `age` seconds ago, and what its call would have cost now.
+
+        Several are counted at once where nobody knows what they used.
+        """
+        sums[NEAR_HITS if is_near else HITS] += count
         sums[SAVED_SECONDS] += seconds
         if usage is None:
             if price is not None:
-                sums[UNPRICED_HITS] += 1
+                sums[UNPRICED_HITS] += count
             return
         sums[SAVED_PROMPT] += usage.prompt_tokens
         sums[SAVED_COMPLETION] += usage.completion_tokens

@@ -6,11 +6,11 @@ only a tier turns a life into an expiry, in its own clock (law 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 if TYPE_CHECKING:
     from semcache.sources import Sources
@@ -169,6 +169,32 @@ class Request:
     documents_of: Callable[[Any], Iterable[str]] | None = None
     accepts: Callable[[Any], bool] | None = None
     sources: Sources | None = None
+
+    def at(self, key: bytes) -> Request:
+        """Return the same request of another key; `replace` would take ten times as long."""
+        return Request(
+            key, self.scope, self.text, self.facets, self.tenanted, self.lives, self.mode, self.embedder,
+            self.exact_only, self.stage, self.documents_of, self.accepts, self.sources,
+        )  # fmt: skip
+
+
+class Alike(Sequence[Request]):
+    """Requests that differ in their keys alone; each is made when somebody wants it."""
+
+    def __init__(self, one: Request, keys: list[bytes]) -> None:
+        self.one = one
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: int) -> Request: ...
+    @overload
+    def __getitem__(self, place: slice) -> Alike: ...
+    def __getitem__(self, place: int | slice) -> Request | Alike:
+        keys = self.keys[place]
+        return self.one.at(keys) if isinstance(keys, bytes) else Alike(self.one, keys)
 
 
 @dataclass(slots=True)

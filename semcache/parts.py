@@ -115,11 +115,15 @@ class Parts:
         from semcache.semantic.index import FlatIndex
         from semcache.tiers.semantic import SemanticTier, row_life
 
-        now, ttl, identity = self.clock.monotonic, self.ttl.of("semantic"), embedder.identity
+        now, ttl = self.clock.monotonic, self.ttl.of("semantic")
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
-            for row in store.rows(identity) if store else ():
+            for row in store.rows(embedder.identity) if store else ():
                 yield row.key, row.scope, row.text, row.vector, now() + row_life(row.remaining, ttl)
+
+        def attach(key: bytes, vector: Any) -> None:
+            if store is not None:
+                store.attach(key, vector, embedder=embedder.identity)
 
         batcher = Batcher(
             embedder,
@@ -131,5 +135,5 @@ class Parts:
         return SemanticTier(
             batcher, policy, values, ttl=ttl, timeout=self.timeouts.of("semantic"), clock=self.clock,
             jitter=self.ttl.jitter, random=self.random, warn=self.recorder.warn_once,
-            attach=partial(store.attach, embedder=identity) if store else None, embedder=identity,
+            attach=attach if store else None, embedder=lambda: embedder.identity,
         )  # fmt: skip

@@ -5,7 +5,9 @@ must be waited for, so one class serves both colours. A tier raises freely; the 
 and an event (law 10). `put` and `remove` hand their work to the tier's own thread where it has one, and return at once.
 
 A tier may have `get_many` beside `get`: a plan that takes requests and returns a Hit, a Miss or an error for each, in
-their order. Without it many are asked together, by a plan for each.
+their order. Without it many are asked together, by a plan for each. It may also have `glance`: a plan that takes keys
+and returns a Glance, None where it can only be asked for each, and `settle`, which makes of a request, and of what
+stands for its key, what `get` would return.
 
 A new tier is one file, and one line in the contract suite.
 """
@@ -13,9 +15,9 @@ A new tier is one file, and one line in the contract suite.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from semcache.model import Entry, Evidence, Hit, Miss, Request
 from semcache.plan import Plan
@@ -77,6 +79,17 @@ class Tier(Protocol):
     def close(self) -> None:
         """Flush, stop threads, close files. A closed tier answers with TierError("closed")."""
         ...
+
+
+class Glance(NamedTuple):
+    """What a tier has for many keys: the encoded answers that are fresh and tell no more than themselves, else None.
+
+    `seconds` is what loading these took, `stands` what is there for each, as `settle` takes it.
+    """
+
+    values: list[bytes | None]
+    seconds: float
+    stands: Sequence[Any]
 
 
 class Breaker:

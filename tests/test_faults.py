@@ -1011,7 +1011,7 @@ def test_wrong_argument_is_refused_where_it_is_written(make):
         ({"embedder": 5}, "list[str] to float32[n, d]"),
         ({"embedder": lambda texts: texts}, "identity"),
         ({"embedder": Compass(), "memory": 0}, "memory= or disk="),
-        ({"embedder": "http://localhost"}, "callable"),
+        ({"embedder": "http://"}, "host"),
         ({"embedder": ""}, "embedder"),
         ({"embedder": "all-MiniLM-L6-v2", "device": "abacus"}, "device"),
     ],

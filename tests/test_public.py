@@ -7,10 +7,10 @@ import inspect
 import semcache
 
 NAMES = [
-    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
-    "DecodeError", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError", "Miss", "MissingExtraError",
-    "Neighbour", "Pipeline", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "StageRow", "Stats",
-    "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError",
+    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
+    "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError",
+    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Request", "SemcacheError", "SemcacheWarning",
+    "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError",
     "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
     "check", "configure", "context", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip

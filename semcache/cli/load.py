@@ -121,15 +121,23 @@ def _target(options: argparse.Namespace) -> Iterator[_Target]:
                 "SEMCACHE_NAMESPACE and SEMCACHE_DISK or SEMCACHE_REDIS"
             )
         with quiet():
+            _learn_identity(cache)
             yield _Target(cache, calls(options.call, function), f"calls of {options.call}", "")
         return
     place = place_of(options)
     embedder = options.embedder or os.environ.get("SEMCACHE_EMBEDDER") or None
     made = {name: value for name, value in asked.items() if value is not None}
     with opened(place, embedder=embedder, ttl=TTL(semantic=_INDEX_TTL)) as cache:
+        _learn_identity(cache)
         reader = questions(lambda text: cache.request(text=text, function=options.function, **made))
         note = "" if embedder else "; in these words alone, as no --embedder was given"
         yield _Target(cache, reader, f"namespace {place.namespace!r} in {place.where}", note)
+
+
+def _learn_identity(cache: Cache) -> None:
+    """Let an embedder behind a URL be named before requests are made of it: else they would have no scope."""
+    if cache.semantic is not None and not cache.embedder_identity:
+        cache.warm()
 
 
 def _tell(path: Path, wrong: list[str]) -> None:

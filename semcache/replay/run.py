@@ -22,6 +22,8 @@ def replay(lines: Iterable[bytes | str], settings: Settings, progress: Progress)
     """
     began = perf_counter()
     settings = replace(settings, embedder=as_embedder(settings.embedder, settings.device))
+    if settings.embedder is not None and not settings.embedder.identity:
+        settings.embedder.load()  # only its server knows whose vectors they are
     with TemporaryDirectory(prefix="semcache-replay-", ignore_cleanup_errors=True) as folder:
         run = run_live if settings.live_threads else run_virtual
         replayed = run(lines, settings, Path(folder), progress)

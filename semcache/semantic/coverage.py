@@ -96,6 +96,14 @@ def unreadable(text: str, scripts: frozenset[str] | None) -> str | None:
     return _foreign(ascii_letter) if ascii_letter and not has_own else None
 
 
+def unusual(text: str) -> str | None:
+    """Say which character an embedder may not know that takes rare ones for one, as two emoji."""
+    for character in dict.fromkeys(text):
+        if not character.isascii() and unicodedata.category(character).startswith("S"):
+            return f"the text has a character that the embedder may not know: {character!a}"
+    return None
+
+
 def too_long(characters: int, window: int | None) -> str | None:
     """Say why a text of so many characters cannot fit a window of tokens, without counting them."""
     if window is not None and characters > CHARACTERS_PER_TOKEN * window:

@@ -1,7 +1,7 @@
 """Embedders: from texts to float32 unit vectors, checked, with a name that keeps their vectors apart (law 11).
 
-An embedder is a sentence-transformers model, by name or path, or a callable of the user's. Making one loads nothing;
-`load` does. What it does not see whole, `covers` names (law 12).
+An embedder is a sentence-transformers model, by name or path, a server's, by URL, or a callable of the user's. Making
+one loads nothing; `load` does. What it does not see whole, `covers` names (law 12).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.semantic import coverage
+from semcache.semantic.served import EmbeddingServer
 from semcache.semantic.transformer import SentenceTransformerEmbedder
 from semcache.semantic.vectors import as_unit
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
 
-__all__ = ["CallableEmbedder", "Embedder", "SentenceTransformerEmbedder", "TextEmbedder", "as_embedder", "as_unit"]
+__all__ = [
+    "CallableEmbedder",
+    "Embedder",
+    "EmbeddingServer",
+    "SentenceTransformerEmbedder",
+    "TextEmbedder",
+    "as_embedder",
+    "as_unit",
+]
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -42,7 +51,10 @@ class Embedder(Protocol):
 
 
 class TextEmbedder(Protocol):
-    """What the batcher works with; `as_embedder` makes one. `dimension` is known once it is loaded."""
+    """What the batcher works with; `as_embedder` makes one. `dimension` is known once it is loaded.
+
+    So is the `identity` of one that a server has: empty before, and where the server has another model than before.
+    """
 
     dimension: int | None
 
@@ -108,27 +120,26 @@ class CallableEmbedder:
 
 
 def as_embedder(value: str | Embedder | TextEmbedder | None, device: str = "auto") -> TextEmbedder | None:
-    """Return the embedder that a setting means: a model's name or path, a named callable, or None.
+    """Return the embedder that a setting means: a model's name, path or URL, a named callable, or None.
 
     `device` is for models; a callable chooses its own. Raises ConfigurationError or MissingExtraError, with the mend.
     """
     if value is None:
         return None
-    needs = ["numpy", "faiss", "torch", "sentence_transformers"] if isinstance(value, str) else ["numpy", "faiss"]
+    is_served = isinstance(value, EmbeddingServer) or (isinstance(value, str) and "://" in value)
+    is_model = isinstance(value, str) and not is_served
+    needs = ["numpy", "faiss", "torch", "sentence_transformers"] if is_model else ["numpy", "faiss"]
     if any(find_spec(package) is None for package in needs):
-        raise MissingExtraError("an embedder", "semantic")
+        raise MissingExtraError("an embedder", "http" if is_served else "semantic")
     if isinstance(value, str):
         if not value:
             raise ConfigurationError('an embedder is a model\'s name, as in embedder="all-MiniLM-L6-v2"; got ""')
         if not _DEVICE.fullmatch(str(device)):
             raise ConfigurationError(f'device is "auto", "cpu", "cuda", "cuda:1" or "mps"; got {device!r}')
         if "://" in value:
-            raise ConfigurationError(
-                f"embedder={value!r}: embedders behind a URL are not there yet; give a callable that asks it, with an "
-                "attribute `identity`"
-            )
+            return EmbeddingServer(value)
         return SentenceTransformerEmbedder(value, device=device)
-    if isinstance(value, SentenceTransformerEmbedder | CallableEmbedder):
+    if isinstance(value, SentenceTransformerEmbedder | EmbeddingServer | CallableEmbedder):
         return value
     if not callable(value):
         raise ConfigurationError(

@@ -69,8 +69,8 @@ class Texts:
             matrix = self._embedder(texts)
         except BaseException as error:  # noqa: BLE001 - an embedder may raise anything, and the thread lives on
             self._report("embed", error)
-            if len(texts) == 1:
-                return {texts[0]: as_exception(error)}
+            if len(texts) == 1 or isinstance(error, TierError):  # which is of the embedder, not of a text
+                return dict.fromkeys(texts, as_exception(error))
             return {text: self._embed_alone(text) for text in texts}
         return {text: self._remember(text, vector) for text, vector in zip(texts, matrix, strict=True)}
 

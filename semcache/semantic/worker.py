@@ -46,6 +46,7 @@ class Worker:
         self.state: State = "idle"
         self._owner = owner
         self._embedder = settings.embedder
+        self._identity = ""
         self._clock = settings.clock
         self._max_batch = settings.max_batch
         self._max_pending = settings.max_pending
@@ -180,6 +181,9 @@ class Worker:
                 break
             item = self._queue.get()
         self._serve(batch)
+        if self._embedder.identity != self._identity:  # it has another model: all of before is worth nothing (law 11)
+            self._load_failed(TierError("changed", "the embedder has another model than before"))
+            return False
         return item is not None
 
     def _let_others_ask(self) -> None:
@@ -197,6 +201,7 @@ class Worker:
             if batcher is None or dimension is None:
                 raise TierError("load", "the embedder does not know its dimension")
             restore = batcher.settings.restore
+            self._identity = self._embedder.identity
             self._index = batcher.settings.make_index(dimension)
             del batcher
         if restore is not None:
@@ -225,6 +230,7 @@ class Worker:
                 self._retry_at = self._clock() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._index = None
+        self._texts.forget()
         self._fail(waiting, error)
         if self.state == "failed":
             self._report("load", error)

@@ -13,6 +13,7 @@ end is the server's to say: each hit moves it, with the key's ttl rather than wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from struct import Struct
 from typing import Any
@@ -79,6 +80,29 @@ def read(key: bytes, data: bytes, now: float, grace: float = 0.0) -> Entry | Non
     if flags & _TOLD:
         entry.facets, entry.usage = _told(data[HEADER_BYTES : HEADER_BYTES + length])
     return entry
+
+
+def read_plain(
+    keys: Sequence[bytes], found: Sequence[Any], now: float, newest: int
+) -> tuple[list[bytes | None], float]:
+    """Return the answers of many entries, and the seconds that loading these took; None for what `read` is to look at.
+
+    That is what is not there, is over, was born before the newest mark, slides, is pinned, has facets or a usage of its
+    own, or is not ours.
+    """
+    answers: list[bytes | None] = []
+    total, latest, unpack = 0.0, now + SKEW_SECONDS, _HEADER.unpack_from
+    for key, data in zip(keys, found, strict=True):
+        answer = None
+        if data is not None and len(data) >= HEADER_BYTES and data[0] == VERSION:
+            _, flags, length, checksum, expires, written, limit, born, seconds, _, slide = unpack(data)
+            is_plain = flags <= _OWN_TTL and not slide and born >= newest
+            is_fresh = written <= latest and now < expires and now < limit
+            if is_plain and is_fresh and crc32(data[_BODY:], crc32(key)) == checksum:
+                answer = data[HEADER_BYTES + length :]
+                total += seconds
+        answers.append(answer)
+    return answers, total
 
 
 def born_of(data: bytes) -> int | None:

@@ -84,13 +84,18 @@ class RedisStore(Following):
     def are_plain(self, keys: Sequence[bytes]) -> bool:
         """Say whether each is read with one GET: the log is followed, none is pinned or waits here."""
         pins, pending = self.pins, self.writer.pending
-        return self.is_followed and not any(key in pending or key in pins for key in keys)
+        is_waiting = bool(pending) and any(key in pending for key in keys)
+        return self.is_followed and not is_waiting and not (len(pins) and any(key in pins for key in keys))
 
     def get_many(self, keys: Sequence[bytes]) -> Plan[list[bytes | None]]:
         """Return what stands for keys that are plain, in one trip."""
         asked: list[Command] = [("MGET", *map(self.names.of, keys))]
         replies = yield Exchange(self.link, asked, self._timeout)
         return list(self._checked(replies.values[0]))
+
+    def read_plain(self, keys: Sequence[bytes], found: Sequence[Any]) -> tuple[list[bytes | None], float]:
+        """Return the answers of those that `read` would give as they are, and what loading these took."""
+        return header.read_plain(keys, found, self.now(), self._marks.newest)
 
     def _get_unfollowed(self, key: bytes, facets: Facets, grace: float) -> Plan[tuple[Entry | None, int]]:
         """Read the entry with its marks and the server's time: nobody has told us of either, or of what is pinned."""

@@ -19,6 +19,7 @@ score, which is exact up to 2**53, until 2089.
 
 from __future__ import annotations
 
+from binascii import hexlify
 from typing import Any
 from urllib.parse import quote
 
@@ -47,7 +48,7 @@ class Names:
 
     def of(self, key: bytes) -> bytes:
         """Return where an entry stands."""
-        return self.value + key.hex().encode()
+        return self.value + hexlify(key)
 
     def of_pinned(self, key: bytes) -> bytes:
         """Return where a pinned entry stands."""

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from semcache.testing.protocols import Anthropic, OpenAI, Reply, last_text
+from semcache.testing.protocols import Anthropic, Embeddings, OpenAI, Reply, last_text
 from semcache.testing.responses import Responses
 
-_PROTOCOLS: Mapping[str, OpenAI | Anthropic | Responses] = {
+_PROTOCOLS: Mapping[str, OpenAI | Anthropic | Responses | Embeddings] = {
     "/v1/chat/completions": OpenAI(), "/v1/responses": Responses(), "/v1/messages": Anthropic(),
+    "/v1/embeddings": Embeddings(),
 }  # fmt: skip
 # No test is held longer by a stream that nobody lets go on, in seconds.
 _GUARD = 60.0
@@ -61,7 +62,8 @@ class StandIn:
     """A server with models that answer every call; use it in a `with`, or call `start` and `close`.
 
     `reply` takes the body of a call and returns a text or a `Reply`; unless you say so, "Answer to: " and the last
-    message's text. `latency` is waited before each answer, in seconds. Threads may share it.
+    message's text. Texts are embedded as
+    `protocols.vector_of` says. `latency` is waited before each answer, in seconds. Threads may share it.
     """
 
     def __init__(

@@ -7,8 +7,12 @@ that a test sees whether it arrives.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import shake_128
+from math import sqrt
+from struct import pack, unpack
 from typing import Any
 
 PIECE_CHARACTERS = 6
@@ -29,9 +33,19 @@ class Reply:
     reasoning: str = ""
 
 
+def vector_of(text: str | list[int], dimensions: int) -> list[float]:
+    """Return the vector that the stand-in has for a text, or for its tokens: a unit vector, of a digest of it."""
+    digest = shake_128(text.encode() if isinstance(text, str) else json.dumps(text).encode()).digest(2 * dimensions)
+    numbers = [number - 32767.5 for number in unpack(f"<{dimensions}H", digest)]
+    length = sqrt(sum(number * number for number in numbers))
+    return list(unpack(f"<{dimensions}f", pack(f"<{dimensions}f", *(number / length for number in numbers))))
+
+
 def last_text(body: Mapping[str, Any]) -> str:
     """Return the text of a request's last message: of several parts, all that are text."""
     last = _messages(body)[-1]
+    if not isinstance(last, str | Mapping):  # tokens, to be embedded
+        return ""
     content = last if isinstance(last, str) else last.get("content") or ""
     if isinstance(content, str):
         return content
@@ -106,6 +120,36 @@ class OpenAI:
     def _tool(self, tool: tuple[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
         called = {"name": tool[0], "arguments": json.dumps(tool[1])}
         return {"id": f"call_{number}", "type": "function", "function": called}
+
+
+class Embeddings:
+    """POST /v1/embeddings, as float or base64; it has no streams."""
+
+    dimensions = 16
+
+    def answer(self, reply: Reply, body: Mapping[str, Any], number: int) -> dict[str, Any]:  # noqa: ARG002 - as the others
+        """Return a list of embeddings: of a text or of tokens, or of several."""
+        told = body["input"]
+        inputs = told if isinstance(told, list) and not all(isinstance(one, int) for one in told) else [told]
+        vectors = [vector_of(one, body.get("dimensions") or self.dimensions) for one in inputs]
+        if body.get("encoding_format") == "base64":
+            rows: list[Any] = [b64encode(pack(f"<{len(row)}f", *row)).decode() for row in vectors]
+        else:
+            rows = list(vectors)
+        tokens = sum(len(one.split() if isinstance(one, str) else one) for one in inputs)
+        return {
+            "object": "list", "model": body["model"], "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+            **reply.extra,
+        }  # fmt: skip
+
+    def pieces(self, reply: Reply, body: Mapping[str, Any], number: int) -> Iterator[str]:
+        """Yield the whole answer, whoever asks for a stream."""
+        yield _data(self.answer(reply, body, number))
+
+    def error(self, status: int) -> dict[str, Any]:
+        """Return the body of an error."""
+        return OpenAI().error(status)
 
 
 class Anthropic:

@@ -25,7 +25,7 @@ from semcache.errors import TierError
 from semcache.marks import Marks
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan
-from semcache.tier import Clock
+from semcache.tier import Clock, Glance
 
 # What an entry costs beside its answer: the objects here and in the LRU; measured, and held by a test.
 ENTRY_BYTES = 900
@@ -177,6 +177,20 @@ class MemoryTier:
             raise TierError("closed", "the memory tier was closed")
         return [self.peek(request.key, request.lives.grace) for request in requests]
         yield
+
+    def glance(self, keys: Sequence[bytes]) -> Plan[Glance | None]:
+        """Look many keys up."""
+        if self._is_closed:
+            return None
+        kept = list(map(self.probe, keys))
+        seconds = sum(one.load_seconds for one in kept if one is not None and one.usage is None)
+        values = [one.value if one is not None and one.usage is None else None for one in kept]
+        return Glance(values, seconds, kept)
+        yield
+
+    def settle(self, request: Request, stands: Kept | None) -> Hit | Miss:  # noqa: ARG002 - it may be gone by now
+        """Look again, as `get` does."""
+        return self.peek(request.key, request.lives.grace)
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:  # noqa: ARG002
         """Keep an entry for the smaller of the tier's ttl and what remains of its life.

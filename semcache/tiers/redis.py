@@ -17,7 +17,7 @@ from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan
 from semcache.stores.redis import Asked, RedisStore
 from semcache.stores.redis_keys import Names
-from semcache.tier import Clock
+from semcache.tier import Clock, Glance
 from semcache.together import together
 
 _CLOSE_SECONDS = 5.0
@@ -70,11 +70,25 @@ class RedisTier:
         found: list[Hit | Miss | BaseException | None] = []
         for request, data in zip(requests, (yield from store.get_many(keys)), strict=True):
             try:
-                entry = data and store.read(request.key, data, request.facets.of(self._namespace), request.lives.grace)
-                found.append(self._hit(request.key, entry or None, 0))
+                found.append(self.settle(request, data))
             except DecodeError as error:
                 found.append(error)
         return found
+
+    def glance(self, keys: Sequence[bytes]) -> Plan[Glance | None]:
+        """Look many keys up in one round trip."""
+        store = self._store
+        if self._is_closed or not store.are_plain(keys):
+            return None
+        found = yield from store.get_many(keys)
+        return Glance(*store.read_plain(keys, found), found)
+
+    def settle(self, request: Request, stands: bytes | None) -> Hit | Miss:
+        """Make of what stands at a request's key what `get` returns. Raises DecodeError."""
+        entry = stands and self._store.read(
+            request.key, stands, request.facets.of(self._namespace), request.lives.grace
+        )  # fmt: skip
+        return self._hit(request.key, entry or None, 0)
 
     def _hit(self, key: bytes, entry: Entry | None, waited_ns: int) -> Hit | Miss:
         if entry is None:

@@ -42,7 +42,10 @@ class Values(Protocol):
 
 
 class SemanticTier:
-    """A near tier over the exact tiers `values`, nearest first; `attach` keeps a vector that a put computed late."""
+    """A near tier over the exact tiers `values`, nearest first.
+
+    `attach` keeps a vector that a put computed late; `embedder` says whose vectors are compared, as far as it is known.
+    """
 
     name = "semantic"
     exact = False
@@ -50,7 +53,7 @@ class SemanticTier:
     def __init__(
         self, batcher: Batcher, policy: Policy, values: Sequence[Values], *, ttl: float, timeout: float, clock: Clock,
         jitter: float = 0.0, random: Callable[[], float], warn: Warn,
-        attach: Callable[[bytes, Any], None] | None = None, embedder: str = "",
+        attach: Callable[[bytes, Any], None] | None = None, embedder: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self.batcher = batcher
         self._embedder = embedder
@@ -66,16 +69,27 @@ class SemanticTier:
         # Of the rows put last: our own invalidations come back to us from the log, perhaps when there is a new row.
         self._births: dict[bytes, int] = {}
 
+    @property
+    def identity(self) -> str:
+        """Whose vectors are compared; empty while that is not known."""
+        return self._embedder()
+
+    def unready(self) -> str:
+        """Begin to load, if need be; say why there are no near matches yet."""
+        state = self.batcher.state
+        if state != "closed":
+            self.batcher.start()
+        return f"the embedder is {'failed' if state == 'failed' else 'loading'}"
+
     def get(self, request: Request) -> Plan[Hit | Miss]:
         """Search the request's scope and serve the nearest neighbour that the policy lets through."""
         scope, text = request.scope, request.text
-        if scope is None or text is None:
+        # Of another embedder: its server's model has changed since the request was made (law 11).
+        if scope is None or text is None or request.embedder != self.identity:
             return Miss(request.exact_only)
         has_scope = self.batcher.has_scope(scope)
         if has_scope is None:
-            state = self.batcher.state
-            self.batcher.start()
-            return Miss(f"the embedder is {'failed' if state == 'failed' else 'loading'}")
+            return Miss(self.unready())
         if not has_scope:  # nothing to compare with: the text is embedded behind the answer
             return Miss()
         deadline = self._now() + self._timeout
@@ -161,7 +175,7 @@ class SemanticTier:
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
         """Index a loaded answer's text, with the vector that its miss computed, if it did."""
-        if request.scope is None or request.text is None:
+        if request.scope is None or request.text is None or request.embedder != self.identity:
             return
         self.batcher.start()
         life = inf if entry.is_pinned else min(self._ttl, entry.life) * (1 - self._jitter * self._random())
@@ -186,11 +200,11 @@ class SemanticTier:
     def take(self, rows: Iterable[Row]) -> None:
         """Take rows that others have added, if they are this embedder's; before it is loaded there is no need."""
         if self.batcher.state in ("loading", "ready"):
-            now, ttl = self._now(), self._ttl
+            now, ttl, identity = self._now(), self._ttl, self.identity
             self.batcher.take([
                 (key, scope, text, vector, now + row_life(remaining, ttl))
                 for key, scope, embedder, text, vector, remaining in rows
-                if embedder == self._embedder
+                if embedder == identity
             ])  # fmt: skip
 
     def rebuild(self) -> None:

@@ -25,10 +25,11 @@ from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical, canonical_items, type_name
 from semcache.lookup import finish, load
 from semcache.many import lookup_many
-from semcache.model import Facets, Lives, Request
+from semcache.model import Alike, Facets, Lives, Request
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.ttl import Duration, lives_of
 from semcache.wrap.default import default_cache
+from semcache.wrap.encoder import HOW_TO_COMPUTE, encoder_of
 from semcache.wrap.function import CacheInfo
 from semcache.wrap.signature import MisfitError, Signature, unwrap
 from semcache.wrap.version import name_of, version_of
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 R_co = TypeVar("R_co", covariant=True)
+# Of English about four make a token, of other languages fewer.
+_BYTES_PER_TOKEN = 3
 _DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 
@@ -83,6 +86,8 @@ def cached_embedding(
     *,
     model: str = "",
     max_batch: int | None = None,
+    max_tokens: int | None = None,
+    count: Callable[[str], int] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     ttl: Duration | None = None,
     max_age: Duration | None = None,
@@ -94,15 +99,20 @@ def cached_embedding(
     """Cache a function whose first argument is a list of texts and which returns float32[n, d], or what converts to it.
 
     Its callers may also pass one text, and get float32[d]; the function is called with a list of the distinct texts
-    that no tier has, at most `max_batch` at once. All its other arguments are in the key, but for those that `ignore`
-    names. `model` names what computes the vectors; a method of an object, as `encode` of a SentenceTransformer, needs
-    it, as nobody can tell the object's settings. `dtype="float16"` keeps half the bytes; results are float32 in any
-    case. The rest is as in `cached`. What is no list of texts goes to the function as it is. Raises ConfigurationError.
+    that no tier has, at most `max_batch` at once, and of at most `max_tokens` together, as `count(text)` counts them
+    (without it a token for every three bytes; a text over the bound goes alone). All its other arguments are in the
+    key, but for those that `ignore` names. `model` names what computes the vectors; a method of an object needs it, as
+    nobody can tell the object's settings, but for `encode` of a SentenceTransformer, which is known by its weights and
+    settings. `dtype="float16"` keeps half the bytes; results are float32 in any case. The rest is as in `cached`. What
+    is no list of texts goes to the function as it is. Raises ConfigurationError.
     """
     if dtype not in _DTYPES:
         raise ConfigurationError(f'dtype= is "float32" or "float16"; got {dtype!r}')
-    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-        raise ConfigurationError(f"max_batch= is a number of texts from 1 on, or None; got {max_batch!r}")
+    for name, most, what in (("max_batch", max_batch, "texts"), ("max_tokens", max_tokens, "tokens")):
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise ConfigurationError(f"{name}= is a number of {what} from 1 on, or None; got {most!r}")
+    if count is not None and (max_tokens is None or not callable(count)):
+        raise ConfigurationError(f"count= counts a text's tokens for max_tokens=: give both; got {count!r}")
     for name, value in (("model", model), ("version", version or "")):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name}= is text; got {value!r}")
@@ -112,8 +122,8 @@ def cached_embedding(
         raise MissingExtraError("cached_embedding", "semantic") from None
     lives = lives_of(ttl, max_age, 0, 0, sliding=False)
     given = _Given(
-        model, max_batch, dtype, lives, names_of(tags, "tags"), version, frozenset(names_of(ignore, "ignore")),
-        named_stage(stage),
+        model, max_batch, max_tokens, count, dtype, lives, names_of(tags, "tags"), version,
+        frozenset(names_of(ignore, "ignore")), named_stage(stage),
     )  # fmt: skip
 
     def decorate(function: Any) -> Any:
@@ -128,6 +138,8 @@ class _Given:
 
     model: str
     max_batch: int | None
+    max_tokens: int | None
+    count: Callable[[str], int] | None
     dtype: str
     lives: Lives | None
     tags: tuple[str, ...]
@@ -149,9 +161,11 @@ class Embedding:
         self._inner = inner
         self._cache = cache
         self._lock = Lock()
+        self._encoder = encoder_of(_bare(function))
         unseen = self._unseen()
         self._texts = self._first_argument()
-        signature = Signature(inner, arguments, given.ignore | unseen | {self._texts}, self.name, has_key=False)
+        left_out = given.ignore | unseen | {self._texts} | (HOW_TO_COMPUTE if self._encoder else frozenset())
+        signature = Signature(inner, arguments, left_out, self.name, has_key=False)
         for name in given.ignore - frozenset(getattr(getattr(inner, "__code__", None), "co_freevars", ())):
             signature.require(name, "ignore")
         self._signature = signature
@@ -159,19 +173,21 @@ class Embedding:
         source = inspect.unwrap(inner) if unseen else inner
         self.version = given.version if given.version is not None else version_of(source, self.name, given.ignore)
         self._stage = given.stage or self.name
+        self._model = given.model
         self._identity = canonical([given.model, given.dtype])
+        if self._encoder is not None and not given.model:
+            self._model = self._encoder.name
+            self._identity = canonical([self._encoder.digest, given.dtype])
 
     def _unseen(self) -> frozenset[str]:
         """Return the name of the parameter whose object has no key; its model is named instead."""
-        method = self.function
-        while isinstance(method, partial):
-            method = method.func
+        method = _bare(self.function)
         if not isinstance(method, MethodType) or isinstance(method.__self__, type):
             return frozenset()
         kind = type(method.__self__)
         if hasattr(kind, "__semcache_key__"):
             return frozenset()
-        if not self._given.model:
+        if not self._given.model and self._encoder is None:
             raise ConfigurationError(
                 f"{self.name} is a method of a {type_name(kind)}, whose settings nobody can tell: name what it "
                 'computes, as in cached_embedding(cache, model="all-MiniLM-L6-v2"), or give the class '
@@ -240,16 +256,23 @@ class Embedding:
                 Origin(partial(self.function, *args, **kwargs)), None, Event("bypass")
             )
             return outcome
-        vectors = partial(self._load, [told] if isinstance(told, str) else told, args, kwargs)
+        texts = [told] if isinstance(told, str) else told
+        vectors = partial(self._load, texts, args, kwargs)
         look = partial(
             lookup_many, cache.chain, load=vectors, keeps=None, event=cache.event, blocks=blocks,
-            most=self._given.max_batch,
+            parted=partial(self._parted, texts),
         )  # fmt: skip
         outcomes = yield from look(requests)
-        if not _are_alike([outcome.value for outcome in outcomes if outcome.error is None]):
+        rows = [outcome.value for outcome in outcomes if outcome.error is None]
+        is_alike = _are_alike(rows)
+        if not is_alike:
             # The model has changed under its name: what stands is of no use beside the new.
-            outcomes = yield from look([replace(request, mode="refresh") for request in requests])
-        return self._gathered(outcomes, is_one=isinstance(told, str))
+            outcomes = yield from look(Alike(replace(requests.one, mode="refresh"), requests.keys))
+            rows = [outcome.value for outcome in outcomes if outcome.error is None]
+            is_alike = _are_alike(rows)
+        if len(rows) < len(outcomes):
+            return next(outcome for outcome in outcomes if outcome.error is not None)
+        return self._gathered(rows, is_alike=is_alike, is_one=isinstance(told, str))
 
     def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | list[str]:
         """Return the text or texts of a call. Raises UnkeyableError, or MisfitError where there are none."""
@@ -258,32 +281,57 @@ class Embedding:
         told = args[0] if args else kwargs[self._texts]
         if isinstance(told, str):
             return told
-        if not isinstance(told, list | tuple) or not all(isinstance(text, str) for text in told):
+        if self._encoder is not None and isinstance(told, tuple):
+            raise UnkeyableError("some models take a tuple for a pair; give a list", f"argument {self._texts!r}")
+        is_list = isinstance(told, list | tuple)
+        if not is_list or not (set(map(type, told)) <= {str} or all(isinstance(text, str) for text in told)):
             raise UnkeyableError("it is neither a text nor a list of texts", f"argument {self._texts!r}")
         return list(told)
 
-    def _requests(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Request]:
+    def _requests(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Alike:
         """Return a request for each text; what they have in common is made once."""
         given, cache = self._given, self.cache
         values = self._signature.bind(args, kwargs)
+        identity = self._identity
+        if self._encoder is not None:
+            self._encoder.check(dict(zip(self._signature.names, values, strict=True)))
+            identity += self._encoder.settings()
         owner = cache.tenant_bytes(cache.tenant_of(None))
         common = cache.complete(
             b"", b"", b"", None, None, given.lives,
-            Facets(cache.namespace, self.name, self.version, model=given.model, tags=given.tags), None, self._stage,
+            Facets(cache.namespace, self.name, self.version, model=self._model, tags=given.tags), None, self._stage,
         )  # fmt: skip
+        common.sources = None  # a vector is made of its text, whatever its pipeline was given
         begun = blake2b(cache.prefix(self.name, self.version), digest_size=KEY_BYTES)
-        begun.update(canonical_items(values) + self._identity + owner)
-        requests = []
+        begun.update(canonical_items(values) + identity + owner)
+        keys, fork = [], begun.copy
         for text in texts:
-            hasher = begun.copy()
+            hasher = fork()
             hasher.update(text.encode("utf-8", "surrogatepass"))  # the last part, so it needs no frame
-            requests.append(
-                Request(
-                    hasher.digest(), facets=common.facets, tenanted=common.tenanted, lives=common.lives,
-                    mode=common.mode, stage=common.stage,
-                )
-            )  # fmt: skip
-        return requests
+            keys.append(hasher.digest())
+        return Alike(common, keys)
+
+    def _parted(self, texts: Sequence[str], places: list[int]) -> list[list[int]]:
+        """Return places in their order, as many together as the bounds allow, and at least one."""
+        most, heaviest = self._given.max_batch or len(places), self._given.max_tokens
+        parts: list[list[int]] = []
+        weight = 0
+        for place in places:
+            tokens = 0 if heaviest is None else self._tokens(texts[place])
+            if not parts or len(parts[-1]) == most or (heaviest is not None and weight + tokens > heaviest):
+                parts.append([])
+                weight = 0
+            parts[-1].append(place)
+            weight += tokens
+        return parts
+
+    def _tokens(self, text: str) -> int:
+        try:
+            if self._given.count is not None:
+                return int(self._given.count(text))
+        except Exception as error:  # noqa: BLE001 - the user's own: its batches are then estimated
+            self.cache.recorder.warn_once(f"{self.name}: count", f"count= of {self.name} failed: {error!r}")
+        return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
 
     def _load(self, texts: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], places: list[int]) -> Any:
         """Call the function with the texts at some places; their vectors as bytes, be they awaited first."""
@@ -318,15 +366,11 @@ class Embedding:
             f"{returned}: cached_embedding keeps nothing else"
         )
 
-    def _gathered(self, outcomes: list[Outcome[Any]], *, is_one: bool) -> Outcome[Any]:
-        """Make one array of the vectors of a call, or take the first error."""
-        for outcome in outcomes:
-            if outcome.error is not None:
-                return outcome
+    def _gathered(self, rows: list[Any], *, is_alike: bool, is_one: bool) -> Outcome[Any]:
+        """Make one array of the vectors of a call."""
         import numpy as np
 
-        rows: list[Any] = [outcome.value for outcome in outcomes]
-        if not _are_alike(rows):
+        if not is_alike:
             return Outcome(
                 error=TypeError(f"{self.name} returned vectors of different lengths for the texts of one call")
             )
@@ -353,12 +397,19 @@ class Embedding:
     def requests(self, *args: Any, **kwargs: Any) -> list[Request]:
         """Return what a call means to the cache."""
         told = self._told(args, kwargs)
-        return self._requests([told] if isinstance(told, str) else told, args, kwargs)
+        return list(self._requests([told] if isinstance(told, str) else told, args, kwargs))
 
     def invalidate(self, *args: Any, **kwargs: Any) -> int:
         """Invalidate the vectors of the texts of one call."""
         keys = dict.fromkeys(request.key for request in self.requests(*args, **kwargs))
         return sum(self.cache.invalidate(key=key) for key in keys)
+
+
+def _bare(function: Any) -> Any:
+    """Return a function without the partials around it."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def _are_alike(rows: list[Any]) -> bool:

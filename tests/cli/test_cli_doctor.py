@@ -19,6 +19,7 @@ from semcache.cli.doctor import file, package
 from semcache.cli.doctor.rights import trials
 from semcache.cli.doctor.server import examine_server
 from semcache.stores.redis_keys import Names
+from semcache.testing import StandIn
 
 OPERATIONS = Path(__file__).parent.parent.parent / "docs" / "operations.md"
 PACKAGE = Path(semcache.__file__).parent
@@ -444,6 +445,21 @@ def test_model_or_device_that_is_not_there_is_told(semcache_command, options):
     assert status in (1, 2)
     assert "no such folder" in err or "cannot be used" in out
     assert "Traceback" not in out + err
+
+
+@pytest.mark.semantic
+def test_embedder_behind_a_url_is_asked(findings):
+    """Its server's word for it is told, and no device; what is wrong is the server's, with the mend."""
+    with StandIn() as models:
+        found = findings("--embedder", models.openai_url)
+        assert "server:m;dimension=16" in found["model"]["told"]
+        assert "1792 bytes" in found["model"]["told"]
+        assert found["near matches"]["mark"] == "ok"
+        assert "device" not in found
+        models.fail(401)
+        found = findings("--embedder", models.openai_url, status=1)
+        assert "SEMCACHE_EMBEDDER_KEY" in found["model"]["mend"]
+    assert "whether the server runs" in findings("--embedder", f"{models.openai_url}#m", status=1)["model"]["mend"]
 
 
 # The report

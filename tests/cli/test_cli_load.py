@@ -10,6 +10,7 @@ from instruments import GUARD
 
 import semcache
 from semcache.plan import run
+from semcache.testing import StandIn
 
 FAQ = "question,answer\nWhere is my parcel?,In the post.\nMay I return it?,Within a month.\n"
 
@@ -244,6 +245,17 @@ def test_rewording_finds_what_was_loaded_with_the_embedder(open_service, store, 
     while cache.get_or_load(request, lambda: "loaded", when=lambda _: False) != "In the post.":
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+@pytest.mark.semantic
+def test_embedder_behind_a_url_is_named_before_questions_are_read(open_service, store, typed, told, faq):
+    """What is loaded with it is indexed."""
+    open_service(**store)  # it makes the file
+    with StandIn() as models:
+        told("load", faq(), "--function", "faq", *typed, "--embedder", models.openai_url)
+        cache = open_service(**store, embedder=models.openai_url)
+        cache.warm()
+        assert cache.stats().tiers["semantic"]["rows"] > 0
 
 
 # Calls

@@ -18,7 +18,7 @@ ASKED = "Do you ship to Austria?"
 def held():
     """Count what a process holds: open files and sockets, threads, streams that are being read."""
     gc.collect()
-    streams = sum(isinstance(one, Stream) for one in gc.get_objects())
+    streams = sum(type(one) is Stream for one in gc.get_objects())
     return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), streams
 
 

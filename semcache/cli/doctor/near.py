@@ -15,8 +15,9 @@ from semcache.errors import MissingExtraError, SemcacheError
 from semcache.events import last
 from semcache.model import SHARED
 from semcache.policy import Threshold
+from semcache.semantic.served import EmbeddingServer
 
-_PACKAGES = ("torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
+_PACKAGES = ("httpx", "torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
 _PATIENT_SECONDS = 60.0
 _STORED = ("How do I reset my password?", "Which invoices are due in March?")
 _ASKED = "How can I reset my password?"
@@ -37,19 +38,26 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
             "failed", "extra", f"{embedder!r} needs packages that are not installed", str(error).rpartition(": ")[2]
         )
         return
+    is_served = isinstance(made, EmbeddingServer)
+    embedder = made.url if is_served else embedder
     yield _extra()
     began = time.perf_counter()
     try:
         made.load()
     except SemcacheError as error:
         told, _, mend = str(error).partition(". ")
-        yield Finding("failed", "model", told, mend or "look at the name, the folder and --device")
+        where = (
+            "look at the URL, and whether the server runs" if is_served else "look at the name, the folder and --device"
+        )
+        yield Finding("failed", "model", told, mend or where)
         return
     took = time.perf_counter() - began
     told = f"{embedder}, loaded in {milliseconds(took)}, {made.dimension} dimensions"
     told += f", a window of {made.window} tokens" if made.window else ""
+    told += f", {made.identity}, sees {made.seen_bytes} bytes of a text for sure" if is_served else ""
     yield Finding("ok", "model", told, figures={"load_seconds": took, "identity": made.identity})
-    yield _device(made.device, device)
+    if not is_served:
+        yield _device(made.device, device)
     if not is_usable:
         yield Finding("skipped", "near matches", "not tried: the store cannot be used")
         return

@@ -22,6 +22,7 @@ from semcache.wrap.clients.sdk import sdk_of
 
 _ENGINES = "_semcache_engines"
 _PROMPTS = "_semcache_prompts"
+_EMBEDDINGS = "_semcache_embeddings"
 
 
 def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> Any:
@@ -36,13 +37,15 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
             'give cached() a Cache without policy=, or leave history="all"'
         )
     from semcache.wrap.clients.early import resources  # they import what the client has imported
+    from semcache.wrap.clients.embeddings import Embeddings
     from semcache.wrap.clients.engine import Engine
 
     sdk, is_async = sdk_of(client)
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
     members = {
-        _ENGINES: engines, _PROMPTS: None if settings.prompt_cache is None else Prompts(sdk.package),
+        _ENGINES: engines, _EMBEDDINGS: (Embeddings(cache, settings),) if sdk.embeds else (),
+        _PROMPTS: None if settings.prompt_cache is None else Prompts(sdk.package),
         "post": _apost if is_async else _post, "explain": _explain,
         **resources(kind, engines, _sent, is_async=is_async),
         "__module__": kind.__module__, "__qualname__": kind.__qualname__,
@@ -72,13 +75,14 @@ async def _apost(self: Any, path: str, **given: Any) -> Any:
 
 
 def _engine(client: Any, path: str, given: dict[str, Any]) -> Any:
-    return next((engine for engine in getattr(client, _ENGINES) if engine.takes(path, given)), None)
+    engines = getattr(client, _ENGINES) + getattr(client, _EMBEDDINGS)
+    return next((engine for engine in engines if engine.takes(path, given)), None)
 
 
 def _sent(client: Any, engine: Any, path: str, **given: Any) -> Any:
     """Send a call: as it was given, or, with `prompt_cache`, with what helps the provider's cache."""
     send = partial(_original(client), client, path, **given)
-    prompts: Prompts | None = getattr(client, _PROMPTS)
+    prompts: Prompts | None = getattr(client, _PROMPTS) if engine in getattr(client, _ENGINES) else None
     return send() if prompts is None else prompts.send(engine.cache.recorder, path, given, send)
 
 

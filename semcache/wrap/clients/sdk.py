@@ -18,13 +18,17 @@ from semcache.wrap.clients.responses import Responses
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
-    """A package, of the versions from `oldest` on and before the major version `before`; `classes` are its clients."""
+    """A package, of the versions from `oldest` on and before the major version `before`; `classes` are its clients.
+
+    `embeds` says that they have OpenAI's embeddings.
+    """
 
     package: str
     oldest: tuple[int, int]
     before: int
     classes: tuple[str, ...]
     dialects: tuple[Dialect, ...]
+    embeds: bool = False
 
     def has(self, kind: type) -> bool:
         """Say whether a class is of this package."""
@@ -42,7 +46,7 @@ class Sdk:
 
 
 SDKS = (
-    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(), Responses())),
+    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(), Responses()), embeds=True),
     Sdk("anthropic", (0, 40), 1, ("Anthropic", "AsyncAnthropic"), (Messages(),)),
 )
 
