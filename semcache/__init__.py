@@ -29,6 +29,7 @@ from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
 from semcache.ttl import TTL, Timeouts
+from semcache.wrap.clients.gather import gather
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
@@ -77,6 +78,7 @@ __all__ = [
     "check",
     "configure",
     "context",
+    "gather",
     "last",
     "register",
     "trace",

@@ -39,16 +39,7 @@ def lookup_many(
     places = [first.setdefault((request.key, request.mode), place) for place, request in enumerate(requests)]
     events = _Events(requests, event)
     outcomes: dict[int, Outcome[Any]] = {}
-    for at, (tier, breaker) in enumerate(chain.tiers):
-        waiting = [
-            place
-            for place in first.values()
-            if place not in outcomes and requests[place].mode not in ("off", "refresh")
-        ]
-        if not tier.exact or not waiting:
-            break
-        if not breaker.is_open:
-            yield from _peek(chain, at, requests, events, waiting, outcomes)
+    yield from _find(chain, requests, events, list(first.values()), outcomes)
     rest = [place for place in first.values() if place not in outcomes]
     free = [place for place in rest if not chain.flights.flies(requests[place].key)]
     busy = [place for place in rest if place not in set(free)]
@@ -61,6 +52,34 @@ def lookup_many(
         for place, outcome in zip(group, done, strict=True):
             outcomes[place] = outcome.unwrap()
     return [outcomes[place] for place in places]
+
+
+def find_many(
+    chain: Chain, requests: Sequence[Request], events: Sequence[Event], *, start: int = 0
+) -> Plan[dict[int, Any]]:
+    """Return what the exact tiers, from that place on, have at first sight: answers by the places of their requests.
+
+    Of each answer its request's event is filled in and recorded; those of the others go on to their lookups.
+    """
+    outcomes: dict[int, Outcome[Any]] = {}
+    places = list(range(len(requests)))
+    yield from _find(chain, requests, dict(enumerate(events)), places, outcomes, start=start, each=True)
+    return {place: outcome.value for place, outcome in outcomes.items()}
+
+
+def _find(
+    chain: Chain, requests: Sequence[Request], events: dict[int, Event], places: list[int],
+    outcomes: dict[int, Outcome[Any]], *, start: int = 0, each: bool = False,
+) -> Plan[None]:  # fmt: skip
+    """Ask the exact tiers, nearest first; with `each` every answer's own event is filled in."""
+    for at, (tier, breaker) in enumerate(chain.tiers):
+        waiting = [
+            place for place in places if place not in outcomes and requests[place].mode not in ("off", "refresh")
+        ]
+        if not tier.exact or not waiting:
+            break
+        if at >= start and not breaker.is_open:
+            yield from _peek(chain, at, requests, events, waiting, outcomes, each=each)
 
 
 def _parted(places: list[int], most: int | None) -> list[list[int]]:
@@ -87,8 +106,8 @@ class _Events(dict[int, Event]):
 
 
 def _peek(
-    chain: Chain, at: int, requests: Sequence[Request], events: _Events, asked: list[int],
-    outcomes: dict[int, Outcome[Any]],
+    chain: Chain, at: int, requests: Sequence[Request], events: dict[int, Event], asked: list[int],
+    outcomes: dict[int, Outcome[Any]], *, each: bool,
 ) -> Plan[None]:  # fmt: skip
     """Ask one exact tier for all at once; what it has fresh is answered and recorded."""
     tier, breaker = chain.tiers[at]
@@ -115,7 +134,7 @@ def _peek(
     for place in asked:
         if place not in hits:
             note_time(events[place], tier, share)
-    yield from _record(chain, at, requests, events, hits, share)
+    yield from _record(chain, at, requests, events, hits, share, each=each or at > 0 or chain.recorder.is_watched)
 
 
 def _answer(told: Found, decode: Callable[[bytes], Any], suits: Callable[[Any], bool] | None) -> Any:
@@ -142,12 +161,13 @@ def _get_many(tier: Tier, requests: list[Request]) -> Plan[list[Found]]:
 
 
 def _record(
-    chain: Chain, at: int, requests: Sequence[Request], events: _Events, hits: dict[int, Hit], share: int
-) -> Plan[None]:
+    chain: Chain, at: int, requests: Sequence[Request], events: dict[int, Event], hits: dict[int, Hit], share: int,
+    *, each: bool,
+) -> Plan[None]:  # fmt: skip
     """Record what a tier had: together, unless it fills nearer tiers or somebody looks at each."""
     tier, _ = chain.tiers[at]
     alone = list(hits)
-    if not at and not chain.recorder.is_watched:
+    if not each:
         alone = alone[-1:]
     for place in alone:
         event = events[place]

@@ -12,7 +12,7 @@ NAMES = [
     "Neighbour", "Policy", "Request", "SemcacheError", "SemcacheWarning", "Shadow", "Stats", "Threshold", "TierError",
     "Timeouts", "Trace", "TrafficError", "UnkeyableError",
     "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
-    "check", "configure", "context", "last", "register", "trace",
+    "check", "configure", "context", "gather", "last", "register", "trace",
 ]  # fmt: skip
 
 

@@ -115,6 +115,28 @@ class Engine:
         meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
         return self._request(self._key(self.cache, meant), meant, asked)
 
+    def open(
+        self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]
+    ) -> tuple[Asked, Opened | None]:  # fmt: skip
+        """Look a plain call up in memory: return it, and None where it is answered, else what `plan` takes."""
+        return self._open(client, given, send)
+
+    def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
+        """Return the plan that answers a plain call which memory did not."""
+        return self._plan(asked, opened, blocks=blocks)
+
+    def apart(self, client: Any, given: Mapping[str, Any]) -> bytes | None:
+        """Return all that a call means but its text, and whose it is; None where it has no text.
+
+        Raises UnkeyableError, and what the user's callables raise.
+        """
+        settings = replace(
+            self._settings, history=None
+        )  # what is left out of a scope is said to the model all the same
+        meant = Meant(self._where.of(client), given, body_of(given), self.dialect, settings)
+        text, around, _ = meant.text()
+        return None if text is None else around() + self.cache.tenant_bytes(self.cache.tenant_of(meant.tenant))
+
     def _asked(self, client: Any, given: Mapping[str, Any], body: Json, send: Callable[[], Any]) -> Asked:
         with_usage = bool(given.get("stream")) and self._asks_usage(body)
         return Asked(self._endpoint, self.cache, client, given, send, with_usage=with_usage)
