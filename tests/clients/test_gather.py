@@ -108,15 +108,18 @@ def test_what_stands_in_a_store_takes_one_trip(plain, models, open_cache, redis_
 
 
 def test_no_more_are_under_way_than_may_be(asking, models, cache):
-    """So many at a time, and no more: three come together twice, and never a fourth."""
-    together = threading.Barrier(3)
+    """So many at a time, and no more: three come together twice, and no fourth while they are there."""
+    together, fourth = threading.Barrier(3), threading.Event()
     inside, most, lock = [], [], threading.Lock()
 
     def reply(body):
         with lock:
             inside.append(body)
             most.append(len(inside))
+            if len(inside) > 3:
+                fourth.set()
         together.wait(GUARD)
+        fourth.wait(0.1)
         with lock:
             inside.remove(body)
         return last_text(body)

@@ -206,11 +206,16 @@ def test_join_that_alters_what_it_is_given_alters_no_call(asking, models, cache,
 def test_pack_that_was_cut_or_filtered_is_not_kept(asking, models, cache, pack, finish):
     """Law 7: why the pack's answer is not worth keeping holds for each of its calls, and each says it."""
     client = asking.cached(models, cache)
+    whole = asking.ask(asking.client(models), "a").to_dict()  # which ended well, whatever the pack's answer did
     models.reply = lambda body: Reply("\n".join(expected(last_text(body).split("\n"))), finish)
-    for calls in (1, 2):
+    for calls, split in (
+        (2, lambda answer, _: asking.text(answer).split("\n")),
+        (3, lambda _, number: [whole] * number),
+    ):
         with semcache.trace() as traced:
-            assert texts_of(asking, pack(client, calls_of("abc"))) == expected("abc")
+            assert texts_of(asking, pack(client, calls_of("abc"), split=split))[0] == "Answer to: a"
         assert models.calls == calls
+        assert len(traced.lookups) == 3
         assert all(event.reason.startswith("not kept: ") for event in traced.lookups)
 
 

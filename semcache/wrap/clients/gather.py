@@ -16,7 +16,7 @@ from semcache.wrap.clients.pack import Packing
 from semcache.wrap.clients.sdk import sdk_of
 
 Join = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
-Split = Callable[[Any, int], Iterable[Any]]
+Split = Callable[[Any, int], list[Any] | tuple[Any, ...]]
 
 
 class PlainClient(Protocol):

@@ -56,10 +56,13 @@ class Called:
     def take(self, outcome: Outcome[Any]) -> None:
         """Take what came of its lookup."""
         self.value = outcome.value
-        if outcome.error is None:
-            self.outcome = Outcome(self.asked.taken(outcome.value))
-        else:
+        if outcome.error is not None:
             self.outcome = Outcome(error=outcome.error)
+            return
+        try:
+            self.outcome = Outcome(self.asked.taken(outcome.value))
+        except Exception as error:  # noqa: BLE001 - the SDK makes no answer of it: that is this call's, as when alone
+            self.outcome = Outcome(error=error)
 
     def repeat(self, first: Called) -> None:
         """Take what came of an equal call: an answer of its own, equal to that one."""
@@ -86,7 +89,7 @@ class Gathering:
         self._goes_on = goes_on
         self._jobs: deque[list[Called]] = deque()
         self._again: list[Called] = []
-        self._given_up: list[GivenUp] = []
+        self._given_up: list[tuple[Any, GivenUp]] = []
         self._is_over = False
 
     def plan(self, calls: list[Called]) -> Plan[list[Any]]:
@@ -108,9 +111,9 @@ class Gathering:
         yield from self._send([call for call in missing if call.outcome is None])
         for call, known in repeats:
             call.repeat(known)
-        latest = next((call.event for call in reversed(calls) if call.event is not None), None)
-        if latest is not None:  # its own thread or task has heard of it, and not ours
-            remember(latest)
+        events = [call.event for call in calls if call.event is not None and call.outcome is not None]
+        if events:  # their own threads or tasks have heard of them, and not ours
+            remember(events[-1])
         return self._results(calls)
 
     def _results(self, calls: list[Called]) -> list[Any]:
@@ -194,8 +197,7 @@ class Gathering:
             yield from self._worker()
         else:
             yield Call(self._threads if self._blocks else self._tasks, number)
-        for given_up in self._given_up:
-            engine = jobs[0][0].engine
+        for engine, given_up in self._given_up:
             name = engine.dialect.name
             engine.cache.recorder.warn_once(
                 f"{name}: pack", f"calls of {name} that went in a pack are sent one by one: {given_up}"
@@ -286,9 +288,9 @@ class Gathering:
 
     def _give_up(self, given_up: GivenUp, calls: list[Called]) -> None:
         """Let the calls of a pack be sent one by one; tell why, and what was spent in vain."""
-        self._given_up.append(given_up)
-        self._again.extend(calls)
         call = calls[0]
+        self._given_up.append((call.engine, given_up))
+        self._again.extend(calls)
         if given_up.answer is None:
             call.event.fault("pack", given_up.error)  # type: ignore[union-attr]
             return
