@@ -107,6 +107,25 @@ def test_what_stands_in_a_store_takes_one_trip(plain, models, open_cache, redis_
     assert len(trips) == 11  # and each that is missing is looked up once more, behind its flight
 
 
+def test_trip_that_fails_costs_no_call_of_the_model(plain, models, open_cache, redis_url):
+    """Law 10: where all at once is too much for the store's time, each is asked for alone before it is sent."""
+    cache = open_cache(redis=redis_url, memory=0)
+    client = plain.cached(models, cache)
+    first = semcache.gather(client, calls_of("abc"))
+    assert cache.flush(GUARD)
+    exchange = cache.redis._store.link.exchange
+
+    def late(commands, timeout):
+        if commands[0][0] == "MGET":
+            raise TimeoutError
+        return exchange(commands, timeout)
+
+    cache.redis._store.link.exchange = late
+    assert semcache.gather(client, calls_of("abc")) == first
+    assert models.calls == 3
+    assert cache.stats().faults == {"redis: late": 1}
+
+
 def test_no_more_are_under_way_than_may_be(asking, models, cache):
     """So many at a time, and no more: three come together twice, and no fourth while they are there."""
     together, fourth = threading.Barrier(3), threading.Event()

@@ -3,7 +3,7 @@
 Only its crew, the threads or tasks side by side, is of a colour; each of them carries out the same worker, a plan too.
 
 Laws: every call is answered as alone, by its client's engine, so that keys, flights (law 6), lives and what is not kept
-are the same; what stands in the stores is found in one trip to each; what was loaded is kept, whatever becomes of the
+are the same; what stands in the stores is found in few trips to each; what was loaded is kept, whatever becomes of the
 rest; who is cancelled has ended all that it began.
 """
 
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from semcache.chain import Origin
+from semcache.errors import TierError
 from semcache.events import Event, remember
 from semcache.lookup import finish, lookup
 from semcache.many import find_many
@@ -27,6 +28,9 @@ from semcache.plan import Call, Load, Outcome, Plan, arun, run
 from semcache.together import together
 from semcache.wrap.clients.client import call_of
 from semcache.wrap.clients.pack import GivenUp, Pack, Packing
+
+# So many are asked for in one trip: its whole reply must come within the store's time for a single one.
+_MOST_A_TRIP = 128
 
 
 class Called:
@@ -138,17 +142,27 @@ class Gathering:
             call.request, call.event = opened
 
     def _find(self, calls: list[Called]) -> Plan[None]:
-        """Ask the stores for all at once; memory was asked already."""
-        by_engine: dict[Any, list[Called]] = {}
+        """Ask the stores for many at once; memory was asked already."""
+        by_engine: dict[Any, list[Any]] = {}
         for call in calls:
             if call.is_shared:
                 by_engine.setdefault(call.engine, []).append(call)
         for engine, asked in by_engine.items():
             cache = engine.cache
-            requests, events = [call.request for call in asked], [call.event for call in asked]
-            found = yield from find_many(cache.chain, requests, events, start=0 if cache.memory is None else 1)  # type: ignore[arg-type]
-            for place, value in found.items():
-                asked[place].take(Outcome(value))
+            start = 0 if cache.memory is None else 1
+            for at in range(0, len(asked), _MOST_A_TRIP):
+                group = asked[at : at + _MOST_A_TRIP]
+                requests, events = [call.request for call in group], [call.event for call in group]
+                found = yield from find_many(cache.chain, requests, events, start=start)
+                for place, value in found.items():
+                    group[place].take(Outcome(value))
+                missing = [event for place, event in enumerate(events) if place not in found]
+                if missing and all(event.faults for event in missing):
+                    # The trip failed, as where it was too much for one: each may ask again, alone, before it is sent.
+                    tier, reason, message = missing[0].faults[0]
+                    cache.recorder.fault(tier, reason, TierError(reason, message))
+                    for event in missing:
+                        event.faults.clear()
 
     def _send(self, calls: list[Called]) -> Plan[None]:
         """Send what is missing, at most so many calls at a time."""
