@@ -130,9 +130,8 @@ class Engine:
 
         Raises UnkeyableError, and what the user's callables raise.
         """
-        settings = replace(
-            self._settings, history=None
-        )  # what is left out of a scope is said to the model all the same
+        # What history= leaves out of a scope is said to the model all the same.
+        settings = replace(self._settings, history=None)
         meant = Meant(self._where.of(client), given, body_of(given), self.dialect, settings)
         text, around, _ = meant.text()
         return None if text is None else around() + self.cache.tenant_bytes(self.cache.tenant_of(meant.tenant))
