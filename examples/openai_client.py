@@ -41,6 +41,8 @@ def main() -> None:
         print(f"streamed: {text} ({told()})")
 
         asyncio.run(ask_async(models.openai_url, cache))
+        answers = semcache.gather(client, [{"model": "m", "messages": MESSAGES}] * 3)
+        print(f"gathered: {len(answers)} answers ({told()})")
         print(f"the model was called {models.calls} time")
         for row in cache.usage():
             print(f"saved: {row.saved_prompt_tokens} + {row.saved_completion_tokens} tokens in {row.hits} hits")

@@ -34,6 +34,7 @@ from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarnin
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
+from semcache.wrap.clients.gather import gather
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
@@ -88,6 +89,7 @@ __all__ = [
     "check",
     "configure",
     "context",
+    "gather",
     "last",
     "pipeline",
     "register",

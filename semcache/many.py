@@ -43,16 +43,7 @@ def lookup_many(
     first, places = _placed(requests)
     events = _Events(requests, event)
     outcomes: dict[int, Outcome[Any]] = {}
-    if isinstance(requests, Alike):
-        waiting = first if requests.one.mode not in _UNASKED else []
-    else:
-        waiting = [place for place in first if requests[place].mode not in _UNASKED]
-    for at, (tier, breaker) in enumerate(chain.tiers):
-        if not tier.exact or not waiting:
-            break
-        if not breaker.is_open:
-            yield from _peek(chain, at, requests, events, waiting, outcomes)
-            waiting = [place for place in waiting if place not in outcomes]
+    yield from _find(chain, requests, events, first, outcomes)
     rest = [place for place in first if place not in outcomes]
     if not rest:
         return [outcomes[place] for place in places]
@@ -88,6 +79,36 @@ def _placed(requests: Sequence[Request]) -> tuple[list[int], list[int]]:
     return list(first.values()), places
 
 
+def find_many(
+    chain: Chain, requests: Sequence[Request], events: Sequence[Event], *, start: int = 0
+) -> Plan[dict[int, Any]]:
+    """Return what the exact tiers, from that place on, have at first sight: answers by the places of their requests.
+
+    Of each answer its request's event is filled in and recorded; those of the others go on to their lookups.
+    """
+    outcomes: dict[int, Outcome[Any]] = {}
+    places = list(range(len(requests)))
+    yield from _find(chain, requests, dict(enumerate(events)), places, outcomes, start=start, each=True)
+    return {place: outcome.value for place, outcome in outcomes.items()}
+
+
+def _find(
+    chain: Chain, requests: Sequence[Request], events: dict[int, Event], places: list[int],
+    outcomes: dict[int, Outcome[Any]], *, start: int = 0, each: bool = False,
+) -> Plan[None]:  # fmt: skip
+    """Ask the exact tiers, nearest first; with `each` every answer's own event is filled in."""
+    if isinstance(requests, Alike):
+        waiting = places if requests.one.mode not in _UNASKED else []
+    else:
+        waiting = [place for place in places if requests[place].mode not in _UNASKED]
+    for at, (tier, breaker) in enumerate(chain.tiers):
+        if not tier.exact or not waiting:
+            break
+        if at >= start and not breaker.is_open:
+            yield from _peek(chain, at, requests, events, waiting, outcomes, each=each)
+            waiting = [place for place in waiting if place not in outcomes]
+
+
 def _parted(places: list[int], most: int | None) -> list[list[int]]:
     size = most or max(len(places), 1)
     return [places[at : at + size] for at in range(0, len(places), size)]
@@ -112,8 +133,8 @@ class _Events(dict[int, Event]):
 
 
 def _peek(
-    chain: Chain, at: int, requests: Sequence[Request], events: _Events, asked: list[int],
-    outcomes: dict[int, Outcome[Any]],
+    chain: Chain, at: int, requests: Sequence[Request], events: dict[int, Event], asked: list[int],
+    outcomes: dict[int, Outcome[Any]], *, each: bool,
 ) -> Plan[None]:  # fmt: skip
     """Ask one exact tier for all at once; what it has fresh is answered and recorded."""
     tier, breaker = chain.tiers[at]
@@ -142,11 +163,11 @@ def _peek(
     for place in asked:
         if place not in hits:
             note_time(events[place], tier, share)
-    yield from _record(chain, at, requests, events, hits, share)
+    yield from _record(chain, at, requests, events, hits, share, each=each or at > 0 or chain.recorder.is_watched)
 
 
 def _look(
-    chain: Chain, at: int, requests: Sequence[Request], events: _Events, asked: list[int],
+    chain: Chain, at: int, requests: Sequence[Request], events: dict[int, Event], asked: list[int],
     outcomes: dict[int, Outcome[Any]],
 ) -> Plan[tuple[list[int], Sequence[Found]]]:  # fmt: skip
     """Return what a tier has, and of which places: of all but those that a glance has answered already."""
@@ -164,7 +185,7 @@ def _may_glance(chain: Chain, at: int, one: Request) -> bool:
 
 
 def _glance(
-    chain: Chain, requests: Alike, events: _Events, asked: list[int], outcomes: dict[int, Outcome[Any]]
+    chain: Chain, requests: Alike, events: dict[int, Event], asked: list[int], outcomes: dict[int, Outcome[Any]]
 ) -> Plan[tuple[list[int], Sequence[Found] | None]]:
     """Answer what the first tier has fresh and plain, with no request and no event for each.
 
@@ -237,12 +258,13 @@ def _get_many(tier: Tier, requests: list[Request]) -> Plan[list[Found]]:
 
 
 def _record(
-    chain: Chain, at: int, requests: Sequence[Request], events: _Events, hits: dict[int, Hit], share: int
-) -> Plan[None]:
+    chain: Chain, at: int, requests: Sequence[Request], events: dict[int, Event], hits: dict[int, Hit], share: int,
+    *, each: bool,
+) -> Plan[None]:  # fmt: skip
     """Record what a tier had: together, unless it fills nearer tiers or somebody looks at each."""
     tier, _ = chain.tiers[at]
     alone = list(hits)
-    if not at and not chain.recorder.is_watched:
+    if not each:
         alone = alone[-1:]
     for place in hits.keys() - set(alone):
         tell_found(chain, requests[place], hits[place].entry.facets, hits[place].entry.born)

@@ -322,7 +322,7 @@ def test_full_file_system_keeps_its_promises(tmp_path, full, colour, memory):
         STORED
         + """
 if how != "limit":
-    mount("-t", "tmpfs", "-o", "size=2m", "none")
+    mount("-t", "tmpfs", "-o", "size=8m", "none")
 cache = make()
 for number in range(40):
     ask(cache, number, f"old {number}" + "x" * 10_000)

@@ -12,7 +12,7 @@ NAMES = [
     "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Request", "SemcacheError", "SemcacheWarning",
     "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError",
     "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
-    "check", "configure", "context", "last", "pipeline", "register", "stage", "trace",
+    "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dialects import EVERY, EVERY_ID, Asking, OneWay
+from dialects import EVERY, EVERY_ID, EVERY_WITH_MESSAGES, Asking, OneWay
 
 import semcache
 from semcache.testing import StandIn
@@ -18,6 +18,14 @@ def models():
 @pytest.fixture(params=EVERY, ids=EVERY_ID)
 def asking(request):
     """Each protocol in each colour."""
+    made = Asking(*request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=EVERY_WITH_MESSAGES, ids=lambda told: f"{told[0]}-{'async' if told[1] else 'sync'}")
+def asking_by_messages(request):
+    """Each protocol whose calls have messages, in each colour."""
     made = Asking(*request.param)
     yield made
     made.close()

@@ -183,4 +183,5 @@ def _item(message):
 HAS_RESPONSES = find_spec("openai.types.responses") is not None
 WAYS = ["openai", "anthropic", *(["openai-responses"] if HAS_RESPONSES else [])]
 EVERY = [(way, is_async) for way in WAYS for is_async in (False, True)]
+EVERY_WITH_MESSAGES = [(way, is_async) for way, is_async in EVERY if way != "openai-responses"]
 EVERY_ID = [f"{way}-{'async' if is_async else 'sync'}" for way, is_async in EVERY]

@@ -12,6 +12,7 @@ from dialects import Asking, OneWay
 
 import semcache
 from semcache.testing import Reply
+from semcache.testing.protocols import last_text
 
 types = pytest.importorskip("openai.types.responses", reason="this openai has no responses")
 
@@ -356,3 +357,29 @@ def test_answers_are_invalidated_by_their_function(asking, models, cache):
     assert cache.invalidate(function="openai.responses") == 1
     asking.ask(client, ASKED)
     assert models.calls == 2
+
+
+# Many at once
+
+
+def test_calls_are_gathered_and_packed_as_those_with_messages(asking, models, cache):
+    """The endpoint is told by `input`; a text out of a pack becomes a response that says it alone."""
+    client = asking.cached(models, cache)
+    models.reply = lambda body: "\n".join(f"Answer to: {line}" for line in last_text(body).split("\n"))
+
+    def calls(texts):
+        return [asking.parameters(text) for text in texts]
+
+    def join(requests):
+        return asking.parameters("\n".join(request["input"][-1]["content"] for request in requests))
+
+    def split(answer, _):
+        return answer.output_text.split("\n")
+
+    gathered = semcache.gather(client, calls("aba"))
+    assert [answer.output_text for answer in gathered] == ["Answer to: a", "Answer to: b", "Answer to: a"]
+    packed = semcache.gather(client, calls("abcd"), pack=4, join=join, split=split)
+    assert [answer.output_text for answer in packed] == [f"Answer to: {text}" for text in "abcd"]
+    assert {type(answer) for answer in packed} == {asking.types()[0]}
+    assert asking.ask(client, "d") == packed[3]
+    assert models.calls == 3

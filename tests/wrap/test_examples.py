@@ -80,8 +80,9 @@ Answer to: Do you ship to Austria? (miss)
 Answer to: Do you ship to Austria? (hit memory)
 streamed: Answer to: Do you ship to Austria? (hit memory)
 async: Answer to: Do you ship to Austria? (hit memory)
+gathered: 3 answers (hit memory)
 the model was called 1 time
-saved: 48 + 24 tokens in 3 hits
+saved: 96 + 48 tokens in 6 hits
 """,
     "anthropic_client.py": """\
 Answer to: Do you ship to Austria? (miss)

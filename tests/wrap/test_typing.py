@@ -61,6 +61,18 @@ SOURCE = """
 
     class Derived(Model): ...
 
+    class Client:
+        base_url: str = ""
+
+        def __enter__(self) -> "Client":
+            return self
+
+    class AsyncClient:
+        base_url: str = ""
+
+        async def __aenter__(self) -> "AsyncClient":
+            return self
+
     async def main(model: Model) -> None:
         reveal_type(bare("q", locale="de"))  # int
         reveal_type(plain("q", limit=1))  # int
@@ -80,7 +92,11 @@ SOURCE = """
         reveal_type(plain.invalidate("q", limit=2))  # int
         reveal_type(Model.ask.explain(model, "q"))  # semcache.explain.Explanation
         reveal_type(semcache.cached(cache)(partial(bare.__wrapped__, "q"))())  # int
+        reveal_type(semcache.gather(Client(), [{"model": "m"}], max_concurrency=2))  # list[Any]
+        reveal_type(await semcache.gather(AsyncClient(), [{"model": "m"}], return_errors=True))  # list[Any]
 
+        semcache.gather(3, [])  # error: call-overload
+        semcache.gather(Client(), ["a"])  # error: list-item
         bare(1)  # error: arg-type
         bare()  # error: call-arg
         plain("q", 3)  # error: call-arg

@@ -64,6 +64,10 @@ class Messages:
         says = any(block.get("text") if block["type"] == "text" else block["type"] != "thinking" for block in blocks)
         return None if says else "empty"
 
+    def said(self, answer: Json, text: str) -> Json:
+        """Return the answer as it were if it had said this text and nothing else."""
+        return {**answer, "content": [{"type": "text", "text": text}]}
+
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Add the events up, block by block."""
         answer: Json = {}

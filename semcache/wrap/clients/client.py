@@ -97,13 +97,30 @@ def _explain(self: Any, **parameters: Any) -> Explanation:
     """Tell how a call would be answered now, and why; takes what the call takes. Raises UnkeyableError."""
     from semcache.wrap.clients.early import posted
 
-    engine = _engine_of(self, parameters)
+    engine = engine_of(self, parameters)
     request = engine.request(self, posted(self, engine, parameters))
     explanation: Explanation = engine.cache.explain(request)
     return explanation
 
 
-def _engine_of(client: Any, parameters: Mapping[str, Any]) -> Any:
+def is_cached(client: object) -> bool:
+    """Say whether something is a cached client."""
+    return hasattr(client, _ENGINES)
+
+
+def call_of(
+    client: Any, engine: Any, parameters: Mapping[str, Any], *, is_checked: bool = False
+) -> tuple[str, dict[str, Any], Any]:
+    """Return where a call of a cached client is posted, what, and what sends it past the cache.
+
+    Raises what the SDK raises for the parameters: all of it, where the call `is_checked`.
+    """
+    from semcache.wrap.clients.early import told
+
+    return told(client, engine, parameters, _sent, is_checked=is_checked)
+
+
+def engine_of(client: Any, parameters: Mapping[str, Any]) -> Any:
     """Return the engine that a call with these parameters is for. Raises TypeError."""
     engines = getattr(client, _ENGINES)
     for engine in engines:

@@ -54,6 +54,10 @@ class Dialect(Protocol):
         """Say why an answer is not worth keeping, if so; `tools` says that calls of tools are."""
         ...
 
+    def said(self, answer: Json, text: str) -> Json:
+        """Return the answer as it were if it had said this text and nothing else."""
+        ...
+
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Return the answer that a whole stream's chunks make. Raises where they make none, in any way."""
         ...

@@ -63,25 +63,62 @@ def given_of(parameters: Mapping[str, Any], form: Form) -> Json | None:
 
 def posted(client: Any, engine: Engine, parameters: Mapping[str, Any]) -> Json:
     """Return what the SDK would post for a call. Raises what the SDK raises for parameters that are not the call's."""
+    return _posted(client, engine, parameters)[1]
+
+
+def told(
+    client: Any, engine: Engine, parameters: Mapping[str, Any], send: Callable[..., Any], *, is_checked: bool = False
+) -> tuple[str, Json, Callable[[], Any]]:
+    """Return where a call is posted, what, and what sends it past the cache. Raises as `posted` does.
+
+    What the SDK has to say against the parameters it may say when the call is sent, unless it `is_checked`.
+    """
+    form = None if is_checked else engine.form
+    given = None if form is None else given_of(parameters, form)
+    if form is None or given is None or not engine.takes(form.path, given):
+        path, given = _posted(client, engine, parameters)
+        return path, given, partial(send, client, engine, path, **given)
+
+    def load() -> Any:
+        twin = _twin(resource_of(client, engine))
+        twin._post = partial(send, client, engine)  # noqa: SLF001 - its request is looked up already
+        return twin.create(**parameters)
+
+    return form.path, given, load
+
+
+def resource_of(client: Any, engine: Engine) -> Any:
+    """Return what has the `create` of an endpoint."""
     resource = client
     for name in engine.dialect.resource:
         resource = getattr(resource, name)
-    kind = type(resource)
-    twin = getattr(kind, _THEIRS, kind)(resource._client)  # noqa: SLF001 - as in `_resource`
+    return resource
 
-    async def apost(_path: str, **given: Any) -> Json:
-        return given
+
+def _twin(resource: Any) -> Any:
+    """Return a resource of the SDK's own class, for the same client."""
+    kind = type(resource)
+    return getattr(kind, _THEIRS, kind)(resource._client)  # noqa: SLF001 - as in `_resource`
+
+
+def _posted(client: Any, engine: Engine, parameters: Mapping[str, Any]) -> tuple[str, Json]:
+    resource = resource_of(client, engine)
+    twin = _twin(resource)
+
+    async def apost(path: str, **given: Any) -> tuple[str, Json]:
+        return path, given
 
     is_async = iscoroutinefunction(resource._post)  # noqa: SLF001 - by which every resource asks
-    twin._post = apost if is_async else lambda _path, **given: given  # noqa: SLF001 - as above
+    twin._post = apost if is_async else lambda path, **given: (path, given)  # noqa: SLF001 - as above
     made = twin.create(**parameters)
     if not is_async:
-        given: Json = made
-        return given
+        path, given = made
+        return path, given
     try:
         made.send(None)  # nothing in it waits: the request is not sent
-    except StopIteration as told:
-        return dict(told.value)
+    except StopIteration as stop:
+        path, given = stop.value
+        return path, given
     raise TypeError("the SDK waits for something before it makes a request: such a call cannot be told beforehand")
 
 

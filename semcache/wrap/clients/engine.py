@@ -84,12 +84,12 @@ class Engine:
 
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of a plain client."""
-        asked, opened = self._open(client, given, send)
+        asked, opened = self.open(client, given, send)
         is_stream = asked.chunk_type is not None
         if opened is None:
             return replay(asked, given["stream_cls"], path) if is_stream else asked.found
         if not is_stream:
-            return asked.taken(run(self._plan(asked, opened, blocks=True)).unwrap())
+            return asked.taken(run(self.plan(asked, opened, blocks=True)).unwrap())
         request, event = opened
         if request is None or request.mode == "off":
             return self._passed(event, send)
@@ -97,12 +97,12 @@ class Engine:
 
     async def apost(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Answer a POST of an async client."""
-        asked, opened = self._open(client, given, send)
+        asked, opened = self.open(client, given, send)
         is_stream = asked.chunk_type is not None
         if opened is None:
             return areplay(asked, given["stream_cls"], path) if is_stream else asked.found
         if not is_stream:
-            return asked.taken((await arun(self._plan(asked, opened, blocks=False))).unwrap())
+            return asked.taken((await arun(self.plan(asked, opened, blocks=False))).unwrap())
         request, event = opened
         if request is None or request.mode == "off":
             return await self._passed(event, send)
@@ -115,12 +115,23 @@ class Engine:
         meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
         return self._request(self._key(self.cache, meant), meant, asked)
 
+    def apart(self, client: Any, given: Mapping[str, Any]) -> bytes | None:
+        """Return all that a call means but its text, and whose it is; None where it has no text.
+
+        Raises UnkeyableError, and what the user's callables raise.
+        """
+        # What history= leaves out of a scope is said to the model all the same.
+        settings = replace(self._settings, history=None)
+        meant = Meant(self._where.of(client), given, body_of(given), self.dialect, settings)
+        text, around, _ = meant.text()
+        return None if text is None else around() + self.cache.tenant_bytes(self.cache.tenant_of(meant.tenant))
+
     def _asked(self, client: Any, given: Mapping[str, Any], body: Json, send: Callable[[], Any]) -> Asked:
         with_usage = bool(given.get("stream")) and self._asks_usage(body)
         return Asked(self._endpoint, self.cache, client, given, body, send, with_usage=with_usage)
 
-    def _open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
-        """Return the call, and None where memory has answered it; else what a lookup needs."""
+    def open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
+        """Look a call up in memory: return it, and None where it is answered, else what `plan` takes."""
         began = perf_counter_ns()
         cache = self.cache
         body = body_of(given)
@@ -182,7 +193,7 @@ class Engine:
         request.accepts = asked.accepts
         return request
 
-    def _plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
+    def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
         """Answer a plain call which memory did not: from the file at once, else by a lookup."""
         request, event = opened
         chain = self.cache.chain

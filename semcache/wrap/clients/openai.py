@@ -68,6 +68,12 @@ class ChatCompletions:
                 return "empty"
         return None if answer["choices"] else "empty"
 
+    def said(self, answer: Json, text: str) -> Json:
+        """Return the answer as it were if it had said this text and nothing else."""
+        choice = answer["choices"][0]
+        message = {"role": "assistant", "content": text, "refusal": choice["message"].get("refusal")}
+        return {**answer, "choices": [{**choice, "index": 0, "message": message, "logprobs": None}]}
+
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Add the deltas up, choice by choice."""
         choices: dict[int, Json] = {}

@@ -90,6 +90,12 @@ class Responses:
         says = any(part.get("text") for part in parts)
         return None if says or calls else "empty"
 
+    def said(self, answer: Json, text: str) -> Json:
+        """Return the answer as it were if it had said this text and nothing else."""
+        message = next(item for item in answer["output"] if item["type"] == "message")
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {**answer, "output": [{**message, "content": [part]}]}
+
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Take the response that the last event holds."""
         ended: Json | None = None
