@@ -34,6 +34,8 @@ class End(Outcome[Any]):
 
 # What stands for an item that is not there yet: None is an item.
 PENDING = object()
+# So many items are handed over before any is pulled ahead.
+_AT_ONCE = 2
 
 
 class Raw:
@@ -101,7 +103,9 @@ class AsyncGeneratorOrigin:
         self._task.add_done_callback(self._ended)
 
     async def _drive(self, make: Callable[[], AsyncGenerator[Any, None]]) -> None:
-        items = make()
+        import asyncio
+
+        items, pulled = make(), 0
         item: Any = None
         try:
             while not isinstance(item, End):
@@ -110,6 +114,9 @@ class AsyncGeneratorOrigin:
                 self._asked.clear()
                 item = await _next(items)
                 self._answers.put_nowait(item)
+                if pulled < _AT_ONCE and self._ahead:  # the first who waits for it shall not wait for more
+                    pulled += 1
+                    await asyncio.sleep(0)
         finally:
             await items.aclose()
 
@@ -190,7 +197,7 @@ class Stream:
     ) -> None:
         self.flight = flight
         self.origin: Origin | None = None
-        self.items: list[bytes | Raw] = []
+        self.items: list[str | bytes | Raw] = []
         self.end: End | None = None
         self.fault: Exception | None = None
         self.born = 0
@@ -289,7 +296,7 @@ class Stream:
         if pulled is not None:
             pulled.set_result(None)
 
-    def _at(self, place: int) -> bytes | Raw | End | None:
+    def _at(self, place: int) -> str | bytes | Raw | End | None:
         place -= self._let_go
         return self.items[place] if place < len(self.items) else self.end
 
@@ -304,14 +311,15 @@ class Stream:
             else:
                 self.items.append(self._packed(item, self._tell))
 
-    def _packed(self, value: Any, tell: Callable[[Any], Any] | None = None) -> bytes | Raw:
+    def _packed(self, value: Any, tell: Callable[[Any], Any] | None = None) -> str | bytes | Raw:
         try:
-            packed = pack(value if tell is None else tell(value))
+            told = value if tell is None else tell(value)
+            data = told if told.__class__ is str else pack(told)  # a text is copied by nobody
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             self.fault = self.fault or error
             return Raw(value)
-        self._bytes += len(packed)
-        return packed
+        self._bytes += len(data)
+        return data
 
     def _waits_for_itself(self) -> bool:
         """Say whether this thread, in the middle of a pull, would wait for that pull."""
@@ -357,10 +365,17 @@ class Stream:
             return claims
 
 
+def packed(kept: Any) -> Any:
+    """Return an item that is held as it is stored."""
+    return pack(kept) if isinstance(kept, str) else kept
+
+
 def _copy_of(kept: Any) -> Any:
     """Return a reader's own copy; what has no encoding is copied in the ordinary way, or, at worst, shared."""
     if isinstance(kept, End):
         return kept if kept.error is not None else End(_copy_of(kept.value))
+    if isinstance(kept, str):
+        return kept
     if isinstance(kept, bytes):
         return unpack(kept)
     try:

@@ -25,7 +25,7 @@ from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
-from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
+from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream, packed
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -157,6 +157,7 @@ class Reading:
         self._led = False
         self._follows = False
         self._found = False
+        self.stored: Iterator[Any] | None = None  # what is still to be read, where that was found in a tier
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
         refreshes = b"refresh" if request.mode == "refresh" else b""
@@ -226,12 +227,6 @@ class Reading:
             self._event.failed = item.error is not None
         return item
 
-    @property
-    def stored(self) -> Iterator[Any] | None:
-        """What is still to be read, where that was found in a tier."""
-        origin = self._stream.origin
-        return origin.rest() if self._found and isinstance(origin, Replayed) else None
-
     def _open(self) -> Plan[Origin]:
         """Find the items in a tier, or start the origin."""
         self._led = True
@@ -240,7 +235,9 @@ class Reading:
             if found is not None:
                 self._found = True
                 self._stream.usage, self._stream.entry = self._event.usage, found.entry
-                return Replayed(self._call.replayed(value))
+                origin = Replayed(self._call.replayed(value))
+                self.stored = origin.rest()
+                return origin
         self._stream.born, self._stream.sources = self._chain.position(), self._request.sources
         return self._origin(self._make, self._stream.flight)
 
@@ -308,7 +305,7 @@ class Reading:
             return
         began = perf_counter_ns()
         try:
-            data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
+            data = self._chain.codec.join([*map(packed, stream.items), packed(stream.end.value)])
             request = replace(self._request, sources=stream.sources)
             is_asked = any((self._call.when, request.lives.ttl_of, request.documents_of))
             items = self._chain.codec.decode(data)[:-1] if is_asked else None

@@ -149,7 +149,8 @@ class Asked:
 
     def _answer(self, value: Any) -> Any:
         answer = self._made(self._answer_of(value), self._answer_type)
-        answer._request_id = value["request_id"] if isinstance(value, dict) else _request_id(value[0]["head"])  # noqa: SLF001 - as the SDK sets it
+        own = value["request_id"] if isinstance(value, dict) else _request_id(value[0]["head"])
+        object.__setattr__(answer, "_request_id", own)  # as the SDK sets it; pydantic would look for a field first
         return answer
 
     # Streams
@@ -234,7 +235,7 @@ class Asked:
             return answer
         known, answer = self._assembled
         if known != value:
-            answer = self._dialect.assemble([json.loads(chunk) for chunk in value[1:]])
+            answer = self._dialect.assemble(json.loads(f"[{','.join(value[1:])}]"))
             self._assembled = value, answer
         return answer
 

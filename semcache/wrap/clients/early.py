@@ -26,6 +26,8 @@ from semcache.wrap.clients.engine import Engine, Form
 _OPTIONS = {"extra_headers": "headers", "extra_query": "params", "extra_body": "extra_json", "timeout": "timeout"}
 
 _THEIRS = "_semcache_theirs"
+# With these alone a call is told by its body.
+_OF_THE_BODY = frozenset({"timeout"})
 
 
 def resources(kind: type, engines: Iterable[Engine], send: Callable[..., Any], *, is_async: bool) -> dict[str, Any]:
@@ -41,8 +43,11 @@ def resources(kind: type, engines: Iterable[Engine], send: Callable[..., Any], *
     return members
 
 
-def given_of(parameters: Mapping[str, Any], form: Form) -> Json | None:
-    """Return what the SDK will post for a call's parameters; None where they are not all plain data."""
+def given_of(parameters: Mapping[str, Any], form: Form) -> tuple[Json, bytes] | None:
+    """Return what the SDK will post for a call's parameters; None where they are not all plain data.
+
+    Behind it stands the parameters' own byte string, for a call that is told by its body alone; else none.
+    """
     options: Json = {}
     body: Json = {}
     for name, item in parameters.items():
@@ -54,11 +59,12 @@ def given_of(parameters: Mapping[str, Any], form: Form) -> Json | None:
         elif item is not None:
             options[option] = item
     try:
-        packb([body, options.get("extra_json"), options.get("params")], strict_types=True)
+        packed = packb([body, options.get("extra_json"), options.get("params")], strict_types=True)
     except (TypeError, ValueError, OverflowError):  # a model, a tuple, a file, a lone surrogate: the SDK knows what
         return None
     stream = body.get("stream") or False
-    return {"cast_to": form.cast_to, "body": body, "options": options, "stream": stream, "stream_cls": form.stream_cls}
+    given = {"cast_to": form.cast_to, "body": body, "options": options, "stream": stream, "stream_cls": form.stream_cls}
+    return given, packed if options.keys() <= _OF_THE_BODY else b""
 
 
 def posted(client: Any, engine: Engine, parameters: Mapping[str, Any]) -> Json:
@@ -74,8 +80,8 @@ def told(
     What the SDK has to say against the parameters it may say when the call is sent, unless it `is_checked`.
     """
     form = None if is_checked else engine.form
-    given = None if form is None else given_of(parameters, form)
-    if form is None or given is None or not engine.takes(form.path, given):
+    found = None if form is None else given_of(parameters, form)
+    if form is None or found is None or not engine.takes(form.path, found[0]):
         path, given = _posted(client, engine, parameters)
         return path, given, partial(send, client, engine, path, **given)
 
@@ -84,7 +90,7 @@ def told(
         twin._post = partial(send, client, engine)  # noqa: SLF001 - its request is looked up already
         return twin.create(**parameters)
 
-    return form.path, given, load
+    return form.path, found[0], load
 
 
 def resource_of(client: Any, engine: Engine) -> Any:
@@ -151,8 +157,11 @@ def _create(engine: Engine, send: Callable[..., Any], is_async: bool, kind: Any)
         if args or form is None:
             return None
         client = resource._client  # noqa: SLF001 - as above
-        given = given_of(parameters, form)
-        if given is None or not engine.takes(form.path, given):
+        found = given_of(parameters, form)
+        if found is None:
+            return None
+        given, packed = found
+        if not packed and not engine.takes(form.path, given):
             return None
 
         def load() -> Any:
@@ -160,7 +169,7 @@ def _create(engine: Engine, send: Callable[..., Any], is_async: bool, kind: Any)
             twin._post = partial(send, client, engine)  # noqa: SLF001 - its request is looked up already
             return twin.create(**parameters)
 
-        return client, form.path, given, load
+        return client, form.path, given, load, packed
 
     @wraps(theirs)
     def create(self: Any, *args: Any, **parameters: Any) -> Any:

@@ -9,7 +9,16 @@ from semcache.wrap.clients.dialect import Json, merged
 
 # In a delta these come at once; all other text comes in pieces.
 _WHOLE = frozenset({"id", "type", "role"})
+_PLAIN = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _OF_STREAMS = frozenset({"choices", "object", "usage"})
+
+
+def _only_says(choice: Json) -> bool:
+    """Say whether a choice in a chunk holds a piece of text and nothing else."""
+    delta = choice["delta"]
+    if len(delta) != 1 or not isinstance(delta.get("content"), str) or not choice.keys() <= _PLAIN:
+        return False
+    return choice.get("finish_reason") is None and choice.get("logprobs") is None
 
 
 class ChatCompletions:
@@ -77,14 +86,23 @@ class ChatCompletions:
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Add the deltas up, choice by choice."""
         choices: dict[int, Json] = {}
+        said: dict[int, list[str]] = {}  # what was said since the choice was merged last, as most chunks say no more
         answer: Json = {}
         for chunk in chunks:
-            answer.update({name: item for name, item in chunk.items() if name not in _OF_STREAMS})
+            for name, item in chunk.items():
+                if name not in _OF_STREAMS:
+                    answer[name] = item
             if chunk.get("usage"):
                 answer["usage"] = chunk["usage"]
             for choice in chunk["choices"]:
-                told = choices.get(choice["index"], {"delta": {}, "logprobs": None})
-                choices[choice["index"]] = merged(told, choice, whole=_WHOLE | {"finish_reason"})
+                index = choice["index"]
+                if index in choices and _only_says(choice):
+                    said.setdefault(index, []).append(choice["delta"]["content"])
+                    continue
+                told = choices.get(index, {"delta": {}, "logprobs": None})
+                if index in said:
+                    told = merged(told, {"delta": {"content": "".join(said.pop(index))}}, whole=_WHOLE)
+                choices[index] = merged(told, choice, whole=_WHOLE | {"finish_reason"})
         if not choices or any(choice.get("finish_reason") is None for choice in choices.values()):
             raise ValueError("the stream broke off")
         answer["object"] = "chat.completion"

@@ -25,7 +25,7 @@ from semcache.wrap.stream import Reading
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
 
 # So many chunks of a stream are read before somebody asks for them: what came together is read at one go.
-_AHEAD = 16
+_AHEAD = 4
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -116,9 +116,8 @@ def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, 
         item = run(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            stored = reading.stored
-            if stored is not None:
-                yield from _paced(asked, stored)
+            if reading.stored is not None:
+                yield from _paced(asked, reading.stored)
                 return
             item = reading.pull()
         item.unwrap()
@@ -147,9 +146,8 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
         item = await arun(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            stored = reading.stored
-            if stored is not None:
-                async for chunk in _apaced(asked, stored):
+            if reading.stored is not None:
+                async for chunk in _apaced(asked, reading.stored):
                     yield chunk
                 return
             item = await reading.apull()
