@@ -27,6 +27,7 @@ logger = logging.getLogger("semcache")
 # So many memory hits, and other lookups, are noted before they are summed.
 FOLD_AT = 4096
 EVENTS_FOLD_AT = 256
+_OURS = ("semcache.", "openai.", "anthropic.")
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
@@ -384,14 +385,17 @@ class Recorder:
                 saved_money=total.saved_money,
                 spent_money=total.spent_money,
                 unpriced={model: calls for model, calls in unpriced.items() if calls},
-                prices=self.meter.prices.dated(),
+                prices=", ".join(total.prices) or self.meter.prices.dated(),
             )
 
 
 def _frames_of_ours() -> int:
-    """Count the frames between our caller and the nearest code that is not this package's, our caller's included."""
+    """Count the frames between our caller and the nearest code of the user's, our caller's included.
+
+    The code of a cached client's SDK is between us and him.
+    """
     count, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("semcache."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
         count, frame = count + 1, frame.f_back
     return count - 1
 

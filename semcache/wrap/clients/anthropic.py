@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Json
+from semcache.wrap.clients.dialect import Cut, Json
 
 # Which field of a block each kind of delta adds to.
 _ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
@@ -94,12 +94,12 @@ class Messages:
         answer["content"] = [blocks[index] for index in sorted(blocks)]
         return answer
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:  # noqa: ARG002 - it is always told
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:  # noqa: ARG002 - it is always told
         """Tell who speaks, each block, and why it ended."""
         begun = {**answer, "content": [], "stop_reason": None, "stop_sequence": None}
         chunks: list[Json] = [{"type": "message_start", "message": begun}]
         for index, block in enumerate(answer["content"]):
-            empty, deltas = _opened(block)
+            empty, deltas = _opened(block, cut)
             chunks.append({"type": "content_block_start", "index": index, "content_block": empty})
             chunks += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
             chunks.append({"type": "content_block_stop", "index": index})
@@ -125,13 +125,13 @@ def _add(block: Json, delta: Json, inputs: dict[int, str], index: int) -> None:
         raise ValueError(f"a delta of kind {kind} cannot be added up")
 
 
-def _opened(block: Json) -> tuple[Json, list[Json]]:
+def _opened(block: Json, cut: Cut) -> tuple[Json, list[Json]]:
     """Return a block as a stream opens it, and the deltas that fill it."""
     kind = block["type"]
     if kind == "text":
         cited = [{"type": "citations_delta", "citation": one} for one in block.get("citations") or []]
         empty = {**block, "text": "", **({"citations": []} if cited else {})}
-        return empty, [*cited, {"type": "text_delta", "text": block["text"]}]
+        return empty, [*cited, *({"type": "text_delta", "text": piece} for piece in cut(block["text"]))]
     if kind == "thinking":
         signed = {"type": "signature_delta", "signature": block["signature"]}
         thought = {"type": "thinking_delta", "thinking": block["thinking"]}

@@ -19,7 +19,7 @@ from typing import Any, get_args
 from semcache.cache import Cache
 from semcache.keep import Unkept
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Dialect, Json, with_own
+from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own, words
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.shared import Stream
 
@@ -179,7 +179,9 @@ class Asked:
         if isinstance(value, dict):
             name = value["request_id"]
             head = {"head": {} if name is None else dict.fromkeys(_KEPT_HEADERS, name), "with_usage": wanted}
-            chunks: list[Any] = self._dialect.split(value["answer"], with_usage=wanted)
+            chunks: list[Any] = self._dialect.split(
+                value["answer"], with_usage=wanted, cut=whole if self._settings.replay_rate is None else words
+            )
         else:
             head, *chunks = value
             if head["with_usage"] and not wanted:

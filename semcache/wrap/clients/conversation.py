@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from semcache.context import as_tenant
+from semcache.errors import UnkeyableError
 from semcache.keys import canonical
 from semcache.model import Tenant
 from semcache.wrap.call import cut_out
@@ -122,10 +123,15 @@ class Meant:
 
     @property
     def tenant(self) -> Tenant | None:
-        """Whose call it is, as far as the client's settings say. Raises what the user's callable raises."""
+        """Whose call it is, as far as the client's settings say. Raises what the user's callable raises.
+
+        A call that does not say whose it is, where it should, has no key: it would share what is one tenant's.
+        """
         tenant = self._settings.tenant
         if isinstance(tenant, str):
-            return as_tenant(self._body.get(tenant))
+            if tenant not in self._body:
+                raise UnkeyableError(f"it has no parameter {tenant!r}, which says whose it is (tenant={tenant!r})")
+            return as_tenant(self._body[tenant])
         return as_tenant(tenant(self._body)) if callable(tenant) else tenant
 
     def text(self) -> tuple[str | None, Callable[[], bytes], str | None]:

@@ -6,12 +6,15 @@ Laws: a dialect is pure; it sees plain JSON data, never the SDK's classes; what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from semcache.model import Usage
 
 Json = dict[str, Any]
+Cut = Callable[[str], list[str]]
+_WORD = re.compile(r"\S{1,12}\s*|\s+")
 
 
 class Dialect(Protocol):
@@ -62,13 +65,23 @@ class Dialect(Protocol):
         """Return the answer that a whole stream's chunks make. Raises where they make none, in any way."""
         ...
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
-        """Return the chunks that make an answer."""
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:
+        """Return the chunks that make an answer, its text in the pieces that `cut` makes of it."""
         ...
 
     def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
         """Return chunks that told their usage as they are for who does not ask for it."""
         ...
+
+
+def whole(text: str) -> list[str]:
+    """Return a text as one piece."""
+    return [text]
+
+
+def words(text: str) -> list[str]:
+    """Return a text in pieces of about a word, as a model's chunks are."""
+    return _WORD.findall(text) or [text]
 
 
 def with_own(told: Json, body: Json, echoes: frozenset[str]) -> Json:

@@ -34,6 +34,8 @@ from semcache.wrap.default import default_cache
 _KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
 _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 _UNREAD = ("off", "refresh")
+# Why calls go by the cache.
+_OF_THE_SERVER, _SAMPLING = "state of the server: ", "sampling: "
 # So many keys of calls made before are remembered, of 20 bytes each.
 _MOST_KEYS = 4096
 
@@ -201,9 +203,21 @@ class Engine:
         """Say why a call goes by the cache, if it does."""
         state = self.dialect.state(body)
         if state is not None:
-            return self._bypass(f"state of the server: {state}")
+            return self._bypass(_OF_THE_SERVER + state)
         sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
         return None if sampled is None else self._sampled(sampled)
+
+    def is_sampled(self, body: Mapping[str, Any]) -> bool:
+        """Say whether a call asks for answers that differ, and these are not cached."""
+        return self._settings.sampling != "any" and self.dialect.samples(dict(body)) is not None
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        """Say why a call goes by the cache, if it does, and tell nobody else."""
+        body = body_of(given)
+        state, sampled = self.dialect.state(body), self.dialect.samples(body)
+        if state is not None:
+            return _OF_THE_SERVER + state
+        return None if sampled is None or self._settings.sampling == "any" else _SAMPLING + sampled
 
     def _asks_usage(self, body: Json) -> bool:
         try:
@@ -298,13 +312,19 @@ class Engine:
             f"a call of {self.dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
             'semcache.cached(client, cache, sampling="any") caches such calls too: all are then given one answer',
         )
-        return self._bypass(f"sampling: {parameter}")
+        return self._bypass(_SAMPLING + parameter)
 
     def _unkeyable(self, error: Exception) -> Event:
         event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")
         event.fault("key", error)
         name = self.dialect.name
         self.cache.recorder.warn_once(
-            f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {error!r}"
+            f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {_told(error)}"
         )  # fmt: skip
         return event
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, UnkeyableError):
+        return str(error)
+    return f"text= or tenant= raised {error!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Json, merged
+from semcache.wrap.clients.dialect import Cut, Json, merged
 
 # In a delta these come at once; all other text comes in pieces.
 _WHOLE = frozenset({"id", "type", "role"})
@@ -121,7 +121,7 @@ class ChatCompletions:
         rest = {name: item for name, item in choice.items() if name != "delta"}
         return {**rest, "message": message}
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:
         """Tell who speaks, what is said, why it ended, and what was used if that is asked for."""
         head = {name: item for name, item in answer.items() if name not in _OF_STREAMS}
         head["object"] = "chat.completion.chunk"
@@ -135,7 +135,11 @@ class ChatCompletions:
             begun = {"role": told.pop("role", "assistant"), "content": ""}
             said = {name: item for name, item in told.items() if item is not None}
             ended = {"index": choice["index"], "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}
-            told_in = [{**rest, "logprobs": None, "delta": begun}, {**rest, "delta": said}, ended]
+            pieces = cut(said["content"]) if said.keys() == {"content"} and not rest.get("logprobs") else []
+            deltas = [{"content": piece} for piece in pieces] or [said]
+            told_in = [
+                {**rest, "logprobs": None, "delta": begun}, *({**rest, "delta": delta} for delta in deltas), ended,
+            ]  # fmt: skip
             chunks += [{**head, "choices": [one], **silent} for one in told_in]
         if with_usage:
             chunks.append({**head, "choices": [], "usage": answer.get("usage")})
