@@ -19,6 +19,7 @@ from semcache.codec import Codec, unpack
 from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.inherit import tell_context
 from semcache.keys import KEY_BYTES, canonical, canonical_items
 from semcache.lookup import finish, load_past, lookup, probe
 from semcache.model import Facets, Request, Tenant
@@ -179,6 +180,7 @@ class Call:
     def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
         """Call the origin alone, and record that it was."""
         told = _options()
+        tell_context(self.cache.chain)
         request = Request(b"", documents_of=self.documents, sources=None if told is None else told.sources)
         outcome = yield from load_past(self.cache.chain, request, origin, event)
         return finish(self.cache.chain, event, outcome)

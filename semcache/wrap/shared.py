@@ -21,9 +21,8 @@ from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
-from semcache.model import Entry, Usage
+from semcache.model import Entry, Request, Usage
 from semcache.plan import Call, Outcome, Plan, Wait
-from semcache.sources import Sources
 
 
 class End(Outcome[Any]):
@@ -201,11 +200,11 @@ class Stream:
         self.end: End | None = None
         self.fault: Exception | None = None
         self.born = 0
+        self.request: Request | None = None  # of who began to load it
         self.pull_ns = 0
         self.usage: Usage | None = None
         # What was found or kept, and what the pipeline in which it is loaded may make it of.
         self.entry: Entry | None = None
-        self.sources: Sources | None = None
         self._is_measured = False
         self._measuring = RLock()
         self._max_bytes = max_bytes
@@ -324,6 +323,15 @@ class Stream:
     def _waits_for_itself(self) -> bool:
         """Say whether this thread, in the middle of a pull, would wait for that pull."""
         return self._blocks and self._is_pulling and self._puller == get_ident()
+
+    def alone(self, place: int) -> Iterator[Any] | None:
+        """Return what is still to be read of a stored answer, for a sole reader to take by himself: nobody can join.
+
+        None where others read it too, or have read on before this one.
+        """
+        with self._lock:
+            is_sole = self._readers == 1 and isinstance(self.origin, Replayed)
+            return self.origin.rest() if is_sole and self._at(place) is None else None  # type: ignore[union-attr]
 
     def join(self) -> bool:
         """Read along from the beginning; False where that is not possible, or would wait for itself."""

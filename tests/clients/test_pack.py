@@ -134,6 +134,7 @@ def test_only_what_agrees_in_all_but_the_text_is_packed(asking, models, cache, p
     requests = [*calls_of("ab"), *calls_of("cd", model="other"), *spoken, *others, *ending, *calls_of("ij", top_p=0.5)]
     said = ["Yes.", "Yes.", "a\nb", "c\nd", "e\nf", "i\nj", "n"]
     if asking.package == "openai":
+        requests = [{"user": "one", **request} for request in requests]
         requests += [*calls_of("kl", user="acme"), *calls_of("m", user="other")]
         said += ["k\nl", "m"]
     pack(client, requests)

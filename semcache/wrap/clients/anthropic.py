@@ -12,6 +12,8 @@ from semcache.wrap.clients.dialect import Cut, Json
 _ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 _PROMPT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _TOLD_AT_THE_END = ("stop_reason", "stop_sequence", "stop_details", "container")
+# What the model says by itself; any other block is a call of a tool, or what one gave, of the server's too.
+_OWN_BLOCKS = frozenset({"text", "thinking", "redacted_thinking"})
 _ENDED_WELL = ("end_turn", "stop_sequence", "tool_use")
 
 
@@ -33,9 +35,11 @@ class Messages:
         """Look at temperature."""
         return "temperature" if (body.get("temperature") or 0) > 0 else None
 
-    def state(self, body: Json) -> str | None:  # noqa: ARG002 - there is none
-        """Answers rest on what is sent alone."""
-        return None
+    def state(self, body: Json) -> str | None:
+        """Look at a container that the server keeps, whose files may change."""
+        container = body.get("container")
+        named = container.get("id") if isinstance(container, dict) else container
+        return "container" if named else None
 
     def asks_usage(self, body: Json) -> bool:  # noqa: ARG002 - it is always told
         """Streams tell it unasked."""
@@ -56,12 +60,18 @@ class Messages:
         reason, blocks = answer["stop_reason"], answer["content"]
         if reason == "refusal":
             return "refusal"
-        calls = [block for block in blocks if block["type"] == "tool_use"]
+        calls = [block for block in blocks if block["type"] not in _OWN_BLOCKS]
         if (calls or reason == "tool_use") and not tools:
             return "tool calls"
         if reason not in _ENDED_WELL:
             return f"stop_reason {reason}"
-        says = any(block.get("text") if block["type"] == "text" else block["type"] != "thinking" for block in blocks)
+        for block in calls:
+            told = block.get("content")
+            if isinstance(told, dict) and str(told.get("type")).endswith("_error"):
+                return f"{block['type']} failed"
+        says = any(
+            block.get("text") if block["type"] == "text" else block["type"] not in _OWN_BLOCKS for block in blocks
+        )
         return None if says else "empty"
 
     def said(self, answer: Json, text: str) -> Json:

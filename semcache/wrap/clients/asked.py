@@ -157,11 +157,13 @@ class Asked:
 
     @staticmethod
     def tell(item: Any) -> Any:
-        """Return what is kept of a head, or of a chunk with its text."""
-        if isinstance(item, Head):
-            return item.told()
+        """Return what is kept of a head, or of a chunk with its text, or with what it was made of."""
+        if not isinstance(item, tuple):
+            return item.told() if isinstance(item, Head) else item
         chunk, text = item
-        return text if text is not None else json.dumps(chunk.to_dict(mode="json", warnings=False))
+        if text is None:
+            text = chunk.to_dict(mode="json", warnings=False)
+        return text if isinstance(text, str) else json.dumps(text)
 
     def replayed(self, value: Any) -> list[Any]:
         """Return head and chunks of a stored answer, the chunks made already, and what a generator returned."""
@@ -186,7 +188,7 @@ class Asked:
             head, *chunks = value
             if head["with_usage"] and not wanted:
                 chunks = self._dialect.without_usage([json.loads(chunk) for chunk in chunks])
-        return [head, *(self._made(chunk, self.chunk_type) for chunk in chunks)]
+        return [head, *((self._made(chunk, self.chunk_type), chunk) for chunk in chunks)]
 
     # Both
 

@@ -59,13 +59,14 @@ class Where:
         """Return the canonical form of it, and the names of the headers in it, which a call may leave out."""
         # Where a client leaves a header out it tells an object, which differs from all others.
         sent = {name: item for name, item in client.default_headers.items() if item.__class__ is str}
-        seen = (client.base_url, sent, client.auth_headers, client.default_query)
+        query = client.default_query  # told anew each time: 1 and True are equal, and sent as "1" and "true"
+        seen = (client.base_url, sent, client.auth_headers, canonical(dict(query)) if query else b"")
         latest, told, names = self._latest
         if seen != latest:
             url, headers, own, query = seen
             others = {name: item for name, item in headers.items() if own.get(name) != item}
             headers = told_headers(others, self._settings)
-            told, names = canonical([str(url), headers, dict(query)]), frozenset(headers)
+            told, names = canonical([str(url), headers, query]), frozenset(headers)
             self._latest = seen, told, names
         return told, names
 

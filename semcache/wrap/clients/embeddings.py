@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from inspect import isawaitable
@@ -125,7 +126,7 @@ class Embeddings:
         tenant = meant.tenant
         facets = Facets(cache.namespace, self.name, settings.version, model=meant.model, tags=settings.tags)
         one = cache.complete(
-            b"", b"", b"", None, tenant, settings.lives or FOREVER, facets, None, self._stage
+            b"", b"", b"", None, tenant, replace(settings.lives or FOREVER, ttl_of=None), facets, None, self._stage
         )  # fmt: skip
         one.sources = None  # a vector is made of its text, whatever its pipeline was given
         begun = blake2b(cache.prefix(self.name, settings.version), digest_size=KEY_BYTES)

@@ -17,6 +17,7 @@ from semcache.codec import unpack
 from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.inherit import tell_context
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
@@ -64,6 +65,8 @@ class Engine:
         self._where = Where(settings)
         self._prefix: tuple[Cache | None, bytes] = (None, b"")
         self._keys: dict[bytes, bytes] = {}
+        # Of names of parameters: whether the SDK sends such calls as they are given.
+        self.sent_as_they_are: dict[tuple[str, ...], bool] = {}
 
     @property
     def cache(self) -> Cache:
@@ -250,6 +253,7 @@ class Engine:
         chain = self.cache.chain
         origin = Origin(asked.load, asked.when, asked.usage)
         if request is None:
+            tell_context(chain)
             outcome = yield from load(origin, None, event)
             return finish(chain, event, outcome)
         found, value = probe(chain, request, event)
@@ -298,6 +302,7 @@ class Engine:
     def _passed(self, event: Event, send: Callable[[], Any]) -> Any:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
         event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else "mode: off"
+        tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
         return send()
 

@@ -89,7 +89,7 @@ def _paced(asked: Asked, chunks: Iterable[Any]) -> Generator[Any, None, None]:
     for place, chunk in enumerate(chunks):
         if rate is not None and place:
             asked.cache.clock.sleep(1 / rate)
-        yield chunk
+        yield asked.chunk(chunk)
 
 
 async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, None]:
@@ -97,7 +97,7 @@ async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, No
     for place, chunk in enumerate(chunks):
         if rate is not None and place:
             await asked.cache.clock.asleep(1 / rate)
-        yield chunk
+        yield asked.chunk(chunk)
 
 
 def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
@@ -116,8 +116,9 @@ def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, 
         item = run(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            if reading.stored is not None:
-                yield from _paced(asked, reading.stored)
+            rest = reading.alone()
+            if rest is not None:
+                yield from _paced(asked, rest)
                 return
             item = reading.pull()
         item.unwrap()
@@ -146,8 +147,9 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
         item = await arun(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            if reading.stored is not None:
-                async for chunk in _apaced(asked, reading.stored):
+            rest = reading.alone()
+            if rest is not None:
+                async for chunk in _apaced(asked, rest):
                     yield chunk
                 return
             item = await reading.apull()
