@@ -47,8 +47,8 @@ class Recorded:
     latency_ms: float | None = None
     tenant: str | None = None
     answer_id: str | None = None
-    composed: bool | None = None
     line: int = 0
+    composed: bool | None = None
 
 
 @dataclass(slots=True)
@@ -178,8 +178,8 @@ def _checked(fields: Any, line: int) -> Recorded:
         latency_ms=None if fields.get("latency_ms") is None else _number(fields, "latency_ms", line),
         tenant=_text(fields, "tenant", line, may_be_empty=False),
         answer_id=_text(fields, "answer_id", line),
-        composed=_flag(fields, "composed", line),
         line=line,
+        composed=_flag(fields, "composed", line),
     )
 
 

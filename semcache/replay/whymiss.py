@@ -1,23 +1,26 @@
 """Why don't I hit? What each part of key and scope keeps apart, and what would be found without it.
 
 Laws: pure; before and after are counted in the same way, in a store with room for everything, with the replay's ttl and
-no jitter, so the difference is the part's own. What would be found more is not what should be: where the recording
-knows the answers, it is told how many of them were another one.
+no jitter, so the difference is the part's own. What would be found more is not what should be: of the answers that were
+recorded, it is told how many were others. (Ground truth says nothing here: an `answer_id` holds within equal parts.)
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from semcache.replay.ingredients import TENANT, TEXT, Ingredients, Site
 from semcache.replay.recording import Asked, Recording
 from semcache.replay.settings import Settings
+from semcache.replay.words import clip, percent, plain
 
 DISTINCT_SHARE = 0.95
 # Of fewer requests it says nothing that all their values are distinct.
 _FEWEST = 20
+_GAINS_TOLD = 12
+_NAME_COLUMNS = 120
 # A request's parameters have any names; the parts that most requests have are looked at.
 _MOST_PARTS = 64
 
@@ -29,7 +32,7 @@ class Gain:
     """What would be found if `what` was left out of the key: `exact` hits instead of the baseline's.
 
     `comparable` requests with a text would have had an earlier one to be compared with. Of the hits gained, `judged`
-    have ground truth on both sides, and `other` of these got an answer with another `answer_id`.
+    were recorded with an answer, as was whose answer they would be given; `other` counts where these two differ.
     """
 
     what: str
@@ -174,7 +177,7 @@ class _Counting:
         for one, was, maker in zip(self._asked, before, makers, strict=True):
             if maker < 0 or was:
                 continue
-            answers = one.answer_id, self._asked[maker].answer_id
+            answers = one.answer, self._asked[maker].answer
             if None not in answers:
                 gain.judged += 1
                 gain.other += answers[0] != answers[1]
@@ -222,5 +225,34 @@ def caution(gain: Gain) -> str:
     if gain.what == TENANT:
         return "one tenant would be given another's answers: leave it in"
     if gain.judged:
-        return f"{gain.other:,} of {gain.judged:,} judged hits more have another answer"
+        return f"{gain.other:,} of {gain.judged:,} more were recorded with another answer"
     return ""
+
+
+def sentences(why: WhyMiss, most: int = _GAINS_TOLD) -> Iterator[tuple[str, str]]:
+    """Tell it, the largest gain first: sentences with their styles."""
+
+    def share(number: int) -> str:
+        return percent(number / why.requests)
+
+    for one in why.distinct:
+        name = clip(plain(one.what), _NAME_COLUMNS)
+        told = f"{name} is distinct in {one.values:,} of the {one.of:,} requests that have it"
+        yield f"{told}: it keeps nearly all of them apart", "warn"
+    for gain in why.gains[:most]:
+        changes = []
+        if gain.exact != why.exact:
+            changes.append(f"exact {share(why.exact)} -> {share(gain.exact)}")
+        if gain.comparable > why.comparable:
+            changes.append(f"comparable {share(why.comparable)} -> {share(gain.comparable)}")
+        told = caution(gain)
+        yield f"{clip(plain(gain.what), _NAME_COLUMNS)}: {', '.join(changes)}{told and f' ({told})'}", ""
+    if len(why.gains) > most:
+        yield f"and {len(why.gains) - most} more, which would gain less.", "note"
+    if not why.gains:
+        yield "No part of the key, left out, would have found more.", ""
+    told = (
+        f"of {why.requests:,} requests, each part left out by itself; comparable: with a text, and another's in the "
+        "same scope to compare it with. What would be found more is not what should be."
+    )
+    yield told, "note"
