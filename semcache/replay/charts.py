@@ -24,8 +24,14 @@ SERIES = ("#000003", "#000004", "#000005", "#000006")
 TIER_SERIES = {"memory": 3, "disk": 4, "semantic": 5, "flight": 6}
 _MARKED = re.compile(r"#00000([1-6])")
 _METADATA = ("Creator", "Date", "Format", "Type")
+_MARKED_CUTS = (0.95, 0.9, 0.8, 0.7, 0.6)
+# A bound so much larger than all that there is to keep is told of, but not drawn.
+_FAR = 20.0
+_MOST_CUTS = 160
+_LEAST_US = 0.1
+_BESIDE = 0.06
 _TTLS = (1, 3, 10, 30, 60, 300, 900, 3600, 10_800, 43_200, 86_400, 259_200, 604_800, 2_592_000, 31_536_000)
-_INCHES = 6.1, 3.7
+_INCHES = 5.2, 3.3
 _STYLE = {
     "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "axes.spines.right": False, "axes.spines.top": False,
     "axes.grid": True, "grid.color": _FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True, "font.size": 11,
@@ -79,7 +85,7 @@ def over_time(bins: Bins) -> str:
             base = top
         _in_percent(axes, "requests answered (%)", max([*base, 10.0]))
         axes.set_xlim(edges[0], edges[-1])
-        _ticks(axes.xaxis, _time_places(edges[-1]), duration)
+        _ticks(axes.xaxis, _time_places(edges[-1]), lambda seconds: duration(seconds) if seconds else "0")
         axes.set_xlabel("time since the recording began")
     return drawn[0]
 
@@ -88,7 +94,8 @@ def precision(cuts: Sequence[Cut], exact_hits: int, requests: int, chosen: float
     """Draw how many near matches are right over how many requests are answered, cut by cut, with its interval."""
     drawn: list[str] = []
     with _axes("precision", "Right near matches over requests answered, for each cut", drawn) as axes:
-        judged = [cut for cut in cuts if cut.near.judged]
+        marked = list(_marked_cuts([cut for cut in cuts if cut.near.judged], chosen))
+        judged = _some([cut for cut in cuts if cut.near.judged], [cut for cut, _, _ in marked])
         at = [100 * (exact_hits + cut.near.hits) / requests for cut in judged]
         rates = [cut.near.wrong_per_hit for cut in judged]
         right = [100 * (1 - (rate.share or 0.0)) for rate in rates]
@@ -96,46 +103,57 @@ def precision(cuts: Sequence[Cut], exact_hits: int, requests: int, chosen: float
         low, high = ([100 * (1 - span[side]) for span in spans] for side in (1, 0))
         axes.fill_between(at, low, high, color=SERIES[2], alpha=0.2, linewidth=0)
         axes.plot(at, right, color=SERIES[2])
-        for cut, is_chosen in _marked_cuts(judged, chosen):
+        for cut, similarity, is_chosen in marked:
             place = judged.index(cut)
             axes.plot(
                 at[place], right[place], "o", color=_INK if is_chosen else SERIES[2], markersize=8 if is_chosen else 5
             )
-            label = f"cut {chosen:g}" if is_chosen else f"{cut.similarity:.2f}"
-            axes.annotate(label, (at[place], right[place]), xytext=(6, 6), textcoords="offset points")
+            label = f"cut {similarity:g}" if is_chosen else f"{similarity:g}"
+            axes.annotate(label, (at[place], right[place]), xytext=(7, -4), textcoords="offset points")
         _in_percent(axes, "right near matches (%)", 100.0)
         axes.set_xlabel("requests answered, exact and near (%)")
     return drawn[0]
 
 
-def _marked_cuts(cuts: Sequence[Cut], chosen: float | None) -> Iterator[tuple[Cut, bool]]:
-    """Yield the cuts to mark, and whether it is the chosen one, which leaves out those beside it."""
-    for similarity in (0.95, 0.9, 0.85, 0.8, 0.7):
+def _some(cuts: list[Cut], kept: Sequence[Cut]) -> list[Cut]:
+    """Return cuts enough to draw a line, with the last and those that are to be kept."""
+    every = -(-len(cuts) // _MOST_CUTS) or 1
+    named = {id(cut) for cut in (*kept, cuts[-1])}
+    return [cut for place, cut in enumerate(cuts) if place % every == 0 or id(cut) in named]
+
+
+def _marked_cuts(cuts: Sequence[Cut], chosen: float | None) -> Iterator[tuple[Cut, float, bool]]:
+    """Yield the cuts to mark, as what, and whether it is the chosen one, which leaves out those beside it."""
+    for similarity in _MARKED_CUTS:
         at = [cut for cut in cuts if cut.similarity >= similarity]
-        if at and at[-1] is not cuts[-1] and (chosen is None or abs(similarity - chosen) > 0.02):  # noqa: PLR2004
-            yield at[-1], False
+        if at and at[-1] is not cuts[-1] and (chosen is None or abs(similarity - chosen) > _BESIDE):
+            yield at[-1], similarity, False
     at = [cut for cut in cuts if chosen is not None and cut.similarity >= chosen]
     if at:
-        yield at[-1], True
+        yield at[-1], chosen or 0.0, True
 
 
 def what_if(name: str, title: str, curves: Sequence[Curve], now: float, axis: str) -> str:
     """Draw the hits of other bounds; the bound `now` is marked. `axis` is "memory" (bytes) or "ttl" (seconds)."""
     drawn: list[str] = []
     with _axes(name, title, drawn) as axes:
-        for number, (curve, dashes) in enumerate(zip(curves, ("solid", "dashed"), strict=False)):
-            axes.plot(curve.at, [100 * share for share in curve.shares()], color=SERIES[number], linestyle=dashes)
         axes.set_xscale("log")
         most = 100 * max(share for curve in curves for share in curve.shares())
         _in_percent(axes, "requests answered (%)", max(1.2 * most, 5.0))
-        least, top = curves[0].at[0], max(curves[0].at[-1], 1.5 * curves[0].at[0])
-        if least <= now:
-            top = max(top, min(now * 1.5, top * 20))
+        least, top = curves[0].at[0], 1.5 * curves[0].at[-1]
+        if top < now < _FAR * top:
+            top = 1.5 * now
+        for number, (curve, dashes) in enumerate(zip(curves, ("solid", "dashed"), strict=False)):
+            shares = [100 * share for share in curve.shares()]
+            axes.plot([*curve.at, top], [*shares, shares[-1]], color=SERIES[number], linestyle=dashes)
         if least <= now <= top:
             axes.axvline(now, color=_INK, linestyle="dotted", linewidth=1.2)
             told = size(now) if axis == "memory" else duration(now).replace(GLUE, " ")
-            axes.annotate(f"now: {told}", (now, axes.get_ylim()[1]), xytext=(-5, -12), textcoords="offset points",
-                          ha="right")  # fmt: skip
+            is_left = now * now < least * top
+            axes.annotate(
+                f"now: {told}", (now, axes.get_ylim()[1]), xytext=(5 if is_left else -5, -12),
+                textcoords="offset points", ha="left" if is_left else "right",
+            )  # fmt: skip
         axes.set_xlim(least, top)
         if axis == "memory":
             _ticks(axes.xaxis, _log_places(least, top, [1000.0 * 2**power for power in range(34)]), size)
@@ -151,16 +169,17 @@ def by_stage(stages: Sequence[Stage]) -> str:
     drawn: list[str] = []
     with _axes("stages", "Latency of each stage of a lookup", drawn) as axes:
         for place, stage in enumerate(reversed(stages)):
-            axes.plot([stage.p50, stage.p99], [place, place], color=SERIES[0], linewidth=3, solid_capstyle="butt")
-            axes.plot([stage.p50], [place], "o", color=SERIES[0], markersize=8)
-            axes.plot([stage.p99], [place], "|", color=SERIES[0], markersize=12, markeredgewidth=2)
+            median, slowest = max(stage.p50, _LEAST_US), max(stage.p99, _LEAST_US)
+            axes.plot([median, slowest], [place, place], color=SERIES[0], linewidth=3, solid_capstyle="butt")
+            axes.plot([median], [place], "o", color=SERIES[0], markersize=8)
+            axes.plot([slowest], [place], "|", color=SERIES[0], markersize=12, markeredgewidth=2)
         axes.set_xscale("log")
         axes.set_yticks(range(len(stages)), [stage.name for stage in reversed(stages)])
         axes.set_ylim(-0.6, len(stages) - 0.4)
-        least = 0.7 * min(stage.p50 for stage in stages)
-        top = 1.4 * max(stage.p99 for stage in stages)
-        axes.set_xlim(max(least, 0.01), max(top, 0.1))
-        _ticks(axes.xaxis, _log_places(least, top, [10.0**power for power in range(-2, 9)]), latency)
+        least = 0.7 * max(_LEAST_US, min(stage.p50 for stage in stages))
+        top = 1.6 * max(10 * _LEAST_US, *(stage.p99 for stage in stages))
+        axes.set_xlim(least, top)
+        _ticks(axes.xaxis, _log_places(least, top, [10.0**power for power in range(-1, 9)]), latency)
         axes.set_xlabel("time of a lookup (median to 99th percentile, logarithmic)")
         axes.grid(visible=False, axis="y")
     return drawn[0]

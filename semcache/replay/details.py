@@ -16,7 +16,6 @@ from semcache.replay.words import bare, count
 
 _REQUESTS_A_BIN = 20
 _MOST_BINS = 48
-_MOST_CUTS = 160
 _WORDS_TOLD = 6
 _NEGATIONS = frozenset(
     re.findall(
@@ -90,7 +89,7 @@ def over_time(asked: Sequence[Asked], outcomes: Sequence[Outcome], tiers: Iterab
 
 
 def by_cut(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Cut]:
-    """Return what each threshold would find, the highest first; of many similarities, some."""
+    """Return what each threshold would find, the highest first."""
     found = []
     for one, outcome in zip(asked, outcomes, strict=True):
         if outcome.nearest is not None:
@@ -102,8 +101,7 @@ def by_cut(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Cut]:
         near = Hits(near.hits + 1, near.judged + (wrong is not None), near.wrong + bool(wrong))
         if place + 1 == len(found) or found[place + 1][0] < similarity:
             cuts.append(Cut(similarity, near))
-    every = max(1, -(-len(cuts) // _MOST_CUTS))
-    return [cut for place, cut in enumerate(cuts) if place % every == 0 or cut is cuts[-1]]
+    return cuts
 
 
 def wrong_pairs(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Pair]:

@@ -151,12 +151,12 @@ def _charts(report: Report) -> Iterator[Chart]:
         yield from _precision(report)
     memory = by_memory(asked)
     if memory.at:
-        needed = memory.needed(0.9)
+        needed, bound = memory.needed(0.9), size_bytes(settings.memory, "memory")
         told = (
             f"n = {count(memory.of, 'request')}. Exact matches answered from memory alone if nothing expired, by reuse "
-            f"distance; {size(needed or 0)} give nine tenths of what any size gives."
+            f"distance; {size(needed or 0)} give nine tenths of what any size gives. This replay had {size(bound)}."
         )
-        svg = charts.what_if("memory", "Hits by memory size", [memory], size_bytes(settings.memory, "memory"), "memory")
+        svg = charts.what_if("memory", "Hits by memory size", [memory], bound, "memory")
         yield Chart("What if: memory size", _as_it_is(svg), told)
     now = settings.exact_seconds
     fixed, sliding = by_ttl(asked, settings.time_scale, now)
