@@ -216,7 +216,8 @@ def _moving(found: Sequence[Ingredients], name: str) -> Site | None:
             break
         for sites in zip(*same, strict=False):
             if len({site.value for site in sites}) > 1:
-                return sites[0]
+                first: Site = sites[0]
+                return first
     return None
 
 
