@@ -111,7 +111,8 @@ def precision(cuts: Sequence[Cut], exact_hits: int, requests: int, chosen: float
                 at[place], right[place], "o", color=_INK if is_chosen else SERIES[2], markersize=8 if is_chosen else 5
             )
             label = f"cut {similarity:g}" if is_chosen else f"{similarity:g}"
-            axes.annotate(label, (at[place], right[place]), xytext=(7, -4), textcoords="offset points")
+            offset, side = ((8, -4), "left") if is_chosen else ((0, 9), "center")
+            axes.annotate(label, (at[place], right[place]), xytext=offset, textcoords="offset points", ha=side)
         _in_percent(axes, "right near matches (%)", 100.0)
         axes.set_xlabel("requests answered, exact and near (%)")
     return drawn[0]
