@@ -73,9 +73,8 @@ oldest-venv:
 	@$(MAKE) venv $(with_oldest)
 
 demo: $(installed) ## replay a support desk's requests through memory, disk and near matches; writes report.html
-	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) \
-		$(if $(has_report),--why-miss --report report.html)
-	@$(if $(has_report),echo "The same with charts, and both texts of each wrong hit: $(CURDIR)/report.html",:)
+	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)
+	@$(if $(has_report),echo "  Charts$(comma) and both texts of each wrong hit: $(CURDIR)/report.html",:)
 
 bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
 	$(quiet_hub) $(bin)/python benchmarks/run.py
