@@ -119,7 +119,7 @@ def wrong_pairs(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Pai
 
 
 def near_misses(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Pair]:
-    """Return the near matches that were not served and not wrong, pair by pair; first what would have saved most."""
+    """Return the near matches that were not served and not wrong, pair by pair, nearest first."""
     found: dict[object, Pair] = {}
     for one, outcome in zip(asked, outcomes, strict=True):
         if outcome.tier is None and outcome.nearest is not None:
@@ -127,13 +127,16 @@ def near_misses(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[Pai
             wrong = is_wrong(one, other)
             if not wrong:
                 _add(found, Pair(one, other, outcome.nearest[1], wrong), ())
-    return sorted(found.values(), key=lambda pair: (-pair.seconds, -pair.times, -(pair.similarity or 0.0)))
+    return sorted(found.values(), key=lambda pair: (-(pair.similarity or 0.0), -pair.times, -pair.seconds))
 
 
 def _add(found: dict[object, Pair], pair: Pair, more: object) -> None:
     asked, other = pair.asked, pair.other
     texts = (asked.text, other.text) if asked.text else (asked.request and asked.request.key,)
+    similarity = pair.similarity
     pair = found.setdefault((texts, more), pair)
+    if similarity is not None and pair.similarity is not None:  # they may differ in their last bits
+        pair.similarity = min(pair.similarity, similarity)
     pair.times += 1
     pair.seconds += asked.seconds
 

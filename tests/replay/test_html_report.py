@@ -147,15 +147,16 @@ def test_page_shows_wrong_hits_and_what_told_them_apart(letters):
 
 @pytest.mark.semantic
 def test_page_shows_near_misses_worth_having(letters):
-    """What was loaded though a right answer was near, first what took longest; a wrong neighbour is none."""
+    """What was loaded though a right answer was near, the nearest first; a wrong neighbour is none."""
     lines = [
-        chat("listen", 0, "x"), chat("silent", 1, "x", latency_ms=100), chat("enlist", 2, "z"), chat("stone", 3, "s"),
-        chat("notes", 4, "s", latency_ms=900),
+        chat("listen", 0, "x"), chat("listens", 1, "x", latency_ms=900), chat("enlist", 2, "z"), chat("stone", 3, "s"),
+        chat("notes", 4, "s", latency_ms=100),
     ]  # fmt: skip
     shown = Page(made(lines, embedder=letters)).text
     near = shown[shown.index("Near misses worth having") :]
     assert "2 of 2 pairs, 2 requests in all" in near
-    assert near.index("asked notes") < near.index("asked silent")
+    assert near.index("asked notes") < near.index("asked listens")
+    assert "near matches as near as this: 33.3% of 3 wrong" in near
     assert "asked enlist" not in near
 
 
