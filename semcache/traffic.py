@@ -35,7 +35,8 @@ _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_t
 class Recorded:
     """One recorded request, field by field as it stands in its line.
 
-    `ts` is in seconds since the recording began; `line` is the number of its line, from 1, or 0 where it has none.
+    `ts` is in seconds since the recording began; `composed` says that somebody laid the request out there, so that its
+    time and how often it comes are invented; `line` is the number of its line, from 1, or 0 where it has none.
     """
 
     ts: float
@@ -47,6 +48,7 @@ class Recorded:
     tenant: str | None = None
     answer_id: str | None = None
     line: int = 0
+    composed: bool | None = None
 
 
 @dataclass(slots=True)
@@ -177,6 +179,7 @@ def _checked(fields: Any, line: int) -> Recorded:
         tenant=_text(fields, "tenant", line, may_be_empty=False),
         answer_id=_text(fields, "answer_id", line),
         line=line,
+        composed=_flag(fields, "composed", line),
     )
 
 
@@ -210,6 +213,13 @@ def _text(fields: dict[str, Any], name: str, line: int, *, may_be_empty: bool = 
     value = fields.get(name)
     if value is not None and (not isinstance(value, str) or not (value or may_be_empty)):
         _refuse(f'"{name}" is a text{"" if may_be_empty else " that is not empty"}; got {_shown(value)}', line)
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str, line: int) -> bool | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        _refuse(f'"{name}" is true or false; got {_shown(value)}', line)
     return value
 
 

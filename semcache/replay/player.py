@@ -77,7 +77,9 @@ class Player:
 
     def _outcome(self, event: Event, maker: int, took: int) -> Outcome:
         # A lookup on whose way something was late or broken says nothing about how long one takes.
-        outcome = Outcome(nanoseconds=None if event.faults else took - event.stages.get("load", 0))
+        outcome = Outcome()
+        if not event.faults:
+            outcome.nanoseconds, outcome.stages = took - event.stages.get("load", 0), event.stages
         neighbour = self._witness.neighbour_of(event.decision)
         if neighbour is not None and neighbour.key in self._makers:
             outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)

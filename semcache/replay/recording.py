@@ -14,6 +14,7 @@ from semcache.errors import UnkeyableError
 from semcache.keys import canonical, digest
 from semcache.model import SHARED, Request, Usage
 from semcache.prices import Price
+from semcache.replay.ingredients import Ingredients, ingredients
 from semcache.traffic import Recorded, meaning
 
 
@@ -56,7 +57,8 @@ class Asked:
 class Recording:
     """All requests of a recording, and what there is to say of them; `skipped` is (line number, reason).
 
-    `prices` are the currency and day of the prices of its models, as "USD 2026-08-05".
+    `prices` are the currency and day of the prices of its models, as "USD 2026-08-05"; `composed` counts the requests
+    that somebody laid out; `ingredients` are what keys are made of, where that is asked for, by position.
     """
 
     asked: list[Asked] = field(default_factory=list)
@@ -65,6 +67,8 @@ class Recording:
     models: Counter[str] = field(default_factory=Counter)
     tenants: Counter[str] = field(default_factory=Counter)
     prices: set[str] = field(default_factory=set)
+    composed: int = 0
+    ingredients: list[Ingredients | None] | None = None
 
     @property
     def span_seconds(self) -> float:
@@ -86,12 +90,17 @@ class Recording:
         )
 
 
-def prepare(recorded: Iterable[Recorded], cache: Cache, skipped: list[tuple[int, str]]) -> Recording:
+def prepare(
+    recorded: Iterable[Recorded], cache: Cache, skipped: list[tuple[int, str]], *, keep_ingredients: bool = False
+) -> Recording:
     """Make a recording ready for a cache; `skipped` is filled while `recorded` is read."""
-    recording = Recording(skipped=skipped)
+    recording = Recording(skipped=skipped, ingredients=[] if keep_ingredients else None)
     for position, one in enumerate(recorded):
         asked = _asked(one, position, cache)
         recording.asked.append(asked)
+        if recording.ingredients is not None:
+            recording.ingredients.append(ingredients(one))
+        recording.composed += bool(one.composed)
         if asked.price is not None:
             recording.prices.add(cache.recorder.meter.prices.dated(asked.price))
         recording.kinds[one.kind] += 1
