@@ -28,6 +28,9 @@ DELIVERY = frozenset({
     "stream_options", "timeout", "user",
 })  # fmt: skip
 
+# What names, in a call of OpenAI's responses, something that the server keeps and that may change.
+_STATE = ("conversation", "previous_response_id", "background")
+
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens")
 
 
@@ -106,13 +109,20 @@ def write(recorded: Iterable[Recorded], file: TextIO) -> int:
     count = 0
     for one in recorded:
         count += 1
-        line = _line(one)
-        ts = parse(line, count).ts
+        line = line_of(one, count)
+        ts = one.ts
         if ts < latest:
             _refuse(f'"ts" never decreases, but {ts:g} comes after {latest:g}', count)
         latest = ts
         file.write(line + "\n")
     return count
+
+
+def line_of(recorded: Recorded, number: int = 0) -> str:
+    """Return the line of a request, without its end. Raises TrafficError for what could not be read back."""
+    line = _line(recorded)
+    parse(line, number)
+    return line
 
 
 def meaning(recorded: Recorded) -> Meaning:
@@ -149,7 +159,10 @@ def _split(message: dict[str, Any]) -> tuple[str | None, dict[str, Any], str | N
 
 
 def _bypass(request: dict[str, Any]) -> str | None:
-    """Say why a chat completion asks for another answer each time."""
+    """Say why no cache can answer: another answer is asked for each time, or it rests on what the server keeps."""
+    for name in _STATE:
+        if request.get(name):
+            return f"state of the server: {name}"
     for name, most in (("temperature", 0), ("n", 1)):
         value = request.get(name)
         if isinstance(value, int | float) and value > most:

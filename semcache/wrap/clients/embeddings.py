@@ -23,12 +23,13 @@ from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical
 from semcache.lookup import finish, load
 from semcache.many import lookup_many
-from semcache.model import FOREVER, Alike, Facets, Usage
+from semcache.model import FOREVER, Alike, Facets, Request, Usage
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.default import default_cache
+from semcache.wrap.told import telling
 
 _KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
 _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
@@ -86,8 +87,8 @@ class Embeddings:
             return (yield from self._through(cache, send, "mode: off"))
         sent: list[Any] = []
         outcomes = yield from lookup_many(
-            cache.chain, requests, partial(self._load, items, given, send, sent), None, cache.event, blocks=blocks,
-            usage=_usage,
+            cache.chain, requests, partial(self._load, items, given, send, sent), None,
+            self._telling(cache, requests, given, items), blocks=blocks, usage=_usage,
         )  # fmt: skip
         trouble = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
         if trouble is not None and not isinstance(trouble, _UnlikeError):
@@ -99,6 +100,13 @@ class Embeddings:
             except Exception as error:  # noqa: BLE001 - in whatever way it is not what we know, the SDK is asked
                 trouble = error
         return (yield from self._through(cache, send, "not known as embeddings", trouble))
+
+    def _telling(
+        self, cache: Cache, requests: Alike, given: Mapping[str, Any], items: list[Any]
+    ) -> Callable[[Request], Event]:
+        around = {name: item for name, item in body_of(given).items() if name != "input"}
+        facets = requests.one.facets
+        return telling(cache, requests.keys, items, around, facets.tenant or None)
 
     def _through(
         self, cache: Cache, send: Callable[[], Any], reason: str, error: BaseException | None = None

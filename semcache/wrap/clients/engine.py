@@ -132,6 +132,12 @@ class Engine:
 
     def open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
         """Look a call up in memory: return it, and None where it is answered, else what `plan` takes."""
+        asked, opened = self._open(client, given, send)
+        if opened is not None and asked.copied is not None:
+            opened[1].call = asked
+        return asked, opened
+
+    def _open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
         began = perf_counter_ns()
         cache = self.cache
         body = body_of(given)
@@ -142,6 +148,8 @@ class Engine:
                 return asked, (None, bypass)
             meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
             key = self._key(cache, meant)
+            if asked.copied is not None:
+                asked.tenant = cache.tenant_of(meant.tenant)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
             return asked, (None, self._unkeyable(error))
         keyed = perf_counter_ns()
@@ -225,8 +233,10 @@ class Engine:
             if options.sources is not None and kept.facets.documents:
                 options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
-        if recorder.observers or tracing():
-            recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
+        if recorder.observers or recorder.recording is not None or tracing():
+            event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
+            event.call = asked if asked.copied is not None else None
+            recorder.lookup(event)
             return True
         age = cache.now() - kept.since
         recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage, age))
