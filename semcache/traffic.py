@@ -109,8 +109,8 @@ def write(recorded: Iterable[Recorded], file: TextIO) -> int:
     count = 0
     for one in recorded:
         count += 1
-        line = line_of(one, count)
-        ts = one.ts
+        line = _line(one)
+        ts = parse(line, count).ts
         if ts < latest:
             _refuse(f'"ts" never decreases, but {ts:g} comes after {latest:g}', count)
         latest = ts
@@ -118,10 +118,10 @@ def write(recorded: Iterable[Recorded], file: TextIO) -> int:
     return count
 
 
-def line_of(recorded: Recorded, number: int = 0) -> str:
+def line_of(recorded: Recorded) -> str:
     """Return the line of a request, without its end. Raises TrafficError for what could not be read back."""
     line = _line(recorded)
-    parse(line, number)
+    parse(line)
     return line
 
 

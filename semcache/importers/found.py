@@ -147,8 +147,9 @@ def tokens_of(usage: Usage | None) -> dict[str, int] | None:
 
 
 def calls_of(
-    line: int, body: dict[str, Any], answer: Any, *, url: str = "", ts: float = UNTIMED, latency_ms: float | None = None,
-    tenant: str | None = None, usage: dict[str, int] | None = None, model: str | None = None,
+    line: int, body: dict[str, Any], answer: Any, *, url: str = "", ts: float = UNTIMED,
+    latency_ms: float | None = None, tenant: str | None = None, usage: dict[str, int] | None = None,
+    model: str | None = None,
 ) -> Iterator[Found]:  # fmt: skip
     """Yield the requests that a call is: one; of embeddings one for each input."""
     if model is not None and not isinstance(body.get("model"), str):

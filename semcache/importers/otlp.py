@@ -1,8 +1,9 @@
 """OpenTelemetry's spans of GenAI calls, in OTLP's JSON: an export a line, as the collector's file exporter writes them.
 
-What was said stands in attributes (`gen_ai.input.messages`, `gen_ai.output.messages`), of the span, of an event of it, or
-of a log record named `gen_ai.client.inference.operation.details`; older instrumentations write an event for each message
-(`gen_ai.user.message`, `gen_ai.choice`), `gen_ai.content.prompt`, or numbered attributes (`gen_ai.prompt.0.content`).
+What was said stands in attributes (`gen_ai.input.messages`, `gen_ai.output.messages`), of the span, of an event of it,
+or of a log record named `gen_ai.client.inference.operation.details`; older instrumentations write an event for each
+message (`gen_ai.user.message`, `gen_ai.choice`), `gen_ai.content.prompt`, or numbered attributes
+(`gen_ai.prompt.0.content`).
 """
 
 from __future__ import annotations

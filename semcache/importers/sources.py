@@ -66,7 +66,8 @@ def read_openai(lines: Iterable[bytes], settings: Settings) -> Iterator[Found]:
         tenant = told.get("tenant")
         yield from calls_of(
             line, body, answer, url=str(told.get("url") or ""), ts=ts, model=settings.model,
-            latency_ms=took if isinstance(took, int | float) else None, tenant=tenant if isinstance(tenant, str) else None,
+            latency_ms=took if isinstance(took, int | float) else None,
+            tenant=tenant if isinstance(tenant, str) else None,
         )  # fmt: skip
 
 
