@@ -168,21 +168,26 @@ class Redactor:
 
 def redacted(
     data: Any, text: Callable[[str], str], mark: Callable[[str, str], str] | None = None,
-    number: Callable[[int], int] | None = None,
+    number: Callable[[int], int] | None = None, *, is_named: bool = True,
 ) -> Any:  # fmt: skip
-    """Return plain data with each text in it, names too, as `text` says; `mark` replaces what is named as a secret."""
+    """Return plain data with each text in it as `text` says, with `is_named` the names of fields too.
+
+    `mark` replaces what is named as a secret.
+    """
     kind = data.__class__
     if kind is str:
         return text(data)
     if kind is dict:
         return {
-            (text(name) if name.__class__ is str else name): (
-                _named(item, mark) if mark is not None and _is_named(name, item) else redacted(item, text, mark, number)
+            (text(name) if is_named and name.__class__ is str else name): (
+                _named(item, mark)
+                if mark is not None and _is_named(name, item)
+                else redacted(item, text, mark, number, is_named=is_named)
             )
             for name, item in data.items()
         }
     if kind is list:
-        return [redacted(item, text, mark, number) for item in data]
+        return [redacted(item, text, mark, number, is_named=is_named) for item in data]
     if kind is int and number is not None and data >= 10 ** (_CARD_SHORTEST - 1):
         return number(data)
     return data

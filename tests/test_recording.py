@@ -218,6 +218,7 @@ def test_redaction_may_be_ones_own_or_none(open_cache, client, tmp_path):
         asked(semcache.cached(client, cache), "I am joe@x.com")
         cache.flush()
     assert lines(own)[0].tenant == "ACME"
+    assert lines(own)[0].request["messages"][0]["content"] == "I AM JOE@X.COM"
     assert lines(own)[0].response == "ANSWER TO: I AM JOE@X.COM"
     assert lines(none)[0].tenant == "acme"
     assert lines(none)[0].response == "Answer to: I am joe@x.com"
@@ -416,7 +417,8 @@ def test_answers_may_be_left_out(open_cache, path):
     ("settings", "why"),
     [
         ({"path": ""}, "path is a file's"), ({"path": 3}, "path is a file's"), ({"max_size": 0}, "max_size"),
-        ({"keep": -1}, "keep"), ({"sample": 0}, "sample"), ({"redact": "yes"}, "redact"), ({"responses": 1}, "responses"),
+        ({"keep": -1}, "keep"), ({"sample": 0}, "sample"), ({"redact": "yes"}, "redact"),
+        ({"responses": 1}, "responses"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(settings, why):

@@ -209,7 +209,7 @@ def _body_of(told: dict[str, Any]) -> dict[str, Any]:
 
 def _numbered(attributes: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
     """Return the messages that numbered attributes are."""
-    messages = []
+    messages: list[dict[str, Any]] = []
     while (content := attributes.get(f"{prefix}.{len(messages)}.content")) is not None:
         role = attributes.get(f"{prefix}.{len(messages)}.role")
         messages.append({"role": role or ("user" if prefix.endswith("prompt") else "assistant"), "content": content})

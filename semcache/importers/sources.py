@@ -171,7 +171,7 @@ COLUMNS = {
 
 def read_csv(lines: Iterable[bytes], settings: Settings) -> Iterator[Found]:
     """Read a CSV file, UTF-8, whose first line names the columns: a question to a model each row."""
-    rows = csv.reader(io.TextIOWrapper(_Lines(lines), "utf-8-sig", newline=""))
+    rows = csv.reader(io.TextIOWrapper(io.BufferedReader(_Lines(lines)), "utf-8-sig", newline=""))
     try:
         names = next(rows, [])
     except (csv.Error, UnicodeDecodeError) as error:

@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from semcache.traffic import Recorded, line_of
-
 KEY_BYTES = 32
 _TIMES = struct.Struct("<dd")  # when the recording began, on the clock of all; the latest line's seconds since
 _NO_TIMES = (float("nan"), 0.0)
@@ -45,22 +43,21 @@ class RecordFile:
                 pass
         return self._key
 
-    def append(self, recorded: Sequence[Recorded]) -> int:
-        """Write requests whose `ts` is a clock's time, as seconds since the recording began; returns how many.
+    def append(self, lines: Sequence[tuple[float, str]]) -> None:
+        """Write lines, each with its time on a clock and without its `ts`, which is seconds since the recording began.
 
-        Raises OSError, with nothing written.
+        Raises OSError, with nothing of them written to a file that failed.
         """
+        told = []
         with self._held() as beside:
             began, latest = _times(beside)
             if began != began:  # noqa: PLR0124 - not a number: nothing was written yet
-                began = recorded[0].ts if recorded else 0.0
-            lines = []
-            for one in recorded:
-                latest = one.ts = max(latest, round(one.ts - began, 6))
-                lines.append((line_of(one) + "\n").encode("utf-8"))
-            self._write(lines)
+                began = lines[0][0]
+            for at, rest in lines:
+                latest = max(latest, round(at - began, 6))
+                told.append(f'{{"ts": {latest!r}, {rest}\n'.encode())
+            self._write(told)
             os.pwrite(beside, self._key + _TIMES.pack(began, latest), 0)
-        return len(lines)
 
     @contextmanager
     def _held(self) -> Iterator[int]:
@@ -84,9 +81,8 @@ class RecordFile:
         """Begin a recording; one that stands here already has times of another, and is put aside."""
         self._key = self._key or os.urandom(KEY_BYTES)
         os.pwrite(beside, self._key + _TIMES.pack(*_NO_TIMES), 0)
-        with suppress(FileNotFoundError):
-            if self.path.stat().st_size:
-                self._rotate()
+        if self.path.is_file() and self.path.stat().st_size:
+            self._rotate()
 
     def _write(self, lines: Sequence[bytes]) -> None:
         """Write lines to as many files as they fill."""

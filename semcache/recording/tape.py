@@ -23,7 +23,7 @@ from semcache.recording.file import RecordFile
 from semcache.recording.settings import Recording
 from semcache.recording.taken import Taken, UnrecordedError, unpacked
 from semcache.redact import Redactor, redacted
-from semcache.traffic import Recorded
+from semcache.traffic import Recorded, line_of
 from semcache.ttl import size_bytes
 
 # So many calls wait at most, of so many bytes together.
@@ -33,6 +33,7 @@ MOST_BYTES = 32 << 20
 GATHER_SECONDS = 0.1
 _SHARES = 1 << 64
 _TENANT = "tenant"
+_UNTIMED = '{"ts": 0.0, '
 
 
 class _Waiting(NamedTuple):
@@ -177,11 +178,13 @@ class Tape:
         lines, written, failure = [], 0, None
         for one in sorted(waiting, key=lambda one: one.ts):
             try:
-                lines.append(self._line(one))
+                lines.append((one.ts, self._line(one)))
             except Exception as error:  # noqa: BLE001 - the user's own callable, or a disk without a key
                 failure = failure or ("unredacted", error)
         try:
-            written = self._file.append(lines) if lines else 0
+            if lines:
+                self._file.append(lines)
+            written = len(lines)
         except Exception as error:  # noqa: BLE001 - a disk may fail in any way; nobody waits for it
             failure = ("unwritten", error)
         with self._lock:
@@ -198,7 +201,8 @@ class Tape:
         if dropped:
             self._on_fault("full", RuntimeError(f"{dropped} calls were not recorded: too many waited to be written"))
 
-    def _line(self, waiting: _Waiting) -> Recorded:
+    def _line(self, waiting: _Waiting) -> str:
+        """Return the line of a call, without its time. Raises what says that it cannot be redacted, or is none."""
         taken, settings = waiting.taken, self._settings
         request = taken.request(unpacked(taken.asked))
         response = taken.response() if settings.responses else None
@@ -211,14 +215,15 @@ class Tape:
             response = None if response is None else redactor.text(response)
             tenant = redactor.mark(_TENANT, tenant) if tenant else None
         elif callable(settings.redact):
-            request = redacted(request, settings.redact)
+            request = redacted(request, settings.redact, is_named=False)
             response = None if response is None else settings.redact(response)
             tenant = settings.redact(tenant) if tenant else None
         seconds = waiting.load_seconds
-        return Recorded(
-            ts=waiting.ts, kind=taken.kind, request=request, response=response, usage=_told(waiting.usage),
+        line = line_of(Recorded(
+            ts=0.0, kind=taken.kind, request=request, response=response, usage=_told(waiting.usage),
             latency_ms=None if seconds is None else round(seconds * 1000, 3), tenant=tenant or None,
-        )  # fmt: skip
+        ))  # fmt: skip
+        return line.removeprefix(_UNTIMED)
 
 
 class _Unknown:
