@@ -46,6 +46,7 @@ _RUN = re.compile("[0-9](?:[ \u00a0\u202f-]?[0-9])*+")
 _GROUP = re.compile("[0-9]+")
 _CARD_SHORTEST, _CARD_LONGEST = 13, 19
 _CARD_FIRST = "23456"
+_CARDS_FROM = 10 ** (_CARD_SHORTEST - 1)
 _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the sum of the digits of twice a digit
 _PHONE = re.compile(r"(?<![\w+])\+[0-9](?:[ ().\u00a0-]{0,2}[0-9]){6,14}(?![0-9])")
 
@@ -174,30 +175,33 @@ def redacted(
 
     `mark` replaces what is named as a secret.
     """
-    kind = data.__class__
-    if kind is str:
-        return text(data)
-    if kind is dict:
-        return {
-            (text(name) if is_named and name.__class__ is str else name): (
-                _named(item, mark)
-                if mark is not None and _is_named(name, item)
-                else redacted(item, text, mark, number, is_named=is_named)
-            )
-            for name, item in data.items()
-        }
-    if kind is list:
-        return [redacted(item, text, mark, number, is_named=is_named) for item in data]
-    if kind is int and number is not None and data >= 10 ** (_CARD_SHORTEST - 1):
-        return number(data)
-    return data
+
+    def inside(item: Any) -> Any:
+        kind = item.__class__
+        if kind is str:
+            return text(item)
+        if kind is dict:
+            return {named(name): field(name, held) for name, held in item.items()}
+        if kind is list:
+            return [inside(one) for one in item]
+        if kind is int and number is not None and item >= _CARDS_FROM:
+            return number(item)
+        return item
+
+    def named(name: Any) -> Any:
+        return text(name) if is_named and name.__class__ is str else name
+
+    def field(name: Any, held: Any) -> Any:
+        return _marked(held, mark) if mark is not None and _is_named(name, held) else inside(held)
+
+    return inside(data)
 
 
 def _is_named(name: Any, item: Any) -> bool:
     return name.__class__ is str and item.__class__ is str and bool(item) and _NAMED.fullmatch(name) is not None
 
 
-def _named(item: str, mark: Callable[[str, str], str]) -> str:
+def _marked(item: str, mark: Callable[[str, str], str]) -> str:
     return item if re.fullmatch(r"\[key:[0-9a-f]{10}\]", item) else mark("key", item)
 
 
