@@ -34,7 +34,7 @@ from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
-from semcache.recording import Recording, recording_of
+from semcache.recording import Recording, recording_of, tape_of
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -164,7 +164,8 @@ class Cache(Meaning, Commands, Accounts):
         )
         self._listen()
         if recording is not None:
-            self._record(recording)
+            self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
+            weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         _watch(self)
 
     def _listen(self) -> None:
@@ -188,17 +189,6 @@ class Cache(Meaning, Commands, Accounts):
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
         self._let_go.atexit = False
-
-    def _record(self, settings: Recording) -> None:
-        """Record from now on; the tape must not hold the cache itself."""
-        from semcache.recording.tape import Tape
-
-        recorder = self.recorder
-        recorder.recording = tape = Tape(
-            settings, self.clock.time, lambda reason, error: recorder.fault("recording", reason, error),
-            recorder.warn_once,
-        )  # fmt: skip
-        weakref.finalize(self, tape.stop).atexit = False
 
     # Lookups
 

@@ -3,7 +3,7 @@
 The parts that write are `tape` and `file`; they are imported where a cache records.
 """
 
-from semcache.recording.settings import Recording, recording_of
+from semcache.recording.settings import Recording, recording_of, tape_of
 from semcache.recording.taken import Call, Taken, Told, UnrecordedError, packed, text_of
 
-__all__ = ["Call", "Recording", "Taken", "Told", "UnrecordedError", "packed", "recording_of", "text_of"]
+__all__ = ["Call", "Recording", "Taken", "Told", "UnrecordedError", "packed", "recording_of", "tape_of", "text_of"]

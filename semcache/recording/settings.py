@@ -6,9 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from semcache.errors import ConfigurationError
 from semcache.ttl import Size, size_bytes
+
+if TYPE_CHECKING:
+    from semcache.events import Recorder
+    from semcache.recording.tape import Tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +56,10 @@ def recording_of(told: object) -> Recording:
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise ConfigurationError(f"record={os.fspath(path)!r}: there is no folder to write that file in; make it first")
     return made
+
+
+def tape_of(settings: Recording, time: Callable[[], float], recorder: Recorder) -> Tape:
+    """Begin to record; what is lost on the way is the recorder's to count."""
+    from semcache.recording.tape import Tape
+
+    return Tape(settings, time, lambda reason, error: recorder.fault("recording", reason, error), recorder.warn_once)

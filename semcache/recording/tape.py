@@ -21,7 +21,7 @@ from semcache.events import Event
 from semcache.model import Usage
 from semcache.recording.file import RecordFile
 from semcache.recording.settings import Recording
-from semcache.recording.taken import Taken, UnrecordedError, unpacked
+from semcache.recording.taken import Call, Taken, UnrecordedError, unpacked
 from semcache.redact import Redactor, redacted
 from semcache.traffic import Recorded, line_of
 from semcache.ttl import size_bytes
@@ -71,23 +71,29 @@ class Tape:
         self._is_closed = False
 
     def take(self, event: Event, answer: Any) -> None:
-        """Take a call down, as far as it can be; nothing of it is raised, or waited for."""
+        """Take the call of a finished lookup down, as far as it can be; nothing of it is raised, or waited for."""
         call, event.call = event.call, None
         if event.kind == "refresh":
             return
         if event.failed:
             self._count("failed")
             return
+        self.note(call, answer, event.key, event.usage, event.load_seconds, event.function)
+
+    def note(
+        self, call: Call | None, answer: Any, key: bytes, usage: Usage | None, load_seconds: float | None, name: str
+    ) -> None:
+        """Take down a call that was answered; `name` is the function's, for who is to hear that it cannot be."""
         try:
             taken = (call or _UNKNOWN).record(answer)
         except Exception as error:  # noqa: BLE001 - in whatever way it cannot be told, its caller has his answer
             self._count("unrecorded")
-            name = event.function or "a lookup"
+            name = name or "a lookup"
             self._warn_once(f"record: {name}", f"calls of {name} are not recorded: {error}")
             return
-        if self._below < _SHARES and not self._is_sampled(event.key or taken.asked):
+        if self._below < _SHARES and not self._is_sampled(key or taken.asked):
             return
-        self._put(_Waiting(self._time(), taken, event.usage, event.load_seconds))
+        self._put(_Waiting(self._time(), taken, usage, load_seconds))
 
     def _is_sampled(self, key: bytes) -> bool:
         return int.from_bytes(blake2b(key, digest_size=8).digest()) < self._below

@@ -162,12 +162,15 @@ class Call:
                         stage = options.stage or stage
                         if options.sources is not None and kept.facets.documents:
                             options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
-                    if recorder.observers or recorder.recording is not None or tracing():
+                    recording = recorder.recording
+                    told = None if recording is None else told_of(self, values, args, kwargs, tenant)
+                    if recorder.observers or tracing():
                         event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
-                        if recorder.recording is not None:
-                            event.call = told_of(self, values, args, kwargs, tenant)
+                        event.call = told
                         recorder.lookup(event, value)
                     else:
+                        if recording is not None:
+                            recording.note(told, value, key, kept.usage, kept.load_seconds, self.name)
                         quick = recorder.quick
                         usage = kept.usage
                         age = 0.0 if usage is None else cache.now() - kept.since

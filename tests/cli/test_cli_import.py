@@ -244,7 +244,7 @@ def test_structured_attributes_and_calls_of_tools_are_read(imported):
             gen_ai__prompt__0__content="be kind",
             gen_ai__prompt__1__role="user",
             gen_ai__prompt__1__content="why?",
-            gen_ai__completion__0__content="So.",  # fmt: skip
+            gen_ai__completion__0__content="So.",
         ),
     ],
     ids=["details", "messages", "content", "numbered"],

@@ -233,11 +233,13 @@ class Engine:
             if options.sources is not None and kept.facets.documents:
                 options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
-        if recorder.observers or recorder.recording is not None or tracing():
+        if recorder.observers or tracing():
             event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
-            event.call = asked if asked.copied is not None else None
+            event.call = asked
             recorder.lookup(event)
             return True
+        if recorder.recording is not None:
+            recorder.recording.note(asked, None, key, kept.usage, kept.load_seconds, self.dialect.name)
         age = cache.now() - kept.since
         recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage, age))
         if len(recorder.quick) > FOLD_AT:
