@@ -54,7 +54,7 @@ def test_lines_a_second_of_the_writer(pairs, bare, tmp_path):  # noqa: F811
         cache.flush()
         rates.append(2000 / (perf_counter() - began))
     pairs.record(
-        "lines a second that are redacted and written, of calls of 60 words", ratio=statistics.median(rates), bar=2000.0,
-        medians={"ours": statistics.median(rates), "bare": 0.0}, unit="lines/s", higher_is_better=True,
+        "lines a second that are redacted and written, of calls of 60 words", ratio=statistics.median(rates),
+        bar=2000.0, medians={"ours": statistics.median(rates), "bare": 0.0}, unit="lines/s", higher_is_better=True,
     )  # fmt: skip
     pairs.once(lambda: ask(recorded))

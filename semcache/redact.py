@@ -4,7 +4,7 @@ Laws:
 - API keys, e-mail addresses and card numbers are replaced, wherever they stand in a text; account numbers (IBAN) and
   telephone numbers that begin with + too;
 - equal secrets are equal marks under one key, and a mark tells nothing to who has not the key: `[email:1f0c93b2a4]`;
-- the structure of data is as it was, types included, and what was redacted once is not changed by doing it again;
+- the structure of data is as it was, types included; a mark is no secret, so doing it again leaves it;
 - the time it takes grows with the length of the text and no faster, whatever stands in it: no pattern can begin at
   many places and read on from each.
 """

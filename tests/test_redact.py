@@ -95,8 +95,8 @@ def test_no_text_takes_longer_than_it_is_long(part):
 
 @given(st.lists(st.sampled_from([*HOSTILE, "joe@x.com", " ", "4111111111111111", "x", "[email:", "+49 30 123456"])))
 def test_redacting_again_changes_nothing(parts):
-    """Marks are no secrets."""
-    told = REDACTOR.text("".join(parts))
+    """Marks are no secrets, and hide none that stand apart."""
+    told = REDACTOR.text("; ".join(parts))
     assert REDACTOR.text(told) == told
 
 
