@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -76,6 +77,43 @@ def test_streams_are_recorded_as_what_their_chunks_say(open_cache, client, path)
     asked(cached, "why?")
     cache.flush()
     assert [one.response for one in lines(path)] == ["Answer to: why?"] * 3
+
+
+def test_async_and_gathered_calls_are_recorded(open_cache, models, client, path):
+    """Each as one line; equal ones of a gathering too."""
+    cache = open_cache(record=path)
+
+    async def ask_twice():
+        async with openai.AsyncOpenAI(base_url=models.openai_url, api_key="k") as plain:
+            cached = semcache.cached(plain, cache)
+            for _ in range(2):
+                await asked(cached, "why?")
+            async for _ in await asked(cached, "how?", stream=True):
+                pass
+
+    asyncio.run(ask_twice())
+    requests = [{"model": "m", "messages": [{"role": "user", "content": text}]} for text in ("a", "a", "why?")]
+    semcache.gather(semcache.cached(client, cache), requests)
+    cache.flush()
+    told = sorted(one.response for one in lines(path))
+    assert told == [f"Answer to: {text}" for text in ("a", "a", "how?", "why?", "why?", "why?")]
+
+
+def test_calls_that_go_by_the_cache_are_recorded(open_cache, client, path):
+    """Callers asked them too: sampled ones, those with a state, and all while the cache is off."""
+    cache = open_cache(record=path, mode="off")
+    cached = semcache.cached(client, cache)
+    asked(cached, "why?")
+    cached.embeddings.create(model="e", input=["a", "b"])
+    with pytest.warns(semcache.SemcacheWarning, match="temperature"):
+        asked(cached, "why?", temperature=1)
+    cached.responses.create(model="m", input="why?", previous_response_id="r")
+    cache.flush()
+    plain, vectors, sampled, state = lines(path)
+    assert plain.response == sampled.response == "Answer to: why?"
+    assert vectors.request["input"] == ["a", "b"]
+    assert traffic.meaning(sampled).bypass == "temperature > 0"
+    assert traffic.meaning(state).bypass == "state of the server: previous_response_id"
 
 
 def test_what_a_caller_adds_to_its_messages_later_is_not_recorded(open_cache, client, path):

@@ -4,6 +4,17 @@ The parts that write are `tape` and `file`; they are imported where a cache reco
 """
 
 from semcache.recording.settings import Recording, recording_of, tape_of
-from semcache.recording.taken import Call, Taken, Told, UnrecordedError, packed, text_of
+from semcache.recording.taken import Call, Taken, Told, UnrecordedError, owner_of, packed, text_of
 
-__all__ = ["Call", "Recording", "Taken", "Told", "UnrecordedError", "packed", "recording_of", "tape_of", "text_of"]
+__all__ = [
+    "Call",
+    "Recording",
+    "Taken",
+    "Told",
+    "UnrecordedError",
+    "owner_of",
+    "packed",
+    "recording_of",
+    "tape_of",
+    "text_of",
+]

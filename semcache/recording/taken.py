@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgpack
 
 from semcache.errors import SemcacheError
+from semcache.model import SHARED, Tenant
 from semcache.traffic import Kind
 
 
@@ -64,6 +65,11 @@ class Told:
         text = None if answer is None or self._text is None else self._text(answer)
         weight = len(self._asked) + len(text or "")
         return Taken(self._kind, self._asked, _as_it_is, lambda: text, self._tenant, weight)
+
+
+def owner_of(tenant: Tenant | None) -> str | None:
+    """Return whose call it is, as a line says it: nothing for those who share, or say nothing."""
+    return None if tenant is None or tenant is SHARED else str(tenant) or None
 
 
 def packed(data: Any) -> bytes | UnrecordedError:

@@ -33,6 +33,8 @@ MOST_BYTES = 32 << 20
 GATHER_SECONDS = 0.1
 _SHARES = 1 << 64
 _TENANT = "tenant"
+# What is recorded beside the calls that callers made: a pack that was sent in vain.
+_NO_CALLS = ("pack",)
 _UNTIMED = '{"ts": 0.0, '
 
 
@@ -73,7 +75,7 @@ class Tape:
     def take(self, event: Event, answer: Any) -> None:
         """Take the call of a finished lookup down, as far as it can be; nothing of it is raised, or waited for."""
         call, event.call = event.call, None
-        if event.kind == "refresh":
+        if event.kind == "refresh" or event.reason in _NO_CALLS:
             return
         if event.failed:
             self._count("failed")
@@ -236,7 +238,9 @@ class _Unknown:
     """A call of which nothing can be recorded."""
 
     def record(self, answer: Any) -> Taken:  # noqa: ARG002 - as calls do
-        raise UnrecordedError("only calls of clients, retrievals, embeddings and functions with a text can be")
+        raise UnrecordedError(
+            "only those of clients, retrievals, embeddings and functions with a text and a key can be"
+        )
 
 
 _UNKNOWN = _Unknown()

@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from semcache.model import SHARED, Request, Tenant
-from semcache.recording import Told, UnrecordedError, text_of
+from semcache.model import Request, Tenant
+from semcache.recording import Told, UnrecordedError, owner_of, text_of
 from semcache.wrap.cut import cut_out
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def told_of(
     if not isinstance(text, str):
         return _Untold(f"its text is a {type(text).__name__}, not a str")
     owner = call.cache.tenant_of(tenant)
-    named = None if owner is None or owner is SHARED else str(owner)
+    named = owner_of(owner)
     if options.corpus is not None:
         request = {**arguments, "function": call.name, "corpus": options.corpus, "query": text}
         return Told("retrieval", request, named, _documents)
@@ -92,7 +92,7 @@ def telling(
     if cache.recorder.recording is None:
         return cache.event
     places = dict(zip(keys, asked, strict=True))
-    named = None if tenant is None or tenant is SHARED else str(tenant)
+    named = owner_of(tenant)
 
     def begin(request: Request) -> Event:
         event = cache.event(request)

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 from semcache.cache import Cache
 from semcache.keep import Unkept
-from semcache.model import SHARED, Tenant, Usage
-from semcache.recording import Taken, UnrecordedError, packed
+from semcache.model import Tenant, Usage
+from semcache.recording import Taken, UnrecordedError, owner_of, packed
 from semcache.wrap.clients.dialect import Dialect, Json, with_own
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
@@ -236,10 +236,9 @@ class Asked:
         chunks = [chunk for chunk in value if isinstance(chunk, str)] if isinstance(value, list) else []
         told = value.get("answer") if isinstance(value, dict) else None
         text = None if told is None else _text_of(self._dialect, told)
-        tenant = None if self.tenant is None or self.tenant is SHARED else str(self.tenant)
         return Taken(
             "llm", self.copied, partial(_as_chat, self._dialect),
-            partial(_text_of_chunks, self._dialect, chunks) if chunks else lambda: text, tenant,
+            partial(_text_of_chunks, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
             len(self.copied) + sum(map(len, chunks)) + len(text or ""),
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from semcache.lookup import finish, load
 from semcache.many import lookup_many
 from semcache.model import FOREVER, Alike, Facets, Request, Usage
 from semcache.plan import Outcome, Plan, arun, run
+from semcache.recording import Told, owner_of
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
@@ -82,9 +83,9 @@ class Embeddings:
             items = _items(given["body"].get("input"))
             requests = self._requests(cache, client, given, items)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
-            return (yield from self._through(cache, send, "unkeyable", error))
+            return (yield from self._through(cache, given, send, "unkeyable", error))
         if requests.one.mode == "off":
-            return (yield from self._through(cache, send, "mode: off"))
+            return (yield from self._through(cache, given, send, "mode: off"))
         sent: list[Any] = []
         outcomes = yield from lookup_many(
             cache.chain, requests, partial(self._load, items, given, send, sent), None,
@@ -99,7 +100,7 @@ class Embeddings:
                 return Outcome(self._answer(client, given, values, sent))
             except Exception as error:  # noqa: BLE001 - in whatever way it is not what we know, the SDK is asked
                 trouble = error
-        return (yield from self._through(cache, send, "not known as embeddings", trouble))
+        return (yield from self._through(cache, given, send, "not known as embeddings", trouble))
 
     def _telling(
         self, cache: Cache, requests: Alike, given: Mapping[str, Any], items: list[Any]
@@ -109,12 +110,19 @@ class Embeddings:
         return telling(cache, requests.keys, items, around, facets.tenant or None)
 
     def _through(
-        self, cache: Cache, send: Callable[[], Any], reason: str, error: BaseException | None = None
+        self,
+        cache: Cache,
+        given: Mapping[str, Any],
+        send: Callable[[], Any],
+        reason: str,
+        error: BaseException | None = None,
     ) -> Plan[Outcome[Any]]:
         """Ask as the caller asked."""
         told = current.get()
         stage = self._stage if told is None else told.stage or self._stage
         event = Event("bypass", self.name, cache.namespace, reason=reason, stage=stage)
+        if cache.recorder.recording is not None:
+            event.call = Told("embedding", body_of(given), owner_of(cache.tenant_of(None)))
         if error is not None:
             event.fault("key", error)
             cache.recorder.warn_once(
