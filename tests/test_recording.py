@@ -422,6 +422,8 @@ def test_what_finds_the_queue_full_is_dropped_and_counted(open_cache, path, monk
     with cache.recorder.recording._file._held():
         for number in range(5):
             assert answer(str(number)) == str(number)
+        assert not cache.flush(0.2)
+        assert not path.exists()
     cache.flush()
     assert [one.response for one in lines(path)] == ["0", "1", "2"]
     assert cache.stats().recording["dropped"] == 2
