@@ -31,6 +31,7 @@ from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
 from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
+from semcache.recording import Recording
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
@@ -67,6 +68,7 @@ __all__ = [
     "Neighbour",
     "Pipeline",
     "Policy",
+    "Recording",
     "Request",
     "SemcacheError",
     "SemcacheWarning",

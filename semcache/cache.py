@@ -34,6 +34,7 @@ from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Shadow
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
+from semcache.recording import Recording, recording_of, tape_of
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -64,7 +65,8 @@ class Cache(Meaning, Commands, Accounts):
     whose may meet. `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
-    (docs/costs.md). Raises ConfigurationError, with the mend, for settings that are wrong.
+    (docs/costs.md). `record` is the path of a file that what is asked is recorded in, or a `semcache.Recording`
+    (docs/traffic.md). Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Cache(Meaning, Commands, Accounts):
         compress: str | None = None,
         tenant_usage: bool = False,
         prices: Source | None = None,
+        record: str | os.PathLike[str] | Recording | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         seed: int | None = None,
@@ -112,6 +115,7 @@ class Cache(Meaning, Commands, Accounts):
         self.recorder = Recorder(
             _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices))
         )
+        recording = None if record is None else recording_of(record)
         self._book_at = self.now() + BOOK_SECONDS
         self._closed = False
 
@@ -159,6 +163,9 @@ class Cache(Meaning, Commands, Accounts):
             names_tenants=tenant_usage,
         )
         self._listen()
+        if recording is not None:
+            self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
+            weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         _watch(self)
 
     def _listen(self) -> None:
@@ -286,6 +293,7 @@ class Cache(Meaning, Commands, Accounts):
     def stats(self) -> Stats:
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
+        stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 
@@ -307,6 +315,8 @@ class Cache(Meaning, Commands, Accounts):
         # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
         self._book()
+        tape = self.recorder.recording
+        is_done = (tape is None or tape.flush(timeout)) and is_done
         return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
 
     def close(self) -> None:
@@ -318,6 +328,8 @@ class Cache(Meaning, Commands, Accounts):
             self._own_mode = "off"
             self._switch_to(None)
             self.log.stop()
+            if self.recorder.recording is not None:
+                self.recorder.recording.stop()
             for tier in reversed(self.tiers):
                 tier.close()
 

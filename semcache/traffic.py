@@ -28,6 +28,9 @@ DELIVERY = frozenset({
     "stream_options", "timeout", "user",
 })  # fmt: skip
 
+# What names, in a call of OpenAI's responses, something that the server keeps and that may change.
+_STATE = ("conversation", "previous_response_id", "background")
+
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens")
 
 
@@ -117,6 +120,13 @@ def write(recorded: Iterable[Recorded], file: TextIO) -> int:
     return count
 
 
+def line_of(recorded: Recorded) -> str:
+    """Return the line of a request, without its end. Raises TrafficError for what could not be read back."""
+    line = _line(recorded)
+    parse(line)
+    return line
+
+
 def meaning(recorded: Recorded) -> Meaning:
     """Tell what may match nearly in a request, what must be equal around it, and what a cache must not answer.
 
@@ -151,7 +161,10 @@ def _split(message: dict[str, Any]) -> tuple[str | None, dict[str, Any], str | N
 
 
 def _bypass(request: dict[str, Any]) -> str | None:
-    """Say why a chat completion asks for another answer each time."""
+    """Say why no cache can answer: another answer is asked for each time, or it rests on what the server keeps."""
+    for name in _STATE:
+        if request.get(name):
+            return f"state of the server: {name}"
     for name, most in (("temperature", 0), ("n", 1)):
         value = request.get(name)
         if isinstance(value, int | float) and value > most:

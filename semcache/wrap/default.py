@@ -30,6 +30,7 @@ _TEXT = (
     "max_value",
     "compress",
     "prices",
+    "record",
 )
 
 

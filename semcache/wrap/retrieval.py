@@ -95,7 +95,7 @@ class _Retrieval(Wrapping):
             raise ConfigurationError("cached_retrieval takes a function that returns its documents, not a generator")
         self._names = names
         self._k = k
-        checked = replace(checked, documents=checked.documents or self._ids)
+        checked = replace(checked, documents=checked.documents or self._ids, corpus=corpus)
         if k is not None:
             register(Ranked, "semcache.Ranked")
             if k not in inspect.signature(function).parameters:

@@ -157,6 +157,7 @@ class Reading:
         self._led = False
         self._follows = False
         self._found = False
+        self._value: list[Any] | None = None
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
         refreshes = b"refresh" if request.mode == "refresh" else b""
@@ -236,7 +237,7 @@ class Reading:
         if self._request.mode != "refresh":
             found, value, self._evidence = yield from find(self._chain, self._request, self._event)
             if found is not None:
-                self._found = True
+                self._found, self._value = True, value
                 self._stream.usage, self._stream.entry = self._event.usage, found.entry
                 return Replayed(self._call.replayed(value))
         self._stream.born, self._stream.request = self._chain.position(), self._request
@@ -271,8 +272,16 @@ class Reading:
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
         self._tell()
-        self._chain.recorder.lookup(event)
+        recorder = self._chain.recorder
+        recorder.lookup(event, None if recorder.recording is None else self._items())
         return unread
+
+    def _items(self) -> list[Any] | None:
+        """Return what the caller was given as it is stored, None where it is not held."""
+        if self._value is not None:
+            return self._value
+        held = self._stream.held()
+        return None if held is None else [*held, None]
 
     def _tell(self) -> None:
         """Tell our pipeline what the items are made of; of what we found ourselves it was told then."""

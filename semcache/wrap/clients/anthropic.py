@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Cut, Json
+from semcache.wrap.clients.dialect import Cut, Json, told_as_json
 
 # Which field of a block each kind of delta adds to.
 _ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
@@ -73,6 +73,19 @@ class Messages:
             block.get("text") if block["type"] == "text" else block["type"] not in _OWN_BLOCKS for block in blocks
         )
         return None if says else "empty"
+
+    def as_chat(self, body: Json) -> Json:
+        """Put the system's word before the messages, whose blocks stay as they are."""
+        rest = {name: item for name, item in body.items() if name not in ("system", "messages")}
+        framed = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+        return {"api": self.name, **rest, "messages": [*framed, *body["messages"]]}
+
+    def text(self, answer: Json) -> str:
+        """Return the texts of the blocks, or, where they are not all of it, the blocks."""
+        blocks = answer["content"]
+        if all(block["type"] == "text" for block in blocks):
+            return "".join(block["text"] for block in blocks)
+        return told_as_json(blocks)
 
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""

@@ -14,10 +14,10 @@ from semcache.context import as_tenant
 from semcache.errors import UnkeyableError
 from semcache.keys import canonical
 from semcache.model import Tenant
-from semcache.wrap.call import cut_out
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
+from semcache.wrap.cut import cut_out
 
 # Options of the SDKs' requests that say how to ask, not what; any other is in the key.
 HOW_TO_ASK = frozenset({"headers", "extra_json", "timeout", "max_retries", "idempotency_key", "security"})

@@ -6,6 +6,7 @@ Laws: a dialect is pure; it sees plain JSON data, never the SDK's classes; what 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -57,6 +58,14 @@ class Dialect(Protocol):
         """Say why an answer is not worth keeping, if so; `tools` says that calls of tools are."""
         ...
 
+    def as_chat(self, body: Json) -> Json:
+        """Return a call as a chat completion's body, for a recording: `messages`, and all else as it was sent."""
+        ...
+
+    def text(self, answer: Json) -> str:
+        """Return what an answer says: its text, or JSON where that is not all of it."""
+        ...
+
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
         ...
@@ -82,6 +91,11 @@ def whole(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Return a text in pieces of about a word, as a model's chunks are."""
     return _WORD.findall(text) or [text]
+
+
+def told_as_json(said: object) -> str:
+    """Return what an answer says beside texts."""
+    return json.dumps(said, ensure_ascii=False)
 
 
 def with_own(told: Json, body: Json, echoes: frozenset[str]) -> Json:

@@ -146,6 +146,14 @@ class Engine:
         self, client: Any, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
     ) -> tuple[Asked, Opened | None]:
         """Look a call up in memory: return it, and None where it is answered, else what `plan` takes."""
+        asked, opened = self._open(client, given, send, packed)
+        if opened is not None and asked.copied is not None:
+            opened[1].call = asked
+        return asked, opened
+
+    def _open(
+        self, client: Any, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes
+    ) -> tuple[Asked, Opened | None]:
         began = perf_counter_ns()
         cache = self.cache
         body = given["body"] if packed else body_of(given)
@@ -153,7 +161,7 @@ class Engine:
         meant: Meant | None = None
         try:
             where = self._where.of(client)
-            known = self._known(cache, where[0], packed)
+            known = b"" if asked.copied is not None else self._known(cache, where[0], packed)
             key = self._keys.get(known)
             if key is None:
                 bypass = self._bypassed(body)
@@ -162,6 +170,8 @@ class Engine:
                 meant = Meant(where, given, body, self.dialect, self._settings)
                 key = self._key(cache, meant)
                 self._learn(known, key)
+                if asked.copied is not None:
+                    asked.tenant = cache.tenant_of(meant.tenant)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
             return asked, (None, self._unkeyable(error))
         keyed = perf_counter_ns()
@@ -281,8 +291,12 @@ class Engine:
                 options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         if recorder.observers or tracing():
-            recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
+            event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
+            event.call = asked
+            recorder.lookup(event)
             return True
+        if recorder.recording is not None:
+            recorder.recording.note(asked, None, key, kept.usage, kept.load_seconds, self.dialect.name)
         age = cache.now() - kept.since
         recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage, age))
         if len(recorder.quick) > FOLD_AT:

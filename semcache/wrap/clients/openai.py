@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Cut, Json, merged
+from semcache.wrap.clients.dialect import Cut, Json, merged, told_as_json
 
 # In a delta these come at once; all other text comes in pieces.
 _WHOLE = frozenset({"id", "type", "role"})
@@ -76,6 +76,19 @@ class ChatCompletions:
             if not message.get("content") and not calls and not message.get("audio"):
                 return "empty"
         return None if answer["choices"] else "empty"
+
+    def as_chat(self, body: Json) -> Json:
+        """Leave it as it is."""
+        return body
+
+    def text(self, answer: Json) -> str:
+        """Return the content of the message; of several, or with calls of tools in it, the messages."""
+        messages = [choice["message"] for choice in answer["choices"]]
+        if len(messages) != 1:
+            return told_as_json(messages)
+        (message,) = messages
+        is_text = isinstance(message.get("content"), str) and not message.get("tool_calls")
+        return message["content"] if is_text else told_as_json({name: item for name, item in message.items() if item})
 
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""

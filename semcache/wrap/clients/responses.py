@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Cut, Json, whole
+from semcache.wrap.clients.dialect import Cut, Json, told_as_json, whole
 
 # The events that end a stream hold the whole response; the others tell its beginning, without what it said.
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -90,6 +90,24 @@ class Responses:
         says = any(part.get("text") for part in parts)
         return None if says or calls else "empty"
 
+    def as_chat(self, body: Json) -> Json:
+        """Make messages of instructions and input: an item that has no role is given one, and stays as it is."""
+        rest = {name: item for name, item in body.items() if name not in ("instructions", "input")}
+        told = body.get("input")
+        items = [{"role": "user", "content": told}] if isinstance(told, str) else told or []
+        instructions = body.get("instructions")
+        framed = [{"role": "system", "content": instructions}] if instructions or not items else []
+        return {"api": self.name, **rest, "messages": [*framed, *map(_as_message, items)]}
+
+    def text(self, answer: Json) -> str:
+        """Return the texts of the messages, or, where there is more than thought beside them, the items."""
+        items = answer["output"]
+        parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+        is_text = all(item["type"] in ("message", "reasoning") for item in items)
+        if is_text and all(isinstance(part.get("text"), str) for part in parts):
+            return "".join(part["text"] for part in parts)
+        return told_as_json(items)
+
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
         message = next(item for item in answer["output"] if item["type"] == "message")
@@ -123,6 +141,19 @@ class Responses:
     def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
         """Leave them as they are: nobody asks for it."""
         return list(chunks)
+
+
+def _as_message(item: Json) -> Json:
+    """Return an item of the input as a message."""
+    if "role" not in item:
+        return {"role": "tool" if str(item.get("type")).endswith("_output") else "assistant", **item}
+    message = {name: told for name, told in item.items() if (name, told) != ("type", "message")}
+    if isinstance(message.get("content"), list):
+        message["content"] = [
+            {**part, "type": "text"} if part.get("type") in ("input_text", "output_text") else part
+            for part in message["content"]
+        ]
+    return message
 
 
 def _is_reference(item: object) -> bool:
