@@ -12,7 +12,6 @@ from typing import Any
 
 from semcache.cli.arguments import not_negative, positive, positive_float
 from semcache.errors import ConfigurationError, MissingExtraError
-from semcache.policy import Threshold
 from semcache.replay.progress import progress
 from semcache.replay.render import render, show
 from semcache.replay.report import Report, figures, make_report
@@ -37,7 +36,7 @@ def add(commands: Any) -> None:
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--policy", default="shadow", metavar="POLICY",
-        help='which near matches are served: "threshold:0.9", or "shadow", none of them (the default)',
+        help='which near matches are served: "threshold:0.9", the file of a tuned policy, or "shadow", none (the default)',
     )  # fmt: skip
     near.add_argument(
         "--embedder", metavar="MODEL",
@@ -104,9 +103,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
-    policy: Threshold | None = policy_of(options.policy)
     return Settings(
-        policy=policy,
+        policy=policy_of(options.policy),
         embedder=None if options.no_semantic else options.embedder or DEFAULT_EMBEDDER,
         device=options.device,
         memory=options.memory,

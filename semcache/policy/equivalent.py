@@ -90,9 +90,7 @@ def _same(cached: Any, fresh: Any) -> bool | None:
         return _all(_same(one, other) for one, other in zip(cached, fresh, strict=True))
     if isinstance(cached, str) and isinstance(fresh, str):
         return _first((exact, numbers, normalised), cached, fresh)
-    if isinstance(cached, bool) or isinstance(fresh, bool):
-        return cached is fresh
-    return bool(cached == fresh)
+    return bool(cached == fresh) and isinstance(cached, bool) == isinstance(fresh, bool)
 
 
 def _all(said: Any) -> bool | None:
