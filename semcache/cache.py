@@ -61,7 +61,8 @@ class Cache(Meaning, Commands, Accounts):
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
     are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
-    the file of `semcache tune` says), `tenant` whose may meet. `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
+    the file of `semcache tune` says), `tenant` whose may meet.
+    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
     (docs/costs.md). Raises ConfigurationError, with the mend, for settings that are wrong.

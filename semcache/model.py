@@ -152,9 +152,10 @@ class Request:
     the caller said whose near matches may be served. `lives` says how long the answer may be served, and how; `stage`
     is what its cost and time are booked on. `documents_of` tells of an answer which documents it holds, beside those
     in `facets`. `accepts` says of a stored answer whether this caller can use it (None: any): callers of one key may
-    want it in several forms, of which not each can be made of each other. `family` is a digest of what a tuned policy
-    learns over, the scope without namespace, tenant and earlier turns; empty where no policy asks for it. `sources` are the documents that the answers
+    want it in several forms, of which not each can be made of each other. `sources` are the documents that the answers
     of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
+    `family` is a digest of what a tuned policy learns over, the scope without namespace, tenant and earlier turns;
+    empty where no policy asks for it.
     """
 
     key: bytes

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--policy", default="shadow", metavar="POLICY",
-        help='which near matches are served: "threshold:0.9", the file of a tuned policy, or "shadow", none (the default)',
+        help='which near matches are served: "threshold:0.9", a tuned policy\'s file, or "shadow", none (the default)',
     )  # fmt: skip
     near.add_argument(
         "--embedder", metavar="MODEL",

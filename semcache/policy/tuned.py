@@ -134,8 +134,8 @@ class Tuned:
         if told["semcache_policy"] != VERSION or told.get("kind") != KIND:
             _refuse(
                 path,
-                f"is of version {told['semcache_policy']!r} and kind {told.get('kind')!r}, and this version of semcache "
-                f"reads version {VERSION} and kind {KIND!r}",
+                f"is of version {told['semcache_policy']!r} and kind {told.get('kind')!r}, where this semcache reads "
+                f"version {VERSION} and kind {KIND!r}",
                 "use the version that wrote it, or ",
             )
         if told.pop("digest", None) != _digest(told):

@@ -100,19 +100,19 @@ def _head(report: Report, name: str, width: int) -> Iterator[Line]:
     if len(recording.kinds) > 1:
         told += [f"{number:,} {kind}" for kind, number in recording.kinds.items()]
     told += [count(len(found), what) for found, what in _counters(recording) if found]
-    yield from _wrapped(", ".join(told), width)
+    yield from wrapped(", ".join(told), width)
     if not report.has_near:
-        yield from _wrapped("exact tiers only", width)
+        yield from wrapped("exact tiers only", width)
     else:
         served = f"near matches: {_policy(report)}, by {settings.embedder.identity}"
-        yield from _wrapped(served, width)
+        yield from wrapped(served, width)
     speed = f"{report.requests_per_second:,.0f} requests a second"
     if report.has_near:
         embedded = f"{count(replayed.embedded, 'text')} embedded in {duration(replayed.embed_seconds)}"
         speed = f"{embedded}, all of it in {duration(replayed.wall_seconds)}: {speed}"
     if settings.live_threads:
         speed = f"live, {count(settings.live_threads, 'caller')}; {speed}"
-    yield from _wrapped(speed, width, "note")
+    yield from wrapped(speed, width, "note")
 
 
 def _counters(recording: Recording) -> tuple[tuple[Counter[str], str], ...]:
@@ -206,7 +206,7 @@ def _saved(report: Report, width: int) -> Iterator[Line]:
         told.append(f"{money(saved.money)} of {money(whole.money)} {at}")
     if told:
         yield []
-        yield from _wrapped(f"Saved {', '.join(told)}.", width)
+        yield from wrapped(f"Saved {', '.join(told)}.", width)
 
 
 def _bar(share: float) -> str:
@@ -246,29 +246,29 @@ def _notes(report: Report, width: int) -> Iterator[Line]:
     told = "p50, p99: what the cache takes, without its origin"
     if report.has_near and not replayed.settings.live_threads:
         told += "; embedding and search were done in batches, and are counted by the share of each request"
-    yield from _wrapped(f"{told}.", width, "note")
+    yield from wrapped(f"{told}.", width, "note")
     if report.is_judged:
         told = "oracle: a cache without bounds that knows which requests share an answer."
-        yield from _wrapped(told, width, "note")
+        yield from wrapped(told, width, "note")
     unpriced = [plain(model) or "-" for model, calls in report.origin.unpriced.items() if calls]
     if unpriced:
         told = f"no price, and left out of the money: {', '.join(sorted(unpriced))}; --prices FILE gives one."
-        yield from _wrapped(told, width, "note")
+        yield from wrapped(told, width, "note")
     if score.bypassed:
         told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."
-        yield from _wrapped(told, width, "note")
+        yield from wrapped(told, width, "note")
     if replayed.uncovered:
         text = "text that the embedder does not see whole was"
         told = count(replayed.uncovered, text, "texts that the embedder does not see whole were")
-        yield from _wrapped(f"{told} matched exactly only.", width, "note")
+        yield from wrapped(f"{told} matched exactly only.", width, "note")
     skipped = replayed.recording.skipped
     if skipped:
         told = count(len(skipped), "line was", "lines were")
-        yield from _wrapped(f"{told} not in the format, and skipped:", width, "bad")
+        yield from wrapped(f"{told} not in the format, and skipped:", width, "bad")
         for number, reason in skipped[:_SKIPPED_SHOWN]:
-            yield from _wrapped(f"line {number}: {plain(reason)}", width, "note")
+            yield from wrapped(f"line {number}: {plain(reason)}", width, "note")
     for fault, times in replayed.stats.faults.items():
-        yield from _wrapped(f"Met on the way: {fault}, {count(times, 'time')}.", width, "bad")
+        yield from wrapped(f"Met on the way: {fault}, {count(times, 'time')}.", width, "bad")
 
 
 def _conclusion(report: Report, width: int) -> Iterator[Line]:
@@ -291,7 +291,7 @@ def _conclusion(report: Report, width: int) -> Iterator[Line]:
             f"{at}, {percent(score.hit_rate)} of the requests were answered, {more:.1f} points more than by exact "
             f"matches alone; {_near_told(report, near)}"
         )
-    yield from _wrapped(told, width, "title")
+    yield from wrapped(told, width, "title")
 
 
 def _shadow_told(report: Report) -> str:
@@ -319,6 +319,7 @@ def _near_told(report: Report, near: Hits) -> str:
     return told + (" Leave near matches in shadow on this traffic, or try a higher cut." if is_bad else "")
 
 
-def _wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+def wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+    """Yield a text's lines, indented by two columns."""
     for line in textwrap.wrap(text, width - 4, break_on_hyphens=False):
         yield [("  " + line.replace(GLUE, " "), style)]
