@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import not_negative, positive, positive_float
+from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.replay.progress import progress
 from semcache.replay.render import render, show
@@ -20,7 +20,6 @@ from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
 from semcache.ttl import TTL, size_bytes
 from semcache.wrap.default import policy_of
 
-_TTLS = ("memory", "disk", "semantic")
 _COLUMNS = 96
 
 
@@ -47,7 +46,7 @@ def add(commands: Any) -> None:
     cache = parser.add_argument_group("the cache")
     cache.add_argument("--memory", default="64MB", metavar="SIZE", help="bound of the memory tier (default: 64MB)")
     cache.add_argument(
-        "--ttl", action="append", default=[], type=_ttl, metavar="TIER=TIME",
+        "--ttl", action="append", default=[], type=tier_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
     )  # fmt: skip
     cache.add_argument("--prices", metavar="FILE", help="a table of prices of your own, laid over ours (docs/costs.md)")
@@ -127,10 +126,3 @@ def _json_target(json_option: str | None) -> Path | None:
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise ConfigurationError(f"--json {json_option}: there is no folder to write that file in")
     return target
-
-
-def _ttl(text: str) -> tuple[str, str]:
-    tier, equals, duration = text.partition("=")
-    if tier not in _TTLS or not equals:
-        raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TTLS)}; got {text!r}")
-    return tier, duration

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import positive
+from semcache.cli.arguments import positive, tier_ttl
 from semcache.errors import ConfigurationError
 from semcache.policy.equivalent import Comparator, similar
 from semcache.replay.progress import progress
@@ -26,7 +26,6 @@ from semcache.semantic.embedder import as_embedder
 from semcache.ttl import TTL
 
 _COLUMNS = 100
-_TIERS = ("memory", "disk", "semantic")
 
 
 def add(commands: Any) -> None:
@@ -64,7 +63,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
     near.add_argument(
-        "--ttl", action="append", default=[], type=_ttl, metavar="TIER=TIME",
+        "--ttl", action="append", default=[], type=tier_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
     )  # fmt: skip
     run = parser.add_argument_group("the run")
@@ -156,10 +155,3 @@ def _whole_share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"expected a share over 0, at most 1, as in 0.5; got {text!r}")
     return share
-
-
-def _ttl(text: str) -> tuple[str, str]:
-    tier, equals, duration = text.partition("=")
-    if tier not in _TIERS or not equals:
-        raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TIERS)}; got {text!r}")
-    return tier, duration

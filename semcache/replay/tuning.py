@@ -184,9 +184,9 @@ def _conclusion(outcome: Outcome, target: str, width: int) -> Iterator[Line]:
     row, share = outcome.row, f"{100 * outcome.tuning.budget:.3g}%"
     if outcome.policy.cuts:
         told = (
-            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)} on are wrong; on the "
-            f"rest of the recording these were {percent(row.served.near.share)} of the requests. {target} holds the "
-            f"policy: try it with `semcache replay OTHER.jsonl --policy {target}`, use it with Cache(policy=...)."
+            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)} on are wrong; "
+            f"on the rest of the recording these were {percent(row.served.near.share)} of the requests. {target} holds "
+            f"the policy: try it with `semcache replay OTHER.jsonl --policy {target}`, use it with Cache(policy=...)."
         )
         yield from wrapped(told, width, "good")
         return
@@ -208,4 +208,6 @@ def _why(outcome: Outcome) -> str:
         return f"{told}. A near match has one where both requests have an answer_id, or a response to compare."
     times = (outcome.facts + (lacking or 0)) / outcome.facts
     span = duration(times * outcome.recording.span_seconds * outcome.tuning.split)
-    return f"{told}. At this traffic's rate that takes {span} of recorded requests to prove cuts with, about {ceil(times)} times as many."
+    return (
+        f"{told}. At this traffic's rate {span} of requests to prove cuts with would do, {ceil(times)} times as many."
+    )
