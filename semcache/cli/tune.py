@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _tuning(options: argparse.Namespace) -> Tuning:
     """Make settings of options. Raises ConfigurationError."""
-    embedder = as_embedder(options.embedder, options.device)
+    embedder: Any = as_embedder(options.embedder, options.device)
     judge = None if options.judge is None else _judge(options.judge)
     links = () if options.similar_answers is None else (similar(embedder, options.similar_answers),)
     settings = Settings(

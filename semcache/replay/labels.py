@@ -25,6 +25,7 @@ MOST_OF_AN_ENTRY = 20
 
 _JUDGED_AT_ONCE = 8
 _DRAWN_BYTES = 8
+_DRAWN_MOST = 2.0 ** (8 * _DRAWN_BYTES)
 
 
 class Labels:
@@ -42,7 +43,7 @@ class Labels:
         if self._share >= 1:
             return True
         drawn = digest(self._seed, b"%d" % position, self._key(position))[:_DRAWN_BYTES]
-        return int.from_bytes(drawn) < self._share * 256**_DRAWN_BYTES
+        return int.from_bytes(drawn) / _DRAWN_MOST < self._share
 
     def _key(self, position: int) -> bytes:
         request = self._asked[position].request

@@ -91,7 +91,7 @@ def examine_policy(name: str, embedder: str | None, device: str) -> Finding:
     if not isinstance(policy, Tuned):
         return Finding("ok", "policy", f"{name}, which nobody has measured" if policy else "shadow: none is served")
     told = f"{policy}; {policy.embedder}, measured {policy.measured.get('made')}"
-    figures = {"cuts": len(policy.cuts), "budget": policy.budget}
+    figures: dict[str, float | int | str] = {"cuts": len(policy.cuts), "budget": policy.budget}
     if not policy.cuts:
         return Finding("warning", "policy", told, "`semcache tune` says what is missing", figures)
     return Finding("ok", "policy", told, figures=figures)
