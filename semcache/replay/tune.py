@@ -79,8 +79,6 @@ class Study:
         self._families = families
         self._calibrates = calibrates
         self._tallies: dict[tuple[frozenset[bytes], float], Tally] = {}
-        self._facts: dict[tuple[bytes, float], int] = {}
-        self._least = labels_needed(max(BUDGETS))
 
     @cached_property
     def families(self) -> frozenset[bytes]:

@@ -163,10 +163,9 @@ def _notes(outcome: Outcome, width: int) -> Iterator[Line]:
     for trouble, times in comparator.troubles.most_common(_SKIPPED_SHOWN):
         yield from wrapped(f"the judge failed {count(times, 'time')}: {plain(trouble)}", width, "bad")
     if outcome.uncovered:
-        told = count(outcome.uncovered, "text that the embedder does not see whole is", "texts that ... are")
-        yield from wrapped(
-            f"{told.replace('...', 'the embedder does not see whole')} matched exactly only.", width, "note"
-        )
+        text = "text that the embedder does not see whole is"
+        told = count(outcome.uncovered, text, "texts that the embedder does not see whole are")
+        yield from wrapped(f"{told} matched exactly only.", width, "note")
     skipped = outcome.recording.skipped
     if skipped:
         yield from wrapped(
