@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -108,7 +109,7 @@ def _write(rows: dict[str, Any]) -> None:
     heads = " | ".join(f"{100 * budget:g}%: near hits | wrong per hit" for budget in BUDGETS)
     lines = [
         BEGIN,
-        f"Measured on {machine()}.",
+        f"Measured {datetime.now(UTC):%Y-%m-%d} on {machine()}, beside other work.",
         "",
         f"| stream | requests | exact only | oracle | {heads} |",
         "| --- | --: | --: | --: |" + " --: | --: |" * len(BUDGETS),

@@ -247,7 +247,7 @@ def test_wrong_options_are_said_in_one_line(options, message, tmp_path, capsys):
 
 
 def test_opened_cuts_hold_the_budget_over_many_splits():
-    """Of 60 draws and splits at most 5%, and what chance adds, open a cut whose matches are wrong too often in truth."""
+    """Of 60 draws and splits at most 5%, and what chance adds, open a cut that is wrong too often in truth."""
     random, budget, size, draws = Random(5), 0.10, 160, 60
     # The nearer the righter: at most one in a hundred above 0.93, then ever more.
     similarities = [0.7 + 0.3 * (place + 0.5) / size for place in range(size)]
