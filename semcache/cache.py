@@ -31,7 +31,7 @@ from semcache.meter import Meter
 from semcache.model import MODES, Mode, Request, Tenant, Usage
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
-from semcache.policy import Policy, Shadow
+from semcache.policy import Policy, Tuned, as_policy
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
@@ -61,8 +61,9 @@ class Cache(Meaning, Commands, Accounts):
     tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
-    are no near matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant`
-    whose may meet. `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
+    are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
+    the file of `semcache tune` says), `tenant` whose may meet.
+    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
     (docs/costs.md). `record` is the path of a file that what is asked is recorded in, or a `semcache.Recording`
@@ -81,7 +82,7 @@ class Cache(Meaning, Commands, Accounts):
         embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
-        policy: Policy | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         tenant: Tenant | None = None,
         mode: Mode = "live",
         ttl: TTL | None = None,
@@ -106,9 +107,8 @@ class Cache(Meaning, Commands, Accounts):
         self.tenant = None if tenant is None else named_tenant(tenant)
         self._own_mode: Mode = mode
         self._switch_to(None)
-        self.policy: Policy = Shadow() if policy is None else policy
-        if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
-            raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
+        self.policy: Policy = as_policy(policy)
+        self.names_families = hasattr(self.policy, "within")
         warn_unmeasured(self.policy)
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
@@ -124,6 +124,8 @@ class Cache(Meaning, Commands, Accounts):
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
+        if made is not None and made.identity and isinstance(self.policy, Tuned):
+            self.policy.check(made.identity)
         keeps_log = disk is not None or redis is not None
         if made is not None and not memory_bytes and not keeps_log and memcached is None:
             raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")

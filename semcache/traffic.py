@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TextIO, get_args
 
@@ -20,6 +20,9 @@ from semcache.errors import TrafficError
 
 Kind = Literal["llm", "embedding", "retrieval"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# Whose words are the frame of a conversation, and no turn of it.
+FRAME = frozenset({"system", "developer"})
 
 # Parameters that are known not to change the answer: how it is delivered, billed, kept, routed or traced. Closed, and
 # documented; whatever is not named here is part of the key and the scope.
@@ -58,10 +61,12 @@ class Recorded:
 class Meaning:
     """What a recorded request means to a cache: `parts` must all be equal before `text` may match nearly.
 
-    `exact_only` says why there is no text, `bypass` why a cache is not asked at all.
+    `family` is the parts without earlier turns: what a tuned policy learns over. `exact_only` says why there is no
+    text, `bypass` why a cache is not asked at all.
     """
 
     parts: tuple[object, ...]
+    family: tuple[object, ...]
     text: str | None
     model: str
     exact_only: str | None = None
@@ -137,13 +142,24 @@ def meaning(recorded: Recorded) -> Meaning:
     request = recorded.request
     if recorded.kind == "retrieval":
         rest = {name: value for name, value in request.items() if name != "query"}
-        return Meaning(("retrieval", rest), request["query"], "")
+        parts = ("retrieval", rest)
+        return Meaning(parts, parts, request["query"], "")
     body = {name: value for name, value in request.items() if name not in DELIVERY}
     if recorded.kind == "embedding":
-        return Meaning(("embedding", body), None, request["model"], "an embedding is of its input exactly")
+        parts = ("embedding", body)
+        return Meaning(parts, parts, None, request["model"], "an embedding is of its input exactly")
     text, last, exact_only = _split(request["messages"][-1])
     body["messages"] = [*request["messages"][:-1], last]
-    return Meaning(("llm", body), text, request["model"], exact_only, _bypass(request))
+    family = chat_family(body, "messages")
+    return Meaning(("llm", body), family, text, request["model"], exact_only, _bypass(request))
+
+
+def chat_family(body: Mapping[str, Any], turns: str) -> tuple[object, ...]:
+    """Return what a chat's body, whose conversation is `turns`, has in common with others: all but what was said."""
+    said = body.get(turns)
+    earlier = said[:-1] if isinstance(said, list) else []
+    frame = [one for one in earlier if isinstance(one, Mapping) and one.get("role") in FRAME]
+    return ("llm", {**body, turns: frame})
 
 
 def _split(message: dict[str, Any]) -> tuple[str | None, dict[str, Any], str | None]:

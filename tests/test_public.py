@@ -11,6 +11,7 @@ NAMES = [
     "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError",
     "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Recording", "Request", "SemcacheError",
     "SemcacheWarning", "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError",
+    "Tuned",
     "UnkeyableError", "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding",
     "cached_retrieval", "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import not_negative, positive, positive_float
+from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
-from semcache.policy import Threshold
 from semcache.replay import charts
 from semcache.replay.gates import Checked, check, gate, told_of
 from semcache.replay.markdown import markdown
@@ -26,7 +25,6 @@ from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
 from semcache.ttl import TTL, size_bytes
 from semcache.wrap.default import policy_of
 
-_TTLS = ("memory", "disk", "semantic")
 _COLUMNS = 96
 _TARGETS = ("json", "report", "markdown")
 
@@ -44,7 +42,7 @@ def add(commands: Any) -> None:
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--policy", default="shadow", metavar="POLICY",
-        help='which near matches are served: "threshold:0.9", or "shadow", none of them (the default)',
+        help='which near matches are served: "threshold:0.9", a tuned policy\'s file, or "shadow", none (the default)',
     )  # fmt: skip
     near.add_argument(
         "--embedder", metavar="MODEL",
@@ -55,7 +53,7 @@ def add(commands: Any) -> None:
     cache = parser.add_argument_group("the cache")
     cache.add_argument("--memory", default="64MB", metavar="SIZE", help="bound of the memory tier (default: 64MB)")
     cache.add_argument(
-        "--ttl", action="append", default=[], type=_ttl, metavar="TIER=TIME",
+        "--ttl", action="append", default=[], type=tier_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
     )  # fmt: skip
     cache.add_argument("--prices", metavar="FILE", help="a table of prices of your own, laid over ours (docs/costs.md)")
@@ -157,9 +155,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
-    policy: Threshold | None = policy_of(options.policy)
     return Settings(
-        policy=policy,
+        policy=policy_of(options.policy),
         embedder=None if options.no_semantic else options.embedder or DEFAULT_EMBEDDER,
         device=options.device,
         memory=options.memory,
@@ -173,10 +170,3 @@ def _settings(options: argparse.Namespace) -> Settings:
         origin_scale=options.origin_scale or 0.0,
         keep_ingredients=options.why_miss or options.report is not None,
     )
-
-
-def _ttl(text: str) -> tuple[str, str]:
-    tier, equals, duration = text.partition("=")
-    if tier not in _TTLS or not equals:
-        raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TTLS)}; got {text!r}")
-    return tier, duration

@@ -9,8 +9,8 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.events import Event, last
-from semcache.model import Decision, Neighbour
-from semcache.policy import Policy
+from semcache.model import Decision, Neighbour, Request
+from semcache.policy import Policy, within
 from semcache.replay.recording import Asked
 from semcache.replay.score import Outcome
 
@@ -25,14 +25,19 @@ class Witness:
         self.policy = policy
         self._here = threading.local()
 
+    def within(self, request: Request) -> Witness:
+        """Decide as the other one does for a request."""
+        self._here.policy = within(self.policy, request)
+        return self
+
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
-        decision = self.policy.decide(text, neighbour)
+        decision: Decision = self._here.policy.decide(text, neighbour)
         self._here.seen.append((decision, neighbour))
         return decision
 
     def begin(self) -> None:
         """Forget this thread's earlier lookup."""
-        self._here.seen = []
+        self._here.seen, self._here.policy = [], self.policy
 
     def neighbour_of(self, decision: Decision | None) -> Neighbour | None:
         """Return the neighbour that a decision of this thread's lookup was about."""

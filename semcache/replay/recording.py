@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from semcache.cache import Cache
 from semcache.errors import UnkeyableError
 from semcache.keys import canonical, digest
+from semcache.meaning import family_of
 from semcache.model import SHARED, Request, Usage
 from semcache.prices import Price
 from semcache.replay.ingredients import Ingredients, ingredients
@@ -25,7 +26,7 @@ class Asked:
     `request` is None where the cache is not to be asked, and `bypass` says why. `seconds` and the tokens are what the
     origin took for `answer`, `price` is its model's, where it has one. Two requests may share an answer if, and only
     if, both `answer_id` and `around` are equal: `around` is a digest of tenant and parts, made apart from the cache's
-    own keys and scopes, which it judges.
+    own keys and scopes, which it judges. `answer` is the recorded response, if it `has_response`, else the `answer_id`.
     """
 
     position: int
@@ -42,6 +43,7 @@ class Asked:
     cache_write_tokens: int = 0
     model: str = ""
     price: Price | None = None
+    has_response: bool = False
 
     @property
     def usage(self) -> Usage:
@@ -121,6 +123,7 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
             request = cache.request(
                 *meant.parts, text=meant.text, tenant=tenant, model=meant.model, exact_only=meant.exact_only
             )
+            request.family = family_of("", "", canonical(meant.family))
             around = digest(canonical([meant.parts, meant.model, recorded.tenant]))
         except UnkeyableError as error:
             request, bypass = None, f"no key: {error}"
@@ -142,4 +145,5 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
         cache_write_tokens=usage.get("cache_write_tokens", 0),
         model=model,
         price=cache.recorder.meter.price_of(model),
+        has_response=recorded.response is not None,
     )

@@ -94,7 +94,7 @@ def render(
 def _head(report: Report, name: str, width: int) -> Iterator[Line]:
     yield [("Replay of ", "title"), (clip(plain(name), width - 12), "title")]
     for told, style in facts(report):
-        yield from _wrapped(told, width, style)
+        yield from wrapped(told, width, style)
 
 
 def _tiers(report: Report) -> Iterator[Line]:
@@ -162,7 +162,7 @@ def _saved(report: Report, width: int) -> Iterator[Line]:
     told = saved(report)
     if told:
         yield []
-        yield from _wrapped(told, width)
+        yield from wrapped(told, width)
 
 
 def _bar(share: float) -> str:
@@ -199,11 +199,11 @@ def _mistake(mistake: Mistake, times: int, width: int) -> Iterator[Line]:
 def _notes(report: Report, width: int) -> Iterator[Line]:
     """Tell what was left out, went wrong, or needs an explanation."""
     for told, style in notes(report):
-        yield from _wrapped(told, width, style)
+        yield from wrapped(told, width, style)
 
 
 def _conclusion(report: Report, width: int) -> Iterator[Line]:
-    yield from _wrapped(conclusion(report), width, "title")
+    yield from wrapped(conclusion(report), width, "title")
 
 
 def _why(report: Report, width: int) -> Iterator[Line]:
@@ -211,14 +211,15 @@ def _why(report: Report, width: int) -> Iterator[Line]:
     if report.why is not None:
         yield [("  why don't I hit? what each part of key and scope keeps apart", "head")]
         for told, style in sentences(report.why):
-            yield from _wrapped(told, width, style)
+            yield from wrapped(told, width, style)
 
 
 def _gates(checked: Sequence[Checked], width: int) -> Iterator[Line]:
     for one in checked:
-        yield from _wrapped(one.told(), width, "good" if one.passed else "bad")
+        yield from wrapped(one.told(), width, "good" if one.passed else "bad")
 
 
-def _wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+def wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+    """Yield a text's lines, indented by two columns."""
     for line in textwrap.wrap(text, width - 4, break_on_hyphens=False):
         yield [("  " + line.replace(GLUE, " "), style)]

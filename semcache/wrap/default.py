@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
-from semcache.policy import Threshold
+from semcache.policy import Policy, Threshold, Tuned
 
 _lock = Lock()
 _built: list[Cache] = []
@@ -79,8 +80,8 @@ def _environment() -> dict[str, Any]:
     return settings
 
 
-def policy_of(text: str) -> Threshold | None:
-    """Return the policy that "threshold:0.92" or "shadow" names. Raises ConfigurationError."""
+def policy_of(text: str) -> Policy | None:
+    """Return the policy that "threshold:0.92", "shadow" or a tuned policy's file names. Raises ConfigurationError."""
     kind, _, cut = text.partition(":")
     if kind == "shadow" and not cut:
         return None
@@ -90,4 +91,8 @@ def policy_of(text: str) -> Threshold | None:
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise
-    raise ConfigurationError(f'a policy is "shadow" or "threshold:0.92"; got {text!r}')
+    if Path(text).is_file():
+        return Tuned.read(text)
+    raise ConfigurationError(
+        f'a policy is "shadow" or "threshold:0.92", or the file that `semcache tune` wrote; got {text!r}'
+    )

@@ -13,7 +13,9 @@ from typing import Any
 from semcache.context import as_tenant
 from semcache.errors import UnkeyableError
 from semcache.keys import canonical
+from semcache.meaning import family_of
 from semcache.model import Tenant
+from semcache.traffic import FRAME, chat_family
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
@@ -28,8 +30,6 @@ TRACE_HEADERS = frozenset({
     "uber-trace-id",
 })  # fmt: skip
 TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
-# Whose words are the frame of a conversation, and no turn of it.
-_FRAME = frozenset({"system", "developer"})
 _UNFRAMED = canonical([{}, {}])
 
 
@@ -135,6 +135,13 @@ class Meant:
             return as_tenant(self._body[tenant])
         return as_tenant(tenant(self._body)) if callable(tenant) else tenant
 
+    def family(self) -> bytes:
+        """Return the scope family, which is that of the same call in a recording: no server, header or turn is in it.
+
+        Raises UnkeyableError.
+        """
+        return family_of("", "", canonical(chat_family(self._asked, self._dialect.turns)))
+
     def text(self) -> tuple[str | None, Callable[[], bytes], str | None]:
         """Return the text, what stands around it, and why there is no text, if so.
 
@@ -180,7 +187,7 @@ def _chosen(text: str, chosen: Callable[[str], Any] | None) -> tuple[Any, Any]:
 def _latest(messages: list[Any], turns: int) -> list[Any]:
     """Return the frame of a conversation, its latest turns and its last message."""
     *earlier, last = messages
-    is_frame = [isinstance(one, Mapping) and one.get("role") in _FRAME for one in earlier]
+    is_frame = [isinstance(one, Mapping) and one.get("role") in FRAME for one in earlier]
     frame = [one for one, framed in zip(earlier, is_frame, strict=True) if framed]
     spoken = [one for one, framed in zip(earlier, is_frame, strict=True) if not framed]
     return [*frame, *spoken[max(0, len(spoken) - turns) :], last]

@@ -255,6 +255,8 @@ class Engine:
             key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
         )  # fmt: skip
         request.accepts = asked.accepts
+        if request.family:
+            request.family = meant.family()
         return request
 
     def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
