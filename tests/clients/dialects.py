@@ -25,6 +25,12 @@ class OneWay:
         return np.tile(np.array([1.0, 0.0], dtype=np.float32), (len(texts), 1))
 
 
+async def _settled():
+    """Let transports that were told to close do so: what is scheduled in a loop that is closed never runs."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 class Asking:
     """A protocol in a colour: makes clients, asks them, reads their streams; `event` tells how the latest was answered.
 
@@ -47,6 +53,7 @@ class Asking:
             else:
                 self._runner.run(client.close())
         if self._runner is not None:
+            self._runner.run(_settled())
             self._runner.close()
 
     def run(self, coroutine):
