@@ -15,7 +15,7 @@ from semcache.wrap.shared import Stream
 # Sockets are counted below; one that the SDK lets the collector close is closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ASKED = "Do you ship to Austria?"
-# What other tests of the process have left to the collector comes and goes; a leak is one or more for each of ten clients.
+# What other tests have left to the collector comes and goes; a leak is one or more for each of ten clients.
 SLACK = 4
 
 
