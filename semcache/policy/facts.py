@@ -135,6 +135,7 @@ class _Reader:
         self.place = 0
         # Places of tokens that are a fact of another kind, and so no name.
         self.taken: set[int] = set()
+        self.parts: set[str] = set()
 
     def word(self, place: int) -> str:
         """Return the word at a place, "" where there is none."""
@@ -152,6 +153,9 @@ class _Reader:
                 self.place += 1
             else:
                 self.taken.update(range(before, self.place))
+        # "tomorrow morning at ten" is "tomorrow at ten am": a time that says its half of the day says the part too.
+        if not any(time[2:3] == ":" for time in self.facts.times):
+            self.facts.times |= self.parts
 
     def _take(self, token: Token) -> None:
         """Read the token here, and what belongs to it; move on only behind what is a fact of its own."""
@@ -242,7 +246,7 @@ class _Reader:
         if [self.word(self.place + ahead) for ahead in range(3)] == ["and", "a", "half"]:
             self.place += 3
             value += 0.5
-        if self._date(value) or self._clock(value, spelled):
+        if self._date(value) or self._clock(value, first, spelled):
             return
         unit = self._unit(first, spelled) if not is_ordinal else None
         if unit is not None:
@@ -299,7 +303,7 @@ class _Reader:
         self.place += 1
         return f"{token.text}-"
 
-    def _clock(self, value: float, spelled: str) -> bool:
+    def _clock(self, value: float, first: int, spelled: str) -> bool:
         """Read "6 am", "at 6 in the evening", "ten past six", "half past six", "halb sieben"."""
         words = self.words
         here, hour = self.word(self.place), self._hour(self.place + 1)
@@ -318,6 +322,8 @@ class _Reader:
         if not 1 <= value < 100 * _FACE + _HOUR or value % 1:
             return False
         half = self._half()
+        if not half and self.word(first - 1) in ("at", "um"):
+            half = next((words.halves[token.word] for token in self.tokens if token.word in words.parts), "")
         if not half:
             return False
         hours, minute = divmod(int(value), 100) if value >= _HUNDRED else (int(value), 0)
@@ -372,7 +378,8 @@ class _Reader:
         place = self.place + (spelled in ("half", "halbe") and self.word(self.place) in ("a", "an", "eine"))
         if place < len(self.tokens) and self.tokens[place].text == "-":  # "a 5-minute walk"
             place += 1
-        unit = units.get(self.word(place))
+        word = self.word(place)
+        unit = units.get(word) if len(word) > 1 or not spelled else None  # "one's" has no unit
         if unit is not None:
             self.place = place + 1
         return unit
@@ -388,13 +395,16 @@ class _Reader:
             self.taken.add(self.place)
         if word in words.at_noon:
             facts.times.add(f"{words.at_noon[word] // 60:02}:00")
-        moment = words.volatile.get(word) or words.volatile.get(f"{word}-{after}")
-        if moment is not None or (word in words.following and after in words.weekdays):
-            facts.volatile.add(moment or word)
+        if word in words.volatile:
+            facts.volatile.add(word)
+        elif word in words.following and (after in words.periods or after in words.weekdays):
+            facts.volatile.add(f"{word} {after}")
+        if word in words.parts:
+            self.parts.add(words.parts[word])
         if word in words.questions:
             facts.questions.add(words.questions[word])
         elif word in ("how", "wie"):
-            facts.questions.add(f"{word} {after}" if after in words.how else word)
+            facts.questions.add(f"{word} {words.how[after]}" if after in words.how else word)
         if word in words.directions:
             place = self.place + 1
             place += self.word(place) in words.articles
@@ -471,4 +481,4 @@ def _names(tokens: list[Token], taken: set[int]) -> set[str]:
         if token.kind in ("word", "dotted") and text[0].isupper() and (is_begun or is_acronym) and place not in taken:
             found.add(token.word)
         is_begun = True
-    return found - _NO_NAMES
+    return found - _NO_NAMES - common().keys()

@@ -21,6 +21,8 @@ GUARDS = (
 _SHOWN = 40
 # Inside a row of letters a shorter name is found by chance.
 _LONG = 5
+# Texts of nearly the same words: else what follows "to" is mostly another thing.
+_REWORDED = 2
 
 
 class Refusal(NamedTuple):
@@ -164,8 +166,16 @@ def _questions(one: Facts, two: Facts) -> Refusal | None:
     return None
 
 
+def _volatile(one: Facts, two: Facts) -> Refusal | None:
+    """Refuse both texts: when they were asked is a part of what they mean, and nobody tells it here."""
+    words = one.volatile | two.volatile
+    return Refusal("volatile", f"exact only: volatile words ({', '.join(sorted(words))})") if words else None
+
+
 def _order(one: Facts, two: Facts) -> Refusal | None:
     """Refuse "dollars to euros" for "euros to dollars": both have both, each in the other's place."""
+    if len(one.words ^ two.words) > _REWORDED:
+        return None
     for word in one.directed.keys() & two.directed.keys():
         mine, theirs = one.directed[word] - two.directed[word], two.directed[word] - one.directed[word]
         if mine & two.words and theirs & one.words:
@@ -176,7 +186,7 @@ def _order(one: Facts, two: Facts) -> Refusal | None:
 # What costs least and refuses most comes first.
 _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("language",), _language),
-    (("volatile",), _sets("volatile", "volatile")),
+    (("volatile",), _volatile),
     (("numbers", "units"), _numbers),
     (("dates",), _sets("dates", "dates")),
     (("times",), _sets("times", "times")),

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 LANGUAGES = ("en", "de")
+_HALVES = (("am", "am"), ("pm", "pm"), ("am", "morning"), ("pm", "evening"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,9 @@ class Lexicon:
     opposites: dict[str, tuple[tuple[int, int], ...]]
     negations: frozenset[str]
     not_negations: frozenset[tuple[str, ...]]
-    volatile: dict[str, str]
-    now: frozenset[str]
+    volatile: frozenset[str]
     following: frozenset[str]
+    periods: frozenset[str]
     months: dict[str, int]
     weekdays: dict[str, int]
     before_months: frozenset[str]
@@ -35,12 +36,13 @@ class Lexicon:
     past: frozenset[str]
     to: frozenset[str]
     halves: dict[str, str]
+    parts: dict[str, str]
     oclock: frozenset[str]
     at_noon: dict[str, int]
     directions: frozenset[str]
     articles: frozenset[str]
     questions: dict[str, str]
-    how: frozenset[str]
+    how: dict[str, str]
     units: dict[str, tuple[str, float, str]]
 
 
@@ -52,9 +54,9 @@ def lexicon(language: str) -> Lexicon:
         opposites=_opposites(table["opposites"]),
         negations=_words(table["negations"]),
         not_negations=frozenset(tuple(_fold(phrase).split()) for phrase in table["not_negations"]),
-        volatile={word: words.split()[0] for words in table["volatile"] for word in _fold(words).split()},
-        now=_words(table["now"]),
+        volatile=_words(table["volatile"]),
         following=_words(table["following"]),
+        periods=_words(table["periods"]),
         months=_ordered(table["months"], 1),
         weekdays=_ordered(table["weekdays"], 0),
         before_months=_words(table["before_months"]),
@@ -64,15 +66,14 @@ def lexicon(language: str) -> Lexicon:
         hedged=_words(table["hedged"]),
         past=_words(table["past"]),
         to=_words(table["to"]),
-        halves={
-            _fold(word): half for half, name in (("am", "morning"), ("pm", "evening")) for word in table[name]
-        },
+        halves={word: half for half, name in _HALVES for word in _named(table[name])},
+        parts=_named(table["morning"]) | _named(table["evening"]),
         oclock=_words(table["oclock"]),
         at_noon={_fold(word): minutes for word, minutes in table["at_noon"].items()},
         directions=_words(table["directions"]),
         articles=_words(table["articles"]),
-        questions={word: words.split()[0] for words in table["questions"] for word in _fold(words).split()},
-        how=_words(table["how"]),
+        questions=_named(table["questions"]),
+        how=_named(table["how"]),
         units=_units(),
     )  # fmt: skip
 
@@ -138,6 +139,11 @@ def _forms(word: str) -> Iterable[str]:
 
 def _words(words: Iterable[str]) -> frozenset[str]:
     return frozenset(map(_fold, words))
+
+
+def _named(lines: Iterable[str]) -> dict[str, str]:
+    """Return words that say the same, line by line, each with the first of its line."""
+    return {word: _fold(words).split()[0] for words in lines for word in _fold(words).split()}
 
 
 def _ordered(lines: Iterable[str], first: int) -> dict[str, int]:
