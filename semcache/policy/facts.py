@@ -61,7 +61,7 @@ Quantity = tuple[float, str, float, str]
 class Facts:
     """What of a text must be equal. `uncovered` says why the guards cannot read it; `language` is "" if it is not told.
 
-    `hedged` are numbers that another text may leave out ("one"). `names` are casefolded, `words` all words; `letters` are
+    `hedged` are numbers that another text may leave out ("one"). `names` are casefolded, word by word, `words` all words; `letters` are
     its letters and digits in a row, to look up what the other text may write apart.
     """
 
@@ -76,7 +76,7 @@ class Facts:
     quotes: set[str] = field(default_factory=set)
     negations: int = 0
     sides: dict[tuple[int, int], list[str]] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
+    names: list[tuple[str, ...]] = field(default_factory=list)
     volatile: set[str] = field(default_factory=set)
     questions: set[str] = field(default_factory=set)
     directed: dict[str, set[str]] = field(default_factory=dict)
@@ -398,7 +398,7 @@ class _Reader:
         if word in words.volatile:
             facts.volatile.add(word)
         elif word in words.following and (after in words.periods or after in words.weekdays):
-            facts.volatile.add(f"{word} {after}")
+            facts.dates.add(f"{words.following[word]} {after}")
         if word in words.parts:
             self.parts.add(words.parts[word])
         if word in words.questions:
@@ -465,20 +465,29 @@ def _votes(tokens: list[Token]) -> dict[str, int]:
     return votes
 
 
-def _names(tokens: list[Token], taken: set[int]) -> set[str]:
-    """Return the words with a capital inside a sentence; of a text whose words all have one, as in titles, none."""
+def _names(tokens: list[Token], taken: set[int]) -> list[tuple[str, ...]]:
+    """Return the words with a capital inside a sentence, those in a row as one name.
+
+    Of a text whose words all have a capital, as in titles, there are none.
+    """
     written = [token for token in tokens if token.kind in ("word", "dotted")]
     # A title leaves only its small words without; "Who is Albert Einstein" is none.
     if not any(token.text[0].islower() and token.word not in _SMALL for token in written):
-        return set()
-    found, is_begun = set(), False
+        return []
+    found: list[tuple[str, ...]] = []
+    name: list[str] = []
+    is_begun = False
     for place, token in enumerate(tokens):
-        if token.kind == "end":
-            is_begun = False
-            continue
-        text = token.text
-        is_acronym = len(text) > 1 and text.isupper()
-        if token.kind in ("word", "dotted") and text[0].isupper() and (is_begun or is_acronym) and place not in taken:
-            found.add(token.word)
-        is_begun = True
-    return found - _NO_NAMES - common().keys()
+        text, word = token.text, token.word
+        is_word = token.kind in ("word", "dotted") and text[0].isupper()
+        if is_word and (is_begun or (len(text) > 1 and text.isupper())) and _may_name(word) and place not in taken:
+            name.append(word)
+        elif name:
+            found.append(tuple(name))
+            name = []
+        is_begun = token.kind != "end"
+    return [*found, tuple(name)] if name else found
+
+
+def _may_name(word: str) -> bool:
+    return word not in _NO_NAMES and word not in common()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from semcache.errors import ConfigurationError
 from semcache.policy.facts import Facts, Quantity, facts_of
+from semcache.policy.lexicon import same_names
 
 GUARDS = (
     "language", "volatile", "numbers", "units", "dates", "times", "identifiers", "quotes", "negation", "antonyms", "names",
@@ -23,6 +24,7 @@ _SHOWN = 40
 _LONG = 5
 # Texts of nearly the same words: else what follows "to" is mostly another thing.
 _REWORDED = 2
+_STEM, _ENDING = 3, 3
 
 
 class Refusal(NamedTuple):
@@ -79,7 +81,7 @@ def _language(one: Facts, two: Facts) -> Refusal | None:
 def _numbers(one: Facts, two: Facts) -> Refusal | None:
     """Compare numbers and quantities: a unit may be left out, but not be another one."""
     mine, theirs = _left(one.numbers, two.numbers), _left(two.numbers, one.numbers)
-    mine, theirs = _unmatched(mine, theirs, two.hedged), _unmatched(theirs, mine, one.hedged)
+    mine, theirs = _unmatched(mine, theirs, two), _unmatched(theirs, mine, one)
     if mine or theirs:
         is_unit = {raw for _, _, raw, _ in mine} == {raw for _, _, raw, _ in theirs}
         return _differ("units" if is_unit else "numbers", map(_shown, mine), map(_shown, theirs))
@@ -96,15 +98,16 @@ def _left(mine: list[Quantity], theirs: list[Quantity]) -> list[Quantity]:
     return [one for one in mine if one[:2] not in there]
 
 
-def _unmatched(mine: list[Quantity], theirs: list[Quantity], hedged: set[float]) -> list[Quantity]:
-    """Leave out what the other side has without the unit, or in a word that is mostly something else."""
+def _unmatched(mine: list[Quantity], theirs: list[Quantity], other: Facts) -> list[Quantity]:
+    """Leave out what the other side has without the unit, as "an hour", or in a word that is mostly something else."""
     bare = {raw for _, dimension, raw, _ in theirs if not dimension}
     any_unit = {raw for _, _, raw, _ in theirs}
     return [
-        (base, dimension, raw, unit)
-        for base, dimension, raw, unit in mine
-        if raw not in hedged and raw not in (bare if dimension else any_unit)
-    ]
+        one for one in mine
+        if one[2] not in other.hedged
+        and one[2] not in (bare if one[1] else any_unit)
+        and not (one[2] == 1 and one[3] in other.units)
+    ]  # fmt: skip
 
 
 def _shown(number: Quantity) -> str:
@@ -134,8 +137,38 @@ def _written(guard: str, name: str) -> _Check:
 def _missing(named: set[str], text: Facts) -> set[str]:
     return {
         one for one in named
-        if one not in text.words and (not (len(one) >= _LONG or any(map(str.isdigit, one))) or one not in text.letters)
+        if one not in text.words
+        and (not (len(one) >= _LONG or any(map(str.isdigit, one))) or one.removesuffix("s") not in text.letters)
     }  # fmt: skip
+
+
+def _names(one: Facts, two: Facts) -> Refusal | None:
+    """Compare names: a part of one stands for all of it ("Trump"), unless each text has a part of its own."""
+    mine, theirs = _unnamed(one, two), _unnamed(two, one)
+    if not mine and not theirs:
+        return None
+    if not (mine and theirs) and all(len(words) < len(name) for name, words in mine or theirs):
+        return None
+    return _differ("names", *({word for _, words in side for word in words} for side in (mine, theirs)))
+
+
+def _unnamed(one: Facts, two: Facts) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return the names of one text of which words do not stand in the other, with those words."""
+    names = [(name, [word for word in name if not _is_named(word, two)]) for name in one.names]
+    return [(name, words) for name, words in names if words]
+
+
+def _is_named(word: str, text: Facts) -> bool:
+    """Say whether a text has a name, its plural, what is derived from it ("India", "Indian"), or what means the same."""
+    if word in text.words or (len(word) >= _LONG and word in text.letters):
+        return True
+    if not text.words.isdisjoint(same_names().get(word, ())):
+        return True
+    return any(
+        abs(len(word) - len(other)) <= _ENDING and (word.startswith(other) or other.startswith(word))
+        for other in text.words
+        if min(len(word), len(other)) >= _STEM
+    )
 
 
 def _negation(one: Facts, two: Facts) -> Refusal | None:
@@ -194,7 +227,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("quotes",), _written("quotes", "quotes")),
     (("negation",), _negation),
     (("antonyms",), _antonyms),
-    (("names",), _written("names", "names")),
+    (("names",), _names),
     (("questions",), _questions),
     (("order",), _order),
 )

@@ -24,7 +24,7 @@ class Lexicon:
     negations: frozenset[str]
     not_negations: frozenset[tuple[str, ...]]
     volatile: frozenset[str]
-    following: frozenset[str]
+    following: dict[str, str]
     periods: frozenset[str]
     months: dict[str, int]
     weekdays: dict[str, int]
@@ -55,7 +55,7 @@ def lexicon(language: str) -> Lexicon:
         negations=_words(table["negations"]),
         not_negations=frozenset(tuple(_fold(phrase).split()) for phrase in table["not_negations"]),
         volatile=_words(table["volatile"]),
-        following=_words(table["following"]),
+        following=_named(table["following"]),
         periods=_words(table["periods"]),
         months=_ordered(table["months"], 1),
         weekdays=_ordered(table["weekdays"], 0),
@@ -87,6 +87,16 @@ def common() -> dict[str, tuple[str, ...]]:
     for language, words in (own | tables["other"]).items():
         for word in map(_fold, words):
             found[word] = (*found.get(word, ()), language)
+    return found
+
+
+@cache
+def same_names() -> dict[str, frozenset[str]]:
+    """Return the words that name the same, for each of them."""
+    found = {}
+    for line in _tables()["names"]["same"]:
+        words = _words(line.split())
+        found.update(dict.fromkeys(words, words))
     return found
 
 
