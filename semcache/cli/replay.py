@@ -13,6 +13,7 @@ from typing import Any
 from semcache.cli.arguments import not_negative, positive, positive_float
 from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.policy import Threshold
+from semcache.policy.guards import GUARDS
 from semcache.replay.progress import progress
 from semcache.replay.render import render, show
 from semcache.replay.report import Report, figures, make_report
@@ -44,6 +45,7 @@ def add(commands: Any) -> None:
         help=f"a sentence-transformers model, by name or path (default: {DEFAULT_EMBEDDER})",
     )  # fmt: skip
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
+    near.add_argument("--no-guards", action="store_true", help="let no guard refuse what the policy would serve")
     near.add_argument("--no-semantic", action="store_true", help="exact matches only")
     cache = parser.add_argument_group("the cache")
     cache.add_argument("--memory", default="64MB", metavar="SIZE", help="bound of the memory tier (default: 64MB)")
@@ -104,7 +106,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
-    policy: Threshold | None = policy_of(options.policy)
+    policy: Threshold | None = policy_of(options.policy, None if options.no_guards else GUARDS)
+    if options.no_guards and policy is None:
+        raise ConfigurationError("--no-guards goes with a --policy that serves near matches, as threshold:0.9")
     return Settings(
         policy=policy,
         embedder=None if options.no_semantic else options.embedder or DEFAULT_EMBEDDER,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.policy import Threshold
+from semcache.policy.guards import GUARDS
 
 _lock = Lock()
 _built: list[Cache] = []
@@ -78,14 +80,14 @@ def _environment() -> dict[str, Any]:
     return settings
 
 
-def policy_of(text: str) -> Threshold | None:
+def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Threshold | None:
     """Return the policy that "threshold:0.92" or "shadow" names. Raises ConfigurationError."""
     kind, _, cut = text.partition(":")
     if kind == "shadow" and not cut:
         return None
     try:
         if kind == "threshold":
-            return Threshold(float(cut))
+            return Threshold(float(cut), guards=guards)
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise
