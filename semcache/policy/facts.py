@@ -136,6 +136,8 @@ class _Reader:
         # Places of tokens that are a fact of another kind, and so no name.
         self.taken: set[int] = set()
         self.parts: set[str] = set()
+        # Which half of the day the text's first part of a day is in: "tomorrow morning at ten".
+        self.part = next((words.halves[token.word] for token in tokens if token.word in words.parts), "")
 
     def word(self, place: int) -> str:
         """Return the word at a place, "" where there is none."""
@@ -226,9 +228,11 @@ class _Reader:
         value = words.numbers[word]
         self.place += 1
         if word in words.tens:
-            digit = words.numbers.get(self.word(self.place), 0)
+            place = self.place
+            place += place < len(self.tokens) and self.tokens[place].text == "-"
+            digit = words.numbers.get(self.word(place), 0)
             if 1 <= digit < _TEN and digit % 1 == 0:
-                self.place += 1
+                self.place = place + 1
                 value += digit
         return value
 
@@ -323,7 +327,7 @@ class _Reader:
             return False
         half = self._half()
         if not half and self.word(first - 1) in ("at", "um"):
-            half = next((words.halves[token.word] for token in self.tokens if token.word in words.parts), "")
+            half = self.part
         if not half:
             return False
         hours, minute = divmod(int(value), 100) if value >= _HUNDRED else (int(value), 0)

@@ -162,6 +162,8 @@ def _is_named(word: str, text: Facts) -> bool:
     """Say whether a text has a name, its plural, what is derived from it ("India", "Indian"), or what means the same."""
     if word in text.words or (len(word) >= _LONG and word in text.letters):
         return True
+    if any(identifier.startswith(word) for identifier in text.identifiers):  # "ABC 123", written "ABC-123"
+        return True
     if not text.words.isdisjoint(same_names().get(word, ())):
         return True
     return any(

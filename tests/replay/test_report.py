@@ -20,7 +20,7 @@ from semcache.replay.score import Rate
 
 FIGURES = {
     "requests", "hits", "misses", "bypassed", "skipped_lines", "hit_rate", "wrong_hits", "wrong_per_hit",
-    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "oracle_hit_rate", "saved", "latency_us",
+    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "refused_by_guard", "oracle_hit_rate", "saved", "latency_us",
     "requests_per_second", "embed_seconds", "wall_seconds", "policy", "embedder",
 }  # fmt: skip
 COST = {"usage": {"prompt_tokens": 100, "completion_tokens": 20}, "latency_ms": 1500}
