@@ -148,7 +148,9 @@ def test_reason_names_what_differs():
     assert Guards().check("the 5 km run", "the 5 mile run").reason == "guard: units differ (5 km / 5 mile)"
 
 
-@pytest.mark.parametrize("text", ["что это", "东京的天气", "¿Cómo cambio la clave de mi tarjeta?", "Comment puis-je changer ma carte"])
+@pytest.mark.parametrize(
+    "text", ["что это", "东京的天气", "¿Cómo cambio la clave de mi tarjeta?", "Comment puis-je changer ma carte"]
+)
 def test_text_in_a_language_that_no_guard_reads_is_exact_only(text):
     """What the guards cannot read they cannot vouch for (law 12)."""
     refusal = Guards().check(text, text + "!")
@@ -185,18 +187,29 @@ def test_guards_are_symmetric_and_end(one, two):
 def test_another_spelling_of_a_text_is_no_conflict(text):
     """Case, spaces and punctuation at the ends make no other text; what may never be served nearly is left out."""
     guards = Guards([name for name in GUARDS if name not in ("volatile", "language")])
-    for other in (text.lower(), text.upper(), f"  {text}", text.replace(" ", "   "), f"{text} ?", f"{text}!!", f"{text}."):
+    for other in (
+        text.lower(),
+        text.upper(),
+        f"  {text}",
+        text.replace(" ", "   "),
+        f"{text} ?",
+        f"{text}!!",
+        f"{text}.",
+    ):
         refusal = guards.check(text, other)
         assert refusal is None, (other, refusal)
 
 
-@pytest.mark.parametrize("piece", ["a", "1", "a.", "a-", "a_", "1,", "'", '"', "@", "1:", "one ", "hundred and ", "at 6 ", "http://", "ab1-"])
+@pytest.mark.parametrize(
+    "piece", ["a", "1", "a.", "a-", "a_", "1,", "'", '"', "@", "1:", "one ", "hundred and ", "at 6 ", "http://", "ab1-"]
+)
 def test_long_texts_take_linear_time(piece):
     """No text, however made, costs more than its length: one that costs its square makes this test hang."""
     assert facts_of(piece * 4_000).letters == letters_of(piece) * 4_000
 
 
 # In a cache
+
 
 def ask(cache, text):
     return cache.get_or_load(cache.request("f", text=text), lambda: f"answer to {text}")

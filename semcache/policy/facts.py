@@ -92,7 +92,9 @@ def facts_of(text: str) -> Facts:
     foreign = next((letter for letter in dict.fromkeys(text) if not _is_read(letter)), None)
     if foreign is not None:
         return Facts(uncovered=f"the guards do not know letters such as {foreign!r}")
-    tokens = [Token(match.lastgroup or "", match.group(), match.start(), match.end()) for match in _TOKEN.finditer(text)]
+    tokens = [
+        Token(match.lastgroup or "", match.group(), match.start(), match.end()) for match in _TOKEN.finditer(text)
+    ]
     votes = _votes(tokens)
     own = max(LANGUAGES, key=lambda one: votes.get(one, 0))
     other = max(votes, key=lambda one: (votes[one], one in LANGUAGES), default=own)

@@ -140,7 +140,9 @@ def _forms(word: str) -> Iterable[str]:
     verb = word[1:]
     stem = verb[:-1] if verb.endswith(("e", "y")) else verb
     past = {"e": "ed", "y": "ied"}.get(verb[-1], "ed")
-    present = "ies" if verb.endswith("y") and verb[-2] not in "aeou" else "es" if verb.endswith(("s", "h", "x")) else "s"
+    present = (
+        "ies" if verb.endswith("y") and verb[-2] not in "aeou" else "es" if verb.endswith(("s", "h", "x")) else "s"
+    )
     third = stem + present if present == "ies" else verb + present
     doubled = verb + verb[-1]
     ing = verb if verb.endswith("y") else stem
