@@ -107,7 +107,7 @@ ALIKE = [
     ("my order ABC-123", "my order ABC 123"),
     ("I can't log in", "I cannot log in"),
     ("they don't have it", "they do not have it"),
-    ("they don’t have it", "they don't have it"),
+    ("they don\u2019t have it", "they don't have it"),
     ("it is incorrect", "it is not correct"),
     ("how do I turn it on", "how can I turn it on"),
     ("will Donald Trump win", "will Trump win"),

@@ -109,7 +109,7 @@ def _tables() -> dict[str, Any]:
 
 @cache
 def _units() -> dict[str, tuple[str, float, str]]:
-    units = {}
+    units: dict[str, tuple[str, float, str]] = {}
     for dimension, lines in _tables()["units"].items():
         for line in lines:
             name, factor, *words = line.split()
@@ -128,7 +128,7 @@ def _opposites(lines: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
     found: dict[str, tuple[tuple[int, int], ...]] = {}
     for group, line in enumerate(lines):
         for side, words in enumerate(line.split("|")):
-            for word in {form for word in _fold(words).split() for form in _forms(word)}:
+            for word in {form for plain in _fold(words).split() for form in _forms(plain)}:
                 found[word] = (*found.get(word, ()), (group, side))
     return found
 
