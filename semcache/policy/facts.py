@@ -34,13 +34,13 @@ _TOKEN = re.compile(
     |(?P<number>\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,9})?(?!\d)|\d{1,18}(?:[.,]\d{1,9})?)
     |(?P<dotted>(?:[^\W\d_]\.){2,8})
     |(?P<word>[^\W\d_]{1,64}(?:'[^\W\d_]{1,16}){0,3}|[%$€£¥₹]|°[cCfF])
-    |(?P<sign>[+*/×÷^=<>-])
+    |(?P<sign>[+*/\u00d7÷^=<>-])
     |(?P<end>[.!?;:\n]{1,8}|["“”«»(])""",
     re.VERBOSE,
 )
 _QUOTED = re.compile(r"""["“”«„`]([^"“”«»„`]{1,200})["“”»`]|(?<!\w)'([^']{2,200})'(?!\w)""")
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'"})
-_SIGNS = {"+": "plus", "*": "times", "×": "times", "/": "divided", "÷": "divided", "-": "minus"}
+_SIGNS = {"+": "plus", "*": "times", "\u00d7": "times", "/": "divided", "÷": "divided", "-": "minus"}
 _MULTIPLIERS = {"k": 1_000, "m": 1_000_000, "bn": 1_000_000_000}
 _ORDINAL = ("st", "nd", "rd", "th")
 _SPACED = re.compile(r"[^\W\d_]{1,20}-?(\d{1,9})")
@@ -61,7 +61,8 @@ Quantity = tuple[float, str, float, str]
 class Facts:
     """What of a text must be equal. `uncovered` says why the guards cannot read it; `language` is "" if it is not told.
 
-    `hedged` are numbers that another text may leave out ("one"). `names` are casefolded, word by word, `words` all words; `letters` are
+    `hedged` are numbers that another text may leave out ("one"). `names` are casefolded, word by word, `words` all words; `letters`
+    are
     its letters and digits in a row, to look up what the other text may write apart.
     """
 

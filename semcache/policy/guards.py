@@ -14,8 +14,8 @@ from semcache.policy.facts import Facts, Quantity, facts_of
 from semcache.policy.lexicon import same_names
 
 GUARDS = (
-    "language", "volatile", "numbers", "units", "dates", "times", "identifiers", "quotes", "negation", "antonyms", "names",
-    "questions", "order",
+    "language", "volatile", "numbers", "units", "dates", "times", "identifiers", "quotes", "negation", "antonyms",
+    "names", "questions", "order",
 )  # fmt: skip
 """All guards; each is on unless a policy names others."""
 
@@ -159,7 +159,7 @@ def _unnamed(one: Facts, two: Facts) -> list[tuple[tuple[str, ...], list[str]]]:
 
 
 def _is_named(word: str, text: Facts) -> bool:
-    """Say whether a text has a name, its plural, what is derived from it ("India", "Indian"), or what means the same."""
+    """Say whether a text has a name, what is derived from it ("India", "Indian"), or means the same."""
     if word in text.words or (len(word) >= _LONG and word in text.letters):
         return True
     if any(identifier.startswith(word) for identifier in text.identifiers):  # "ABC 123", written "ABC-123"

@@ -20,8 +20,8 @@ from semcache.replay.score import Rate
 
 FIGURES = {
     "requests", "hits", "misses", "bypassed", "skipped_lines", "hit_rate", "wrong_hits", "wrong_per_hit",
-    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "refused_by_guard", "oracle_hit_rate", "saved", "latency_us",
-    "requests_per_second", "embed_seconds", "wall_seconds", "policy", "embedder",
+    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "refused_by_guard", "oracle_hit_rate", "saved",
+    "latency_us", "requests_per_second", "embed_seconds", "wall_seconds", "policy", "embedder",
 }  # fmt: skip
 COST = {"usage": {"prompt_tokens": 100, "completion_tokens": 20}, "latency_ms": 1500}
 
@@ -156,7 +156,7 @@ def test_report_of_exact_tiers_says_what_they_answered():
 def test_report_shows_the_wrong_near_matches(letters):
     """People believe a wrong answer when they see the two questions."""
     lines = [chat("listen 48213", 0, "x"), chat("silent 48231", 1, "y"), chat("enlist 48213", 2, "x")]
-    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9))))
+    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9, guards=None))))
     assert re.search(r"1\.000 +asked +silent 48231\n +answered as +listen 48213", text)
     assert "At 0.9, 66.7% of the requests were answered, 66.7 points more than by exact matches alone" in " ".join(
         text.split()
