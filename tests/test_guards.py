@@ -55,7 +55,8 @@ APART = {
         ("what changed in v1.2.3", "what changed in v1.2.4"),
         ("what does max_size do", "what does min_size do"),
     ],
-    "quotes": [('what does "ship it" mean', 'what does "hold on" mean'), ("translate 'good day'", "translate 'so long'")],
+    "quotes": [('what does "ship it" mean', 'what does "hold on" mean'),
+        ("translate 'good day'", "translate 'so long'")],
     "negation": [
         ("can I return it", "can't I return it"),
         ("courses with an exam", "courses without an exam"),
@@ -76,9 +77,11 @@ APART = {
         ("do you ship to New York", "do you ship to New Jersey"),
     ],
     "questions": [("when was he born", "where was he born"), ("how many are there", "how old are they")],
-    "order": [("convert dollars to euros", "convert euros to dollars"), ("is a cat faster than a dog", "is a dog faster than a cat")],
+    "order": [("convert dollars to euros", "convert euros to dollars"),
+        ("is a cat faster than a dog", "is a dog faster than a cat")],
     "volatile": [("what is the weather today", "how is the weather today"), ("the latest news", "the news")],
-    "language": [("how do I change my card", "как сменить карту"), ("How can I change my card", "Wie kann ich meine Karte wechseln")],
+    "language": [("how do I change my card", "как сменить карту"),
+        ("How can I change my card", "Wie kann ich meine Karte wechseln")],
 }  # fmt: skip
 ALIKE = [
     ("set the alarm for 7", "set an alarm for seven please"),
@@ -163,9 +166,12 @@ def test_text_with_a_volatile_word_is_exact_only():
 
 
 WORDS = st.sampled_from([
-    "set", "the", "alarm", "for", "6", "seven", "am", "5", "km", "May", "Monday", "not", "don't", "on", "off", "Berlin", "from", "to",
-    "ABC-123", "who", "how", "many", "half", "past", "one", "hundred", "and", "$", "'", '"quoted"', "NASA", "18:30", "3.5", "today",
-    "at", "morning", "next", "week", "+", "Wie", "nicht", "zwei", "halb", "quarter", "second", "a", "thousand", "2024-05-03", "%",
+    "set", "the", "alarm", "for", "6", "seven", "am", "5", "km", "May", "Monday", "not", "don't", "on",
+    "off", "Berlin", "from", "to",
+    "ABC-123", "who", "how", "many", "half", "past", "one", "hundred", "and", "$", "'", '"quoted"', "NASA",
+    "18:30", "3.5", "today",
+    "at", "morning", "next", "week", "+", "Wie", "nicht", "zwei", "halb", "quarter", "second", "a",
+    "thousand", "2024-05-03", "%",
 ])  # fmt: skip
 TEXTS = st.lists(WORDS, max_size=14).map(" ".join)
 ANY = st.one_of(TEXTS, st.text(max_size=200))

@@ -204,7 +204,7 @@ def test_report_defuses_what_a_terminal_would_act_on(letters):
     """A recording is anybody's: its texts move no cursor and forge no line."""
     evil = "listen \x1b[2J\x1b]0;owned\x07\r\n\u202eexe."
     lines = [chat(evil, 0, "x"), chat("silent j owned exe", 1, "y")]
-    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.2))))
+    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.2, guards=None))))
     shown = next(line for line in text.splitlines() if "answered as" in line)
     assert shown.split("answered as")[1].strip() == "listen ?[2J?]0;owned? ?exe."
     assert not set(text) & set("\x1b\x07\r\u202e")
