@@ -62,9 +62,8 @@ class Facts:
     """What of a text must be equal. `uncovered` says why the guards cannot read it; `language` is "" if it is not told.
 
     `hedged` are numbers that another text may leave out ("one").
-    `names` are casefolded, word by word, `words` all words; `letters`
-    are
-    its letters and digits in a row, to look up what the other text may write apart.
+    `names` are casefolded, word by word, `words` all words; `letters` are its letters and digits in a row, to look up
+    what the other text may write apart.
     """
 
     uncovered: str | None = None
