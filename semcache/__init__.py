@@ -30,7 +30,8 @@ from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
-from semcache.policy import Policy, Shadow, Threshold, UnmeasuredThresholdWarning
+from semcache.policy import Policy, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
+from semcache.recording import Recording
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
@@ -67,6 +68,7 @@ __all__ = [
     "Neighbour",
     "Pipeline",
     "Policy",
+    "Recording",
     "Request",
     "SemcacheError",
     "SemcacheWarning",
@@ -78,6 +80,7 @@ __all__ = [
     "Timeouts",
     "Trace",
     "TrafficError",
+    "Tuned",
     "UnkeyableError",
     "UnmeasuredThresholdWarning",
     "Usage",

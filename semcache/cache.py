@@ -31,9 +31,10 @@ from semcache.meter import Meter
 from semcache.model import MODES, Mode, Request, Tenant, Usage
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
-from semcache.policy import Policy, Shadow
+from semcache.policy import Policy, Tuned, as_policy
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
+from semcache.recording import Recording, recording_of, tape_of
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -60,11 +61,13 @@ class Cache(Meaning, Commands, Accounts):
     tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
-    are no near matches. `policy` says which near matches are served (None: none, they are only recorded), `tenant`
-    whose may meet. `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
+    are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
+    the file of `semcache tune` says), `tenant` whose may meet.
+    `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
-    (docs/costs.md). Raises ConfigurationError, with the mend, for settings that are wrong.
+    (docs/costs.md). `record` is the path of a file that what is asked is recorded in, or a `semcache.Recording`
+    (docs/traffic.md). Raises ConfigurationError, with the mend, for settings that are wrong.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Cache(Meaning, Commands, Accounts):
         embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
-        policy: Policy | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         tenant: Tenant | None = None,
         mode: Mode = "live",
         ttl: TTL | None = None,
@@ -88,6 +91,7 @@ class Cache(Meaning, Commands, Accounts):
         compress: str | None = None,
         tenant_usage: bool = False,
         prices: Source | None = None,
+        record: str | os.PathLike[str] | Recording | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         seed: int | None = None,
@@ -103,15 +107,15 @@ class Cache(Meaning, Commands, Accounts):
         self.tenant = None if tenant is None else named_tenant(tenant)
         self._own_mode: Mode = mode
         self._switch_to(None)
-        self.policy: Policy = Shadow() if policy is None else policy
-        if isinstance(policy, type) or not callable(getattr(self.policy, "decide", None)):
-            raise ConfigurationError(f"policy is None or has decide(), as semcache.Threshold(0.92); got {policy!r}")
+        self.policy: Policy = as_policy(policy)
+        self.names_families = hasattr(self.policy, "within")
         warn_unmeasured(self.policy)
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
         self.recorder = Recorder(
             _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices))
         )
+        recording = None if record is None else recording_of(record)
         self._book_at = self.now() + BOOK_SECONDS
         self._closed = False
 
@@ -120,6 +124,8 @@ class Cache(Meaning, Commands, Accounts):
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
+        if made is not None and made.identity and isinstance(self.policy, Tuned):
+            self.policy.check(made.identity)
         keeps_log = disk is not None or redis is not None
         if made is not None and not memory_bytes and not keeps_log and memcached is None:
             raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
@@ -159,6 +165,9 @@ class Cache(Meaning, Commands, Accounts):
             names_tenants=tenant_usage,
         )
         self._listen()
+        if recording is not None:
+            self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
+            weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         _watch(self)
 
     def _listen(self) -> None:
@@ -286,6 +295,7 @@ class Cache(Meaning, Commands, Accounts):
     def stats(self) -> Stats:
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
+        stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 
@@ -307,6 +317,8 @@ class Cache(Meaning, Commands, Accounts):
         # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
         self._book()
+        tape = self.recorder.recording
+        is_done = (tape is None or tape.flush(timeout)) and is_done
         return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
 
     def close(self) -> None:
@@ -318,6 +330,8 @@ class Cache(Meaning, Commands, Accounts):
             self._own_mode = "off"
             self._switch_to(None)
             self.log.stop()
+            if self.recorder.recording is not None:
+                self.recorder.recording.stop()
             for tier in reversed(self.tiers):
                 tier.close()
 

@@ -58,7 +58,7 @@ def named_stage(value: object) -> str | None:
 
 def names_of(given: str | Iterable[str], what: str) -> tuple[str, ...]:
     """Take names as a setting gives them: one, or several. Raises ConfigurationError."""
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if not all(isinstance(name, str) and name for name in names):
         raise ConfigurationError(f"{what}= is a name, or several; got {given!r}")
     return names

@@ -16,17 +16,22 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import Decision, Entry, Facets, Usage
 from semcache.trace import tracing
+
+if TYPE_CHECKING:
+    from semcache.recording import Call
+    from semcache.recording.tape import Tape
 
 logger = logging.getLogger("semcache")
 
 # So many memory hits, and other lookups, are noted before they are summed.
 FOLD_AT = 4096
 EVENTS_FOLD_AT = 256
+_OURS = ("semcache.", "openai.", "anthropic.")
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
@@ -43,7 +48,7 @@ class Event:
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
-    is told only by a cache that was made with `tenant_usage=True`.
+    is told only by a cache that was made with `tenant_usage=True`. `call` is there for a recording, which takes it.
     """
 
     kind: Kind
@@ -66,6 +71,7 @@ class Event:
     model: str = ""
     tenant: str = ""
     usage: Usage | None = None
+    call: Call | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_hit(self) -> bool:
@@ -125,6 +131,7 @@ class Stats:
     unpriced: dict[str, int] = field(default_factory=dict)
     prices: str = ""
     tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    recording: dict[str, int] = field(default_factory=dict)
 
     @property
     def hit_rate(self) -> float:
@@ -138,6 +145,7 @@ class Recorder:
 
     def __init__(self, observers: list[Observer], meter: Meter | None = None) -> None:
         self.observers = observers
+        self.recording: Tape | None = None
         self.meter = meter or Meter()
         self._broken: set[int] = set()
         self._warned: set[str] = set()
@@ -216,8 +224,10 @@ class Recorder:
             calls = self._calls.get(function) or Counter()
             return calls["hit"] + self._quick_hits.get(function, 0), calls["miss"], calls["bypass"]
 
-    def lookup(self, event: Event) -> None:
-        """Take the event of a finished lookup."""
+    def lookup(self, event: Event, answer: Any = None) -> None:
+        """Take the event of a finished lookup; `answer` is what its caller is given, where that is known here."""
+        if self.recording is not None:
+            self.recording.take(event, answer)
         if len(self._events) >= EVENTS_FOLD_AT or self.meter.is_over:
             self.fold()
         self._events.append(event)
@@ -258,7 +268,7 @@ class Recorder:
     @property
     def is_watched(self) -> bool:
         """Say whether anybody looks at the event of each lookup."""
-        return bool(self.observers or tracing())
+        return bool(self.observers or self.recording or tracing())
 
     def glanced(self, latest: Event, facets: Facets, stage: str, count: int, saved: float, nanoseconds: int) -> None:
         """Sum so many plain hits of one tier, whose loads took `saved` seconds; the rest is as in `hits`."""
@@ -303,6 +313,8 @@ class Recorder:
         What the parent counted is the parent's to book.
         """
         self._lock = RLock()
+        if self.recording is not None:
+            self.recording.after_fork()
         self.fold()
         self.meter.forget()
 
@@ -354,7 +366,7 @@ class Recorder:
         """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
         kind = f"{tier}: {reason}"
         self._faults[kind] += 1
-        if self._faults[kind] == 1 and tier in ("disk", "redis", "memcached"):
+        if self._faults[kind] == 1 and tier in ("disk", "redis", "memcached", "recording"):
             logger.warning("%s (%s); further ones are counted, in stats()", kind, message)
 
     def stats(self) -> Stats:
@@ -384,7 +396,7 @@ class Recorder:
                 saved_money=total.saved_money,
                 spent_money=total.spent_money,
                 unpriced={model: calls for model, calls in unpriced.items() if calls},
-                prices=self.meter.prices.dated(),
+                prices=", ".join(total.prices) or self.meter.prices.dated(),
             )
 
 
@@ -396,9 +408,12 @@ def _counted_as(reason: str, decision: Decision | None) -> str:
 
 
 def _frames_of_ours() -> int:
-    """Count the frames between our caller and the nearest code that is not this package's, our caller's included."""
+    """Count the frames between our caller and the nearest code of the user's, our caller's included.
+
+    The code of a cached client's SDK is between us and him.
+    """
     count, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("semcache."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
         count, frame = count + 1, frame.f_back
     return count - 1
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from semcache.chain import Chain
+from semcache.context import current
 from semcache.events import Event
 from semcache.model import Entry, Facets, Request
 from semcache.sources import MOST_DOCUMENTS
@@ -62,6 +63,13 @@ def tell_found(chain: Chain, request: Request, facets: Facets | None, born: int)
     """Tell the pipeline of an answer that stood in a tier; one without documents may have no facets here."""
     if request.sources is not None and facets is not None and facets.documents:
         request.sources.add(chain.birth, facets.documents, born)
+
+
+def tell_context(chain: Chain) -> None:
+    """Tell the pipeline of the documents that the context names, before a load that goes by the cache."""
+    told = current.get()
+    if told is not None and told.sources is not None and told.documents:
+        told.sources.add(chain.birth, told.documents, chain.position())
 
 
 def made_of(chain: Chain, request: Request, entry: Entry | None, born: int) -> tuple[tuple[str, ...] | None, int]:

@@ -89,6 +89,9 @@ def is_kept(
         wanted: bool | Unkept = keeps is None or keeps(value)
     except Exception as error:  # noqa: BLE001 - the user's own predicate
         event.fault("when", error)
+        chain.recorder.warn_once(
+            f"{event.function}: when", f"answers of {event.function or 'a load'} are not kept: when= raised {error!r}"
+        )
         return False
     if not wanted:
         event.reason = f"not kept: {wanted.reason if isinstance(wanted, Unkept) else 'when'}"

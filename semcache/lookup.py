@@ -107,14 +107,14 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
     note_hit(chain, request, event, tier.name, found)
     if chain.in_place:
         run(fill(chain, request, found, event, chain.in_place))
-    chain.recorder.lookup(event)
+    chain.recorder.lookup(event, value)
     return True, value
 
 
 def finish(chain: Chain, event: Event, outcome: Outcome[Any]) -> Outcome[Any]:
     """Record a lookup; its driver gives the caller the answer or the origin's error."""
     event.failed = outcome.error is not None
-    chain.recorder.lookup(event)
+    chain.recorder.lookup(event, outcome.value)
     return outcome
 
 

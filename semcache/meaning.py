@@ -27,6 +27,14 @@ def checked(request: Request) -> Request:
     return request
 
 
+def family_of(function: str, version: str, rest: bytes) -> bytes:
+    """Return the scope family of a function's calls: what is equal around their texts, whoever asks, in any namespace.
+
+    `rest` is the canonical form of it, without earlier turns where they are known.
+    """
+    return digest(b"family", canonical([function, version]), rest)
+
+
 class Meaning:
     """The part of a Cache that makes requests; the rest of it gives it what it needs."""
 
@@ -34,6 +42,7 @@ class Meaning:
     tenant: Tenant | None
     mode: Mode
     semantic: SemanticTier | None
+    names_families: bool
     _switched: Mode
 
     @property
@@ -112,11 +121,13 @@ class Meaning:
             facets.tenant = str(tenant)
         if text is not None and not text and exact_only is None:
             exact_only = "the text is empty"
-        scope, embedder = None, ""
+        scope, embedder, family = None, "", b""
         if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
             embedder = self.embedder_identity
             if embedder:
                 scope = digest(b"scope", prefix, rest, owner, canonical(embedder))
+                if self.names_families:
+                    family = family_of(facets.function, facets.version, rest)
             else:  # its server is to say it
                 exact_only = self.semantic.unready()
         return Request(
@@ -131,4 +142,5 @@ class Meaning:
             exact_only,
             stage,
             sources=None if options is None else options.sources,
+            family=family,
         )

@@ -209,6 +209,8 @@ class Meter:
             row = rows.setdefault(model, UsageRow(model=model))
             for measure, amount in zip(MEASURES, sums, strict=False):
                 add(row, measure, amount)
+            if sums[_PRICED]:
+                add(row, self._priced_by(model), sums[_PRICED])
         return [_rounded(row) for row in rows.values()]
 
     def counted(self) -> dict[str, Amounts]:

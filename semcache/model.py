@@ -154,6 +154,8 @@ class Request:
     in `facets`. `accepts` says of a stored answer whether this caller can use it (None: any): callers of one key may
     want it in several forms, of which not each can be made of each other. `sources` are the documents that the answers
     of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
+    `family` is a digest of what a tuned policy learns over, the scope without namespace, tenant and earlier turns;
+    empty where no policy asks for it.
     """
 
     key: bytes
@@ -169,12 +171,13 @@ class Request:
     documents_of: Callable[[Any], Iterable[str]] | None = None
     accepts: Callable[[Any], bool] | None = None
     sources: Sources | None = None
+    family: bytes = b""
 
     def at(self, key: bytes) -> Request:
         """Return the same request of another key; `replace` would take ten times as long."""
         return Request(
             key, self.scope, self.text, self.facets, self.tenanted, self.lives, self.mode, self.embedder,
-            self.exact_only, self.stage, self.documents_of, self.accepts, self.sources,
+            self.exact_only, self.stage, self.documents_of, self.accepts, self.sources, self.family,
         )  # fmt: skip
 
 

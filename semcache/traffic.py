@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TextIO, get_args
 
@@ -21,12 +21,18 @@ from semcache.errors import TrafficError
 Kind = Literal["llm", "embedding", "retrieval"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+# Whose words are the frame of a conversation, and no turn of it.
+FRAME = frozenset({"system", "developer"})
+
 # Parameters that are known not to change the answer: how it is delivered, billed, kept, routed or traced. Closed, and
 # documented; whatever is not named here is part of the key and the scope.
 DELIVERY = frozenset({
     "extra_headers", "metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "stream",
     "stream_options", "timeout", "user",
 })  # fmt: skip
+
+# What names, in a call of OpenAI's responses, something that the server keeps and that may change.
+_STATE = ("conversation", "previous_response_id", "background")
 
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens")
 
@@ -35,7 +41,8 @@ _TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_t
 class Recorded:
     """One recorded request, field by field as it stands in its line.
 
-    `ts` is in seconds since the recording began; `line` is the number of its line, from 1, or 0 where it has none.
+    `ts` is in seconds since the recording began; `composed` says that somebody laid the request out there, so that its
+    time and how often it comes are invented; `line` is the number of its line, from 1, or 0 where it has none.
     """
 
     ts: float
@@ -47,16 +54,19 @@ class Recorded:
     tenant: str | None = None
     answer_id: str | None = None
     line: int = 0
+    composed: bool | None = None
 
 
 @dataclass(slots=True)
 class Meaning:
     """What a recorded request means to a cache: `parts` must all be equal before `text` may match nearly.
 
-    `exact_only` says why there is no text, `bypass` why a cache is not asked at all.
+    `family` is the parts without earlier turns: what a tuned policy learns over. `exact_only` says why there is no
+    text, `bypass` why a cache is not asked at all.
     """
 
     parts: tuple[object, ...]
+    family: tuple[object, ...]
     text: str | None
     model: str
     exact_only: str | None = None
@@ -115,6 +125,13 @@ def write(recorded: Iterable[Recorded], file: TextIO) -> int:
     return count
 
 
+def line_of(recorded: Recorded) -> str:
+    """Return the line of a request, without its end. Raises TrafficError for what could not be read back."""
+    line = _line(recorded)
+    parse(line)
+    return line
+
+
 def meaning(recorded: Recorded) -> Meaning:
     """Tell what may match nearly in a request, what must be equal around it, and what a cache must not answer.
 
@@ -125,13 +142,24 @@ def meaning(recorded: Recorded) -> Meaning:
     request = recorded.request
     if recorded.kind == "retrieval":
         rest = {name: value for name, value in request.items() if name != "query"}
-        return Meaning(("retrieval", rest), request["query"], "")
+        parts = ("retrieval", rest)
+        return Meaning(parts, parts, request["query"], "")
     body = {name: value for name, value in request.items() if name not in DELIVERY}
     if recorded.kind == "embedding":
-        return Meaning(("embedding", body), None, request["model"], "an embedding is of its input exactly")
+        parts = ("embedding", body)
+        return Meaning(parts, parts, None, request["model"], "an embedding is of its input exactly")
     text, last, exact_only = _split(request["messages"][-1])
     body["messages"] = [*request["messages"][:-1], last]
-    return Meaning(("llm", body), text, request["model"], exact_only, _bypass(request))
+    family = chat_family(body, "messages")
+    return Meaning(("llm", body), family, text, request["model"], exact_only, _bypass(request))
+
+
+def chat_family(body: Mapping[str, Any], turns: str) -> tuple[object, ...]:
+    """Return what a chat's body, whose conversation is `turns`, has in common with others: all but what was said."""
+    said = body.get(turns)
+    earlier = said[:-1] if isinstance(said, list) else []
+    frame = [one for one in earlier if isinstance(one, Mapping) and one.get("role") in FRAME]
+    return ("llm", {**body, turns: frame})
 
 
 def _split(message: dict[str, Any]) -> tuple[str | None, dict[str, Any], str | None]:
@@ -149,7 +177,10 @@ def _split(message: dict[str, Any]) -> tuple[str | None, dict[str, Any], str | N
 
 
 def _bypass(request: dict[str, Any]) -> str | None:
-    """Say why a chat completion asks for another answer each time."""
+    """Say why no cache can answer: another answer is asked for each time, or it rests on what the server keeps."""
+    for name in _STATE:
+        if request.get(name):
+            return f"state of the server: {name}"
     for name, most in (("temperature", 0), ("n", 1)):
         value = request.get(name)
         if isinstance(value, int | float) and value > most:
@@ -177,6 +208,7 @@ def _checked(fields: Any, line: int) -> Recorded:
         tenant=_text(fields, "tenant", line, may_be_empty=False),
         answer_id=_text(fields, "answer_id", line),
         line=line,
+        composed=_flag(fields, "composed", line),
     )
 
 
@@ -210,6 +242,13 @@ def _text(fields: dict[str, Any], name: str, line: int, *, may_be_empty: bool = 
     value = fields.get(name)
     if value is not None and (not isinstance(value, str) or not (value or may_be_empty)):
         _refuse(f'"{name}" is a text{"" if may_be_empty else " that is not empty"}; got {_shown(value)}', line)
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str, line: int) -> bool | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        _refuse(f'"{name}" is true or false; got {_shown(value)}', line)
     return value
 
 

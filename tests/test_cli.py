@@ -79,7 +79,7 @@ def test_options_reach_the_replay(tmp_path, capsys):
     ("options", "told"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["tune"], "invalid choice: 'tune'"),
+        (["learn"], "invalid choice: 'learn'"),
         (["replay"], "the following arguments are required: TRAFFIC.jsonl"),
         (["replay", "FILE", "--policy", "nearest"], 'a policy is "shadow" or "threshold:0.92"'),
         (["replay", "FILE", "--policy", "threshold:high"], 'a policy is "shadow" or "threshold:0.92"'),

@@ -9,10 +9,11 @@ import semcache
 NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
     "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError",
-    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Request", "SemcacheError", "SemcacheWarning",
-    "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "UnkeyableError",
-    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
-    "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
+    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Recording", "Request", "SemcacheError",
+    "SemcacheWarning", "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError",
+    "Tuned",
+    "UnkeyableError", "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding",
+    "cached_retrieval", "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip
 
 

@@ -480,3 +480,16 @@ def test_request_is_near_where_namespace_and_embedder_are_equal(namespace, ident
     with make_cache("n", OneVector("one")) as cache, make_cache(namespace, OneVector(identity)) as other:
         first = request_of(cache, Recorded(0, "llm", BODY))
         assert answers_nearly(cache, first, request_of(other, body())) is is_near
+
+
+def test_composed_lines_are_told_from_recorded_ones():
+    """A line may say that somebody laid it out; it is written as it was read."""
+    fields = {"ts": 1, "kind": "embedding", "request": {"model": "m", "input": "a"}}
+    for told in (True, False, None):
+        recorded = parse(json.dumps(fields | {"composed": told}))
+        assert recorded.composed is told
+        file = io.StringIO()
+        write([recorded], file)
+        assert parse(file.getvalue()) == recorded
+    with pytest.raises(TrafficError, match='"composed" is true or false; got "yes"'):
+        parse(json.dumps(fields | {"composed": "yes"}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+_TIERS = ("memory", "disk", "semantic")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong."""
@@ -53,3 +55,11 @@ def not_negative(text: str) -> float:
     if not number >= 0:
         raise argparse.ArgumentTypeError(f"expected a number, at least 0; got {text!r}")
     return number
+
+
+def tier_ttl(text: str) -> tuple[str, str]:
+    """Read how long a tier of a replay keeps an answer, as "memory=5m"."""
+    tier, equals, duration = text.partition("=")
+    if tier not in _TIERS or not equals:
+        raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TIERS)}; got {text!r}")
+    return tier, duration

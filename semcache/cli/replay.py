@@ -6,14 +6,19 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import not_negative, positive, positive_float
+from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.policy import Threshold
 from semcache.policy.guards import GUARDS
+from semcache.replay import charts
+from semcache.replay.gates import Checked, check, gate, told_of
+from semcache.replay.markdown import markdown
+from semcache.replay.page import page
 from semcache.replay.progress import progress
 from semcache.replay.render import render, show
 from semcache.replay.report import Report, figures, make_report
@@ -22,8 +27,8 @@ from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
 from semcache.ttl import TTL, size_bytes
 from semcache.wrap.default import policy_of
 
-_TTLS = ("memory", "disk", "semantic")
 _COLUMNS = 96
+_TARGETS = ("json", "report", "markdown")
 
 
 def add(commands: Any) -> None:
@@ -32,13 +37,14 @@ def add(commands: Any) -> None:
         "replay",
         help="run recorded requests through a cache; see what it would have saved, and got wrong",
         description="Run recorded requests through a cache, at the recording's own times, and print what it would have "
-        "answered, saved and got wrong. docs/traffic.md describes the format of a recording.",
+        "answered, saved and got wrong. docs/traffic.md describes the format of a recording. FILE may be -, for stdout "
+        "instead of the printed report.",
     )
     parser.add_argument("traffic", metavar="TRAFFIC.jsonl", help="the recording, one request a line")
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--policy", default="shadow", metavar="POLICY",
-        help='which near matches are served: "threshold:0.9", or "shadow", none of them (the default)',
+        help='which near matches are served: "threshold:0.9", a tuned policy\'s file, or "shadow", none (the default)',
     )  # fmt: skip
     near.add_argument(
         "--embedder", metavar="MODEL",
@@ -50,7 +56,7 @@ def add(commands: Any) -> None:
     cache = parser.add_argument_group("the cache")
     cache.add_argument("--memory", default="64MB", metavar="SIZE", help="bound of the memory tier (default: 64MB)")
     cache.add_argument(
-        "--ttl", action="append", default=[], type=_ttl, metavar="TIER=TIME",
+        "--ttl", action="append", default=[], type=tier_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
     )  # fmt: skip
     cache.add_argument("--prices", metavar="FILE", help="a table of prices of your own, laid over ours (docs/costs.md)")
@@ -69,32 +75,78 @@ def add(commands: Any) -> None:
         help="with --live: an origin takes X times its recorded latency (default: 0)",
     )  # fmt: skip
     out = parser.add_argument_group("output")
-    out.add_argument("--json", metavar="FILE", help='write the figures to FILE; "-": to stdout, instead of the report')
+    out.add_argument(
+        "--why-miss", action="store_true", help="say what keeps requests apart: each part of the key, left out in turn"
+    )
+    out.add_argument(
+        "--report", metavar="FILE.html", help="write a page with charts, and both texts of each wrong hit, to FILE.html"
+    )
+    out.add_argument("--markdown", metavar="FILE", help="write a report for a pull request to FILE")
+    out.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    out.add_argument(
+        "--gate", action="append", default=[], metavar="BOUND",
+        help='as "wrong_per_hit<=0.01"; may be repeated; exit status 1 where one does not hold',
+    )  # fmt: skip
     out.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    target = _json_target(options.json)
+    gates = [gate(typed) for typed in options.gate]
+    _check_targets(options)
     try:
         with Path(options.traffic).open("rb") as lines, progress(sys.stderr, is_quiet=options.quiet) as shown:
             report = make_report(replay(lines, settings, shown))
     except MissingExtraError as error:
         raise ConfigurationError(f"{error}; or replay exact matches only: --no-semantic") from error
-    _write(report, Path(options.traffic).name, target, to_stdout=options.json == "-")
+    checked = [check(one, report) for one in gates]
+    _write(report, checked, options)
     sys.stdout.flush()
-    return 0
+    failed = [one for one in checked if not one.passed]
+    for one in failed:
+        print(f"semcache: {one.told()}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _write(report: Report, name: str, target: Path | None, *, to_stdout: bool) -> None:
-    told = json.dumps(figures(report), indent=2, allow_nan=False) + "\n"
-    if to_stdout:
-        sys.stdout.write(told)
-        return
-    if target is not None:
-        target.write_text(told, encoding="utf-8")
-    show(render(report, name, shutil.get_terminal_size((_COLUMNS, 24)).columns), sys.stdout)
+def _write(report: Report, checked: list[Checked], options: argparse.Namespace) -> None:
+    """Write what was asked for; the printed report, unless something else goes to stdout."""
+    name = Path(options.traffic).name
+    written: dict[str, Callable[[], str]] = {
+        "json": lambda: json.dumps(_figures(report, checked), indent=2, allow_nan=False) + "\n",
+        "report": lambda: page(report, name, checked),
+        "markdown": lambda: markdown(report, name, checked, shows_why=options.why_miss),
+    }
+    is_taken = False
+    for option, told in written.items():
+        target = getattr(options, option)
+        if target == "-":
+            sys.stdout.write(told())
+            is_taken = True
+        elif target is not None:
+            # Half a pair that stands for no character can be in a recording, and in no file.
+            Path(target).write_text(told(), encoding="utf-8", errors="replace")
+    if not is_taken:
+        width = shutil.get_terminal_size((_COLUMNS, 24)).columns
+        show(render(report, name, width, checked, shows_why=options.why_miss), sys.stdout)
+
+
+def _figures(report: Report, checked: list[Checked]) -> dict[str, Any]:
+    return figures(report) | ({"gates": told_of(checked)} if checked else {})
+
+
+def _check_targets(options: argparse.Namespace) -> None:
+    """Refuse what cannot be written: a replay takes minutes, so what can be seen to be wrong is said before."""
+    targets = {name: getattr(options, name) for name in _TARGETS}
+    if sum(target == "-" for target in targets.values()) > 1:
+        raise ConfigurationError(f"only one of {', '.join(f'--{name}' for name in _TARGETS)} can go to stdout")
+    for name, told in targets.items():
+        if told is not None and told != "-":
+            target = Path(told)
+            if target.is_dir() or not target.absolute().parent.is_dir():
+                raise ConfigurationError(f"--{name} {told}: there is no folder to write that file in")
+    if options.report is not None:
+        charts.require()
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -106,9 +158,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
-    policy: Threshold | None = policy_of(options.policy, None if options.no_guards else GUARDS)
-    if options.no_guards and policy is None:
-        raise ConfigurationError("--no-guards goes with a --policy that serves near matches, as threshold:0.9")
+    policy = policy_of(options.policy, None if options.no_guards else GUARDS)
+    if options.no_guards and not isinstance(policy, Threshold):
+        raise ConfigurationError("--no-guards goes with a --policy that has guards, as threshold:0.9")
     return Settings(
         policy=policy,
         embedder=None if options.no_semantic else options.embedder or DEFAULT_EMBEDDER,
@@ -122,21 +174,5 @@ def _settings(options: argparse.Namespace) -> Settings:
         is_strict=options.strict,
         live_threads=(options.concurrency or 1) if options.live else 0,
         origin_scale=options.origin_scale or 0.0,
+        keep_ingredients=options.why_miss or options.report is not None,
     )
-
-
-def _json_target(json_option: str | None) -> Path | None:
-    """Return the file to write; a replay takes minutes, so what can be seen to be wrong with it is said before."""
-    if json_option is None or json_option == "-":
-        return None
-    target = Path(json_option)
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise ConfigurationError(f"--json {json_option}: there is no folder to write that file in")
-    return target
-
-
-def _ttl(text: str) -> tuple[str, str]:
-    tier, equals, duration = text.partition("=")
-    if tier not in _TTLS or not equals:
-        raise argparse.ArgumentTypeError(f"expected TIER=TIME, as in memory=5m, of {', '.join(_TTLS)}; got {text!r}")
-    return tier, duration

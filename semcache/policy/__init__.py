@@ -1,21 +1,27 @@
 """Policies: who decides whether a near match is served.
 
-Pure: what a policy needs comes in as arguments, what it says goes out as a Decision; no clock, no store, no I/O.
-Guards and learned policies are asked through the same protocol.
+Pure: what a policy needs comes in as arguments, what it says goes out as a Decision; no clock, no store, and no I/O but
+where a tuned policy's file is read. Guards and learned policies are asked through the same protocol.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
-from semcache.model import Decision, Neighbour, Verdict
+from semcache.errors import ConfigurationError
+from semcache.model import Decision, Neighbour, Request, Verdict
 from semcache.policy.threshold import Threshold, UnmeasuredThresholdWarning
+from semcache.policy.tuned import Tuned
 
-__all__ = ["Policy", "Shadow", "Threshold", "UnmeasuredThresholdWarning"]
+__all__ = ["Policy", "Shadow", "Threshold", "Tuned", "UnmeasuredThresholdWarning", "as_policy", "within"]
 
 
 class Policy(Protocol):
-    """Decides on one near match: the text that was asked, and a neighbour whose answer is at hand."""
+    """Decides on one near match: the text that was asked, and a neighbour whose answer is at hand.
+
+    A policy that decides otherwise in each scope family has `within(request) -> Policy` too.
+    """
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Say whether the neighbour's answer may be served for `text`."""
@@ -31,3 +37,24 @@ class Shadow:
 
     def __repr__(self) -> str:
         return "Shadow()"
+
+
+def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
+    """Return the policy that a setting means; a path is a tuned policy's. Raises ConfigurationError."""
+    if policy is None:
+        return Shadow()
+    if isinstance(policy, str | os.PathLike):
+        return Tuned.read(policy)
+    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+        raise ConfigurationError(
+            "policy is None, has decide(), as semcache.Threshold(0.92), or is the path of a file that `semcache tune` "
+            f"wrote; got {policy!r}"
+        )
+    return policy
+
+
+def within(policy: Policy, request: Request) -> Policy:
+    """Return what decides on the near matches of a request."""
+    chosen = getattr(policy, "within", None)
+    decider: Policy = policy if chosen is None else chosen(request)
+    return decider

@@ -9,8 +9,8 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.events import Event, last
-from semcache.model import Decision, Neighbour
-from semcache.policy import Policy
+from semcache.model import Decision, Neighbour, Request
+from semcache.policy import Policy, within
 from semcache.replay.recording import Asked
 from semcache.replay.score import Outcome
 
@@ -25,14 +25,19 @@ class Witness:
         self.policy = policy
         self._here = threading.local()
 
+    def within(self, request: Request) -> Witness:
+        """Decide as the other one does for a request."""
+        self._here.policy = within(self.policy, request)
+        return self
+
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
-        decision = self.policy.decide(text, neighbour)
+        decision: Decision = self._here.policy.decide(text, neighbour)
         self._here.seen.append((decision, neighbour))
         return decision
 
     def begin(self) -> None:
         """Forget this thread's earlier lookup."""
-        self._here.seen = []
+        self._here.seen, self._here.policy = [], self.policy
 
     def neighbour_of(self, decision: Decision | None) -> Neighbour | None:
         """Return the neighbour that a decision of this thread's lookup was about."""
@@ -77,7 +82,9 @@ class Player:
 
     def _outcome(self, event: Event, maker: int, took: int) -> Outcome:
         # A lookup on whose way something was late or broken says nothing about how long one takes.
-        outcome = Outcome(nanoseconds=None if event.faults else took - event.stages.get("load", 0))
+        outcome = Outcome()
+        if not event.faults:
+            outcome.nanoseconds, outcome.stages = took - event.stages.get("load", 0), event.stages
         neighbour = self._witness.neighbour_of(event.decision)
         if neighbour is not None and neighbour.key in self._makers:
             outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from semcache.cache import Cache
 from semcache.errors import UnkeyableError
 from semcache.keys import canonical, digest
+from semcache.meaning import family_of
 from semcache.model import SHARED, Request, Usage
 from semcache.prices import Price
+from semcache.replay.ingredients import Ingredients, ingredients
 from semcache.traffic import Recorded, meaning
 
 
@@ -24,7 +26,7 @@ class Asked:
     `request` is None where the cache is not to be asked, and `bypass` says why. `seconds` and the tokens are what the
     origin took for `answer`, `price` is its model's, where it has one. Two requests may share an answer if, and only
     if, both `answer_id` and `around` are equal: `around` is a digest of tenant and parts, made apart from the cache's
-    own keys and scopes, which it judges.
+    own keys and scopes, which it judges. `answer` is the recorded response, if it `has_response`, else the `answer_id`.
     """
 
     position: int
@@ -41,6 +43,7 @@ class Asked:
     cache_write_tokens: int = 0
     model: str = ""
     price: Price | None = None
+    has_response: bool = False
 
     @property
     def usage(self) -> Usage:
@@ -56,7 +59,8 @@ class Asked:
 class Recording:
     """All requests of a recording, and what there is to say of them; `skipped` is (line number, reason).
 
-    `prices` are the currency and day of the prices of its models, as "USD 2026-08-05".
+    `prices` are the currency and day of the prices of its models, as "USD 2026-08-05"; `composed` counts the requests
+    that somebody laid out; `ingredients` are what keys are made of, where that is asked for, by position.
     """
 
     asked: list[Asked] = field(default_factory=list)
@@ -65,6 +69,8 @@ class Recording:
     models: Counter[str] = field(default_factory=Counter)
     tenants: Counter[str] = field(default_factory=Counter)
     prices: set[str] = field(default_factory=set)
+    composed: int = 0
+    ingredients: list[Ingredients | None] | None = None
 
     @property
     def span_seconds(self) -> float:
@@ -86,12 +92,17 @@ class Recording:
         )
 
 
-def prepare(recorded: Iterable[Recorded], cache: Cache, skipped: list[tuple[int, str]]) -> Recording:
+def prepare(
+    recorded: Iterable[Recorded], cache: Cache, skipped: list[tuple[int, str]], *, keep_ingredients: bool = False
+) -> Recording:
     """Make a recording ready for a cache; `skipped` is filled while `recorded` is read."""
-    recording = Recording(skipped=skipped)
+    recording = Recording(skipped=skipped, ingredients=[] if keep_ingredients else None)
     for position, one in enumerate(recorded):
         asked = _asked(one, position, cache)
         recording.asked.append(asked)
+        if recording.ingredients is not None:
+            recording.ingredients.append(ingredients(one))
+        recording.composed += bool(one.composed)
         if asked.price is not None:
             recording.prices.add(cache.recorder.meter.prices.dated(asked.price))
         recording.kinds[one.kind] += 1
@@ -112,6 +123,7 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
             request = cache.request(
                 *meant.parts, text=meant.text, tenant=tenant, model=meant.model, exact_only=meant.exact_only
             )
+            request.family = family_of("", "", canonical(meant.family))
             around = digest(canonical([meant.parts, meant.model, recorded.tenant]))
         except UnkeyableError as error:
             request, bypass = None, f"no key: {error}"
@@ -133,4 +145,5 @@ def _asked(recorded: Recorded, position: int, cache: Cache) -> Asked:
         cache_write_tokens=usage.get("cache_write_tokens", 0),
         model=model,
         price=cache.recorder.meter.price_of(model),
+        has_response=recorded.response is not None,
     )

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from semcache.policy import Threshold
-from semcache.replay.recording import Recording
+from semcache.replay.gates import Checked
 from semcache.replay.report import Report, latencies_us
-from semcache.replay.score import Hits, Mistake, Score
+from semcache.replay.score import Hits, Mistake
+from semcache.replay.telling import conclusion, facts, notes, saved
+from semcache.replay.whymiss import sentences
 from semcache.replay.words import (
     GLUE,
     apart,
     clip,
-    count,
     duration,
     interval,
     latency,
-    money,
     percent,
     plain,
-    priced_at,
 )  # fmt: skip
 
 Line = list[tuple[str, str]]
 
 WIDEST = 100
 _MISTAKES_SHOWN = 5
-_SKIPPED_SHOWN = 3
 _BAR_COLUMNS = 24
-# Near matches that are wrong more often than this, for all the interval allows, are advised against.
-_BAD_SHARE = 0.05
 # The styles of rich that ours mean.
 _STYLES = {
     "title": "bold",
@@ -72,7 +67,9 @@ def _coloured(lines: list[Line], file: TextIO) -> str:
     return captured.get()
 
 
-def render(report: Report, name: str, width: int) -> list[Line]:
+def render(
+    report: Report, name: str, width: int, checked: Sequence[Checked] = (), *, shows_why: bool = False
+) -> list[Line]:
     """Return the report on the recording `name` as lines of at most about `width` columns, and at most 100."""
     width = min(width, WIDEST)
     sections = (
@@ -82,8 +79,10 @@ def render(report: Report, name: str, width: int) -> list[Line]:
         _refused(report),
         _references(report, width),
         _mistakes(report, width),
+        _why(report, width) if shows_why else (),
         _notes(report, width),
         _conclusion(report, width),
+        _gates(checked, width),
     )
     lines: list[Line] = []
     for section in sections:
@@ -94,37 +93,9 @@ def render(report: Report, name: str, width: int) -> list[Line]:
 
 
 def _head(report: Report, name: str, width: int) -> Iterator[Line]:
-    replayed, recording = report.replayed, report.replayed.recording
-    settings = replayed.settings
     yield [("Replay of ", "title"), (clip(plain(name), width - 12), "title")]
-    told = [f"{count(len(recording.asked), 'request')} over {duration(recording.span_seconds)}"]
-    if len(recording.kinds) > 1:
-        told += [f"{number:,} {kind}" for kind, number in recording.kinds.items()]
-    told += [count(len(found), what) for found, what in _counters(recording) if found]
-    yield from _wrapped(", ".join(told), width)
-    if not report.has_near:
-        yield from _wrapped("exact tiers only", width)
-    else:
-        served = f"near matches: {_policy(report)}, by {settings.embedder.identity}"
-        yield from _wrapped(served, width)
-    speed = f"{report.requests_per_second:,.0f} requests a second"
-    if report.has_near:
-        embedded = f"{count(replayed.embedded, 'text')} embedded in {duration(replayed.embed_seconds)}"
-        speed = f"{embedded}, all of it in {duration(replayed.wall_seconds)}: {speed}"
-    if settings.live_threads:
-        speed = f"live, {count(settings.live_threads, 'caller')}; {speed}"
-    yield from _wrapped(speed, width, "note")
-
-
-def _counters(recording: Recording) -> tuple[tuple[Counter[str], str], ...]:
-    return (recording.tenants, "tenant"), (recording.models, "model")
-
-
-def _policy(report: Report) -> str:
-    policy = report.replayed.settings.policy
-    if isinstance(policy, Threshold):
-        return f"served at a similarity of {policy.cut:g} or more"
-    return "looked up, not served (shadow)" if policy is None else f"served as {policy!r} decides"
+    for told, style in facts(report):
+        yield from wrapped(told, width, style)
 
 
 def _tiers(report: Report) -> Iterator[Line]:
@@ -190,12 +161,7 @@ def _refused(report: Report) -> Iterator[Line]:
 
 def _references(report: Report, width: int) -> Iterator[Line]:
     yield [(f"  {'compared with':<20}{'answered':>9}  {'':<{_BAR_COLUMNS}}{'wrong':>7}{'waiting saved':>16}", "head")]
-    rows = [("no cache", Score(requests=1)), ("exact matches only", report.exact), ("this replay", report.score)]
-    if report.is_judged:
-        rows.append(("oracle", report.oracle))
-    if not report.has_near:
-        del rows[1]
-    for label, score in rows:
+    for label, score in report.references():
         wrong = f"{score.hits.wrong:,}" if report.is_judged and score.hits.hits else ""
         waiting = duration(score.saved.seconds).replace(GLUE, " ") if score.saved.seconds else ""
         yield [
@@ -208,20 +174,10 @@ def _references(report: Report, width: int) -> Iterator[Line]:
 
 
 def _saved(report: Report, width: int) -> Iterator[Line]:
-    saved, whole = report.score.saved, report.origin
-    told = []
-    if whole.seconds:
-        told.append(f"{duration(saved.seconds)} of {duration(whole.seconds)} of waiting")
-    for what in ("prompt", "completion"):
-        tokens = getattr(whole, f"{what}_tokens")
-        if tokens:
-            told.append(f"{getattr(saved, f'{what}_tokens'):,} of {tokens:,} {what} tokens")
-    if report.money is not None:
-        at = priced_at(report.replayed.recording.prices)
-        told.append(f"{money(saved.money)} of {money(whole.money)} {at}")
+    told = saved(report)
     if told:
         yield []
-        yield from _wrapped(f"Saved {', '.join(told)}.", width)
+        yield from wrapped(told, width)
 
 
 def _bar(share: float) -> str:
@@ -257,83 +213,28 @@ def _mistake(mistake: Mistake, times: int, width: int) -> Iterator[Line]:
 
 def _notes(report: Report, width: int) -> Iterator[Line]:
     """Tell what was left out, went wrong, or needs an explanation."""
-    replayed, score = report.replayed, report.score
-    told = "p50, p99: what the cache takes, without its origin"
-    if report.has_near and not replayed.settings.live_threads:
-        told += "; embedding and search were done in batches, and are counted by the share of each request"
-    yield from _wrapped(f"{told}.", width, "note")
-    if report.is_judged:
-        told = "oracle: a cache without bounds that knows which requests share an answer."
-        yield from _wrapped(told, width, "note")
-    unpriced = [plain(model) or "-" for model, calls in report.origin.unpriced.items() if calls]
-    if unpriced:
-        told = f"no price, and left out of the money: {', '.join(sorted(unpriced))}; --prices FILE gives one."
-        yield from _wrapped(told, width, "note")
-    if score.bypassed:
-        told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."
-        yield from _wrapped(told, width, "note")
-    if replayed.uncovered:
-        text = "text that the embedder does not see whole was"
-        told = count(replayed.uncovered, text, "texts that the embedder does not see whole were")
-        yield from _wrapped(f"{told} matched exactly only.", width, "note")
-    skipped = replayed.recording.skipped
-    if skipped:
-        told = count(len(skipped), "line was", "lines were")
-        yield from _wrapped(f"{told} not in the format, and skipped:", width, "bad")
-        for number, reason in skipped[:_SKIPPED_SHOWN]:
-            yield from _wrapped(f"line {number}: {plain(reason)}", width, "note")
-    for fault, times in replayed.stats.faults.items():
-        yield from _wrapped(f"Met on the way: {fault}, {count(times, 'time')}.", width, "bad")
+    for told, style in notes(report):
+        yield from wrapped(told, width, style)
 
 
 def _conclusion(report: Report, width: int) -> Iterator[Line]:
-    """Say in a sentence or two what it all means."""
-    score, exact = report.score, report.exact
-    near = score.near
-    if not report.has_near:
-        told = f"Exact matches answered {percent(score.hit_rate)} of the requests"
-        told += f"; an oracle would have answered {percent(report.oracle.hit_rate)}." if report.is_judged else "."
-    elif report.is_shadow:
-        told = (
-            f"In shadow, {percent(score.hit_rate)} of the requests were answered, by exact matches alone. "
-            f"{_shadow_told(report)}"
-        )
-    else:
-        policy = report.replayed.settings.policy
-        at = f"At {policy.cut:g}" if isinstance(policy, Threshold) else f"With {policy!r}"
-        more = 100 * (score.hit_rate - exact.hit_rate)
-        told = (
-            f"{at}, {percent(score.hit_rate)} of the requests were answered, {more:.1f} points more than by exact "
-            f"matches alone; {_near_told(report, near)}"
-        )
-    yield from _wrapped(told, width, "title")
+    yield from wrapped(conclusion(report), width, "title")
 
 
-def _shadow_told(report: Report) -> str:
-    cut, near = report.near_by_cut()[1]
-    told = f"{percent(near.hits / report.score.requests)} more had a stored neighbour at {cut:.2f} or nearer"
-    if near.judged:
-        told += f", {percent(near.wrong_per_hit.share)} of them one with another answer"
-    return f"{told}: see what serving them does with --policy threshold:{cut:g}."
+def _why(report: Report, width: int) -> Iterator[Line]:
+    """Say what keeps requests apart, and what would be found if it did not."""
+    if report.why is not None:
+        yield [("  why don't I hit? what each part of key and scope keeps apart", "head")]
+        for told, style in sentences(report.why):
+            yield from wrapped(told, width, style)
 
 
-def _near_told(report: Report, near: Hits) -> str:
-    rate = near.wrong_per_hit
-    if not near.hits:
-        return "no near match was served."
-    if not report.is_judged:
-        return (
-            f"whether the {count(near.hits, 'near match', 'near matches')} among them were right is not known, "
-            "because the recording has no answer_id."
-        )
-    told = (
-        f"of the {count(near.hits, 'near match', 'near matches')} served, {percent(rate.share)} were wrong "
-        f"(95% interval {interval(rate)})."
-    )
-    is_bad = rate.interval is not None and rate.interval[0] > _BAD_SHARE
-    return told + (" Leave near matches in shadow on this traffic, or try a higher cut." if is_bad else "")
+def _gates(checked: Sequence[Checked], width: int) -> Iterator[Line]:
+    for one in checked:
+        yield from wrapped(one.told(), width, "good" if one.passed else "bad")
 
 
-def _wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+def wrapped(text: str, width: int, style: str = "") -> Iterator[Line]:
+    """Yield a text's lines, indented by two columns."""
     for line in textwrap.wrap(text, width - 4, break_on_hyphens=False):
         yield [("  " + line.replace(GLUE, " "), style)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from semcache.replay.score import Cost, Hits, Score, origin_cost, percentile, score, within
 from semcache.replay.settings import Replayed
+from semcache.replay.whymiss import WhyMiss, why_miss
 
 CUTS = (0.95, 0.90, 0.85)
 TIERS = ("memory", "disk", "semantic", "flight")
@@ -14,13 +15,17 @@ TIERS = ("memory", "disk", "semantic", "flight")
 
 @dataclass(slots=True)
 class Report:
-    """The scores of a replay, of exact matches alone, and of an oracle; `origin` is what no cache would cost."""
+    """The scores of a replay, of exact matches alone, and of an oracle; `origin` is what no cache would cost.
+
+    `why` is what keeps requests apart, where the recording was kept part by part.
+    """
 
     replayed: Replayed
     score: Score
     exact: Score
     oracle: Score
     origin: Cost
+    why: WhyMiss | None = None
 
     @property
     def is_judged(self) -> bool:
@@ -48,6 +53,16 @@ class Report:
         there = {*self.replayed.stats.tiers, *self.score.tiers}
         return [(name, self.score.tiers.get(name, Hits())) for name in TIERS if name in there]
 
+    def references(self) -> list[tuple[str, Score]]:
+        """Return what a replay is compared with, and itself, from the fewest answers to the most."""
+        rows = [("no cache", Score(requests=self.score.requests))]
+        if self.has_near:
+            rows.append(("exact matches only", self.exact))
+        rows.append(("this replay", self.score))
+        if self.is_judged:
+            rows.append(("oracle", self.oracle))
+        return rows
+
     def near_by_cut(self) -> list[tuple[float, Hits]]:
         """Return, for some cuts, how many requests had a neighbour that near, and for how many it was another's."""
         asked = self.replayed.recording.asked
@@ -63,6 +78,7 @@ def make_report(replayed: Replayed) -> Report:
         exact=score(asked, replayed.exact),
         oracle=score(asked, replayed.oracle),
         origin=origin_cost(asked),
+        why=why_miss(replayed.recording, replayed.settings),
     )
 
 
@@ -117,4 +133,6 @@ def figures(report: Report) -> dict[str, Any]:
         "policy": repr(replayed.settings.policy) if replayed.settings.policy else "Shadow()",
         "embedder": embedder.identity if embedder is not None else None,
         **(shadow if report.is_shadow else {}),
+        **({"composed_requests": replayed.recording.composed} if replayed.recording.composed else {}),
+        **({"why_miss": asdict(report.why)} if report.why is not None else {}),
     }

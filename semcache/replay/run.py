@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+from semcache.policy import Tuned
 from semcache.replay.live import run_live
 from semcache.replay.score import oracle
 from semcache.replay.settings import Progress, Replayed, Settings
@@ -24,6 +25,8 @@ def replay(lines: Iterable[bytes | str], settings: Settings, progress: Progress)
     settings = replace(settings, embedder=as_embedder(settings.embedder, settings.device))
     if settings.embedder is not None and not settings.embedder.identity:
         settings.embedder.load()  # only its server knows whose vectors they are
+    if settings.embedder is not None and isinstance(settings.policy, Tuned):
+        settings.policy.check(settings.embedder.identity)
     with TemporaryDirectory(prefix="semcache-replay-", ignore_cleanup_errors=True) as folder:
         run = run_live if settings.live_threads else run_virtual
         replayed = run(lines, settings, Path(folder), progress)

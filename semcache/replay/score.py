@@ -7,7 +7,7 @@ given have an `answer_id`; a rate of wrong hits has its interval beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 
@@ -23,7 +23,8 @@ class Outcome:
     """How one request was answered: by `tier` with the answer of request `maker`, or by its origin (`tier` is None).
 
     `nearest` is the nearest stored text whose answer was at hand, as (position of its request, similarity), served or
-    not; `guard` refused it. `nanoseconds` is what the cache took, without the origin; None where that says nothing.
+    not; `guard` refused it. `nanoseconds` is what the cache took, without the origin, and `stages` what each stage of
+    it took; None and nothing where that says nothing.
     """
 
     tier: str | None = None
@@ -31,6 +32,7 @@ class Outcome:
     nearest: tuple[int, float] | None = None
     guard: str = ""
     nanoseconds: int | None = None
+    stages: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

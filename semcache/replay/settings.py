@@ -34,6 +34,7 @@ class Settings:
 
     `time_scale` is how many seconds of the caches' time pass in one of the recording's. With `live_threads` the replay
     runs in real time, as fast as so many callers can, and the origin takes its recorded latency times `origin_scale`.
+    With `keep_ingredients` the recording is kept part by part, for who asks why it does not hit.
     """
 
     policy: Policy | None = None
@@ -49,6 +50,7 @@ class Settings:
     is_strict: bool = False
     live_threads: int = 0
     origin_scale: float = 0.0
+    keep_ingredients: bool = False
 
     @property
     def exact_seconds(self) -> float:
@@ -82,7 +84,7 @@ def load(lines: Iterable[bytes | str], settings: Settings, cache: Cache, progres
     progress("reading", 0, 0)
     skipped: list[tuple[int, str]] = []
     recorded = read(lines, None if settings.is_strict else skipped)
-    recording = prepare(islice(recorded, settings.limit), cache, skipped)
+    recording = prepare(islice(recorded, settings.limit), cache, skipped, keep_ingredients=settings.keep_ingredients)
     if not recording.asked:
         raise TrafficError(f"no request in it; the first line: {skipped[0][1]}" if skipped else "no request in it")
     return recording

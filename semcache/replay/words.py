@@ -99,8 +99,8 @@ def apart(text: str, other: str, width: int) -> list[tuple[str, bool]]:
     So two long texts that differ in one number show that number.
     """
     words = plain(text).split()
-    others = {_bare(word) for word in plain(other).split()}
-    marked = [(word, _bare(word) not in others) for word in words]
+    others = {bare(word) for word in plain(other).split()}
+    marked = [(word, bare(word) not in others) for word in words]
     first = next((place for place, (_, is_apart) in enumerate(marked) if is_apart), 0)
     begin = 0
     over = columns(" ".join(words[: first + 1])) - width * 2 // 3
@@ -119,5 +119,15 @@ def apart(text: str, other: str, width: int) -> list[tuple[str, bool]]:
     return shown
 
 
-def _bare(word: str) -> str:
+def bare(word: str) -> str:
+    """Return a word without regard to case and the marks around it."""
     return word.casefold().strip(".,;:!?\"'()")
+
+
+def size(number: float) -> str:
+    """Return a number of bytes with its fitting unit, a thousand times the one before: "64 MB", "1.5 kB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the last one stands
+        if number < 999.5:  # noqa: PLR2004 - what rounds to 1,000
+            break
+        number /= 1000
+    return f"{number:.1f} {unit}".replace(".0 ", " ") if number < 10 else f"{number:,.0f} {unit}"  # noqa: PLR2004

@@ -20,7 +20,7 @@ from semcache.errors import TierError
 from semcache.marks import Row
 from semcache.model import Decision, Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
-from semcache.policy import Policy
+from semcache.policy import Policy, within
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
@@ -139,7 +139,7 @@ class SemanticTier:
         return None, gone
 
     def _judge(self, request: Request, neighbour: Neighbour) -> Decision:
-        decision = self.policy.decide(request.text or "", neighbour)
+        decision = within(self.policy, request).decide(request.text or "", neighbour)
         if decision.verdict is not Verdict.REUSE:
             return decision
         if request.mode == "shadow":

@@ -19,15 +19,18 @@ from semcache.codec import Codec, unpack
 from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.inherit import tell_context
 from semcache.keys import KEY_BYTES, canonical, canonical_items
 from semcache.lookup import finish, load_past, lookup, probe
 from semcache.model import Facets, Request, Tenant
 from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
+from semcache.wrap.cut import cut_out
 from semcache.wrap.options import Options
 from semcache.wrap.shared import Stream
 from semcache.wrap.signature import MisfitError, Signature
+from semcache.wrap.told import told_of
 
 _decode = Codec.decode
 _options = current.get
@@ -68,6 +71,20 @@ class Call:
             self._text_place = signature.names.index(options.text)
         # In the common case a key is a digest of the arguments and nothing else.
         self._is_plain = options.tenant is None and cache.tenant is None
+
+    @property
+    def options(self) -> Options:
+        """What `cached` was told."""
+        return self._options
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """The arguments that are in the key, in order."""
+        return self._signature.names
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return one argument of a call."""
+        return self._signature.arguments(args, kwargs)[name]
 
     @staticmethod
     def replayed(value: list[Any]) -> list[Any]:
@@ -146,9 +163,15 @@ class Call:
                         stage = options.stage or stage
                         if options.sources is not None and kept.facets.documents:
                             options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
+                    recording = recorder.recording
+                    told = None if recording is None else told_of(self, values, args, kwargs, tenant)
                     if recorder.observers or tracing():
-                        recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
+                        event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
+                        event.call = told
+                        recorder.lookup(event, value)
                     else:
+                        if recording is not None:
+                            recording.note(told, value, key, kept.usage, kept.load_seconds, self.name)
                         quick = recorder.quick
                         usage = kept.usage
                         age = 0.0 if usage is None else cache.now() - kept.since
@@ -164,6 +187,8 @@ class Call:
         event = cache.event(request)
         event.stages["key"] = keyed - began
         event.stages["memory"] = perf_counter_ns() - keyed
+        if cache.recorder.recording is not None:
+            event.call = told_of(self, values, args, kwargs, tenant)
         found, value = probe(cache.chain, request, event)
         return (value, None) if found else (None, (request, event))
 
@@ -179,6 +204,7 @@ class Call:
     def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
         """Call the origin alone, and record that it was."""
         told = _options()
+        tell_context(self.cache.chain)
         request = Request(b"", documents_of=self.documents, sources=None if told is None else told.sources)
         outcome = yield from load_past(self.cache.chain, request, origin, event)
         return finish(self.cache.chain, event, outcome)
@@ -254,31 +280,3 @@ class Call:
 
 def _nothing(key: bytes) -> Kept | None:  # noqa: ARG001 - the probe of a cache without memory
     return None
-
-
-def cut_out(told: Any, values: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Split what a text callable returned into the text and the rest of the call.
-
-    It may return (text, rest) itself. Where it returns the text alone, the rest is the arguments with the text cut
-    out wherever it stands in them: equal rests then differ in the text alone.
-    """
-    if isinstance(told, tuple):
-        text, rest = told
-        return text, rest
-    if not isinstance(told, str) or not told:
-        return told, values
-    found = [False]
-    rest = _without(told, values, found)
-    return told, rest if found[0] else None
-
-
-def _without(text: str, value: Any, found: list[bool]) -> Any:
-    if value.__class__ is str:
-        parts = value.split(text)
-        found[0] = found[0] or len(parts) > 1
-        return ("cut", *parts)
-    if value.__class__ is dict:
-        return {key: _without(text, item, found) for key, item in value.items()}
-    if value.__class__ in (list, tuple):
-        return [value.__class__.__name__, *(_without(text, item, found) for item in value)]
-    return value

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
-from semcache.policy import Threshold
+from semcache.policy import Policy, Threshold, Tuned
 from semcache.policy.guards import GUARDS
 
 _lock = Lock()
@@ -32,6 +33,7 @@ _TEXT = (
     "max_value",
     "compress",
     "prices",
+    "record",
 )
 
 
@@ -80,8 +82,8 @@ def _environment() -> dict[str, Any]:
     return settings
 
 
-def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Threshold | None:
-    """Return the policy that "threshold:0.92" or "shadow" names. Raises ConfigurationError."""
+def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Policy | None:
+    """Return the policy that "threshold:0.92", "shadow" or a tuned policy's file names. Raises ConfigurationError."""
     kind, _, cut = text.partition(":")
     if kind == "shadow" and not cut:
         return None
@@ -91,4 +93,8 @@ def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Threshold | N
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise
-    raise ConfigurationError(f'a policy is "shadow" or "threshold:0.92"; got {text!r}')
+    if Path(text).is_file():
+        return Tuned.read(text)
+    raise ConfigurationError(
+        f'a policy is "shadow" or "threshold:0.92", or the file that `semcache tune` wrote; got {text!r}'
+    )

@@ -32,6 +32,7 @@ from semcache.wrap.default import default_cache
 from semcache.wrap.encoder import HOW_TO_COMPUTE, encoder_of
 from semcache.wrap.function import CacheInfo
 from semcache.wrap.signature import MisfitError, Signature, unwrap
+from semcache.wrap.told import telling
 from semcache.wrap.version import name_of, version_of
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ class Embedding:
         texts = [told] if isinstance(told, str) else told
         vectors = partial(self._load, texts, args, kwargs)
         look = partial(
-            lookup_many, cache.chain, load=vectors, keeps=None, event=cache.event, blocks=blocks,
+            lookup_many, cache.chain, load=vectors, keeps=None, event=self._telling(requests, texts, args, kwargs),
+            blocks=blocks,
             parted=partial(self._parted, texts),
         )  # fmt: skip
         outcomes = yield from look(requests)
@@ -273,6 +275,17 @@ class Embedding:
         if len(rows) < len(outcomes):
             return next(outcome for outcome in outcomes if outcome.error is not None)
         return self._gathered(rows, is_alike=is_alike, is_one=isinstance(told, str))
+
+    def _telling(
+        self, requests: Alike, texts: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[Request], Event]:
+        """Return what begins the events of a call's texts, with what a recording has of them."""
+        cache = self.cache
+        if cache.recorder.recording is None:
+            return cache.event
+        values = dict(zip(self._signature.names, self._signature.bind(args, kwargs), strict=True))
+        around = {**values, "model": self._model, "function": self.name, "version": self.version}
+        return telling(cache, requests.keys, texts, around, requests.one.facets.tenant or None)
 
     def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | list[str]:
         """Return the text or texts of a call. Raises UnkeyableError, or MisfitError where there are none."""

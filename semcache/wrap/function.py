@@ -214,11 +214,12 @@ def cached(
     is not served stale. docs/clients.md says the rest.
     """
     lives = lives_of(ttl, max_age, stale_while_revalidate, stale_if_error, sliding=sliding)
+    _check_order(target, cache)
     if is_client(target):
         return cached_client(target, cache, client_options(
             text=text, key=key, tenant=tenant, lives=lives, tags=tags, version=version, ignore=ignore, when=when,
             stage=stage, usage=usage, sampling=sampling, tool_calls=tool_calls, history=history,
-            replay_rate=replay_rate, prompt_cache=prompt_cache,
+            replay_rate=replay_rate, prompt_cache=prompt_cache, documents=documents,
         ))  # fmt: skip
     alone = (sampling != "zero", tool_calls, history != "all", replay_rate is not None, prompt_cache is not None)
     if cache is not None or any(alone):
@@ -235,6 +236,19 @@ def cached(
     if not callable(target) and not isinstance(target, classmethod | staticmethod):
         raise ConfigurationError(f"cached takes a function, a client or a Cache; got {target!r}")
     return _decorate(None, checked, target)
+
+
+def _check_order(target: Any, cache: Any) -> None:
+    """Say what is meant where a client's class or module is given, or the cache comes first."""
+    if isinstance(target, Cache) and cache is not None:
+        raise ConfigurationError("cached takes the client first: semcache.cached(client, cache)")
+    if isinstance(target, type) and cache is not None:
+        raise ConfigurationError(
+            f"cached takes a client, and {target.__qualname__} is its class: make one, "
+            f"semcache.cached({target.__qualname__}(), cache)"
+        )
+    if cache is not None and not callable(target) and not is_client(target):
+        raise ConfigurationError(f"cached(client, cache) takes a client of an SDK's; got {target!r}")
 
 
 def _decorate(cache: Cache | None, checked: Options, function: Any) -> Any:

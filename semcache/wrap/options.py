@@ -15,7 +15,7 @@ from semcache.model import Lives, Shared, Tenant, Usage
 class Options:
     """The checked arguments of `cached`; `lives` is None where it was told nothing of them.
 
-    `suits` tells of a call's arguments which answers that stand are for it.
+    `corpus` is what a retrieval searches. `suits` tells of a call's arguments which answers that stand are for it.
     """
 
     text: str | Callable[..., Any] | None = None
@@ -29,6 +29,7 @@ class Options:
     stage: str | None = None
     usage: Callable[[Any], Usage | None] | None = None
     documents: Callable[[Any], Iterable[str]] | None = None
+    corpus: str | None = None
     suits: Callable[[tuple[Any, ...], dict[str, Any]], Callable[[Any], bool]] | None = None
 
 

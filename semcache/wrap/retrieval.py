@@ -95,9 +95,14 @@ class _Retrieval(Wrapping):
             raise ConfigurationError("cached_retrieval takes a function that returns its documents, not a generator")
         self._names = names
         self._k = k
-        checked = replace(checked, documents=checked.documents or self._ids)
+        checked = replace(checked, documents=checked.documents or self._ids, corpus=corpus)
         if k is not None:
             register(Ranked, "semcache.Ranked")
+            if k not in inspect.signature(function).parameters:
+                raise ConfigurationError(
+                    f"prefix_k=True needs to know how many are asked for, and the function has no argument {k!r}: "
+                    "name it, as in k='top_n'"
+                )
             checked = self._ranking(checked, k)
         super().__init__(cache, checked, function)
         self._version += f":{corpus}" if k is None else f":{corpus}:ranked"

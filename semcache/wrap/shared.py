@@ -21,9 +21,8 @@ from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
-from semcache.model import Entry, Usage
+from semcache.model import Entry, Request, Usage
 from semcache.plan import Call, Outcome, Plan, Wait
-from semcache.sources import Sources
 
 
 class End(Outcome[Any]):
@@ -34,6 +33,8 @@ class End(Outcome[Any]):
 
 # What stands for an item that is not there yet: None is an item.
 PENDING = object()
+# So many items are handed over before any is pulled ahead.
+_AT_ONCE = 2
 
 
 class Raw:
@@ -101,7 +102,9 @@ class AsyncGeneratorOrigin:
         self._task.add_done_callback(self._ended)
 
     async def _drive(self, make: Callable[[], AsyncGenerator[Any, None]]) -> None:
-        items = make()
+        import asyncio
+
+        items, pulled = make(), 0
         item: Any = None
         try:
             while not isinstance(item, End):
@@ -110,6 +113,9 @@ class AsyncGeneratorOrigin:
                 self._asked.clear()
                 item = await _next(items)
                 self._answers.put_nowait(item)
+                if pulled < _AT_ONCE and self._ahead:  # the first who waits for it shall not wait for more
+                    pulled += 1
+                    await asyncio.sleep(0)
         finally:
             await items.aclose()
 
@@ -190,15 +196,15 @@ class Stream:
     ) -> None:
         self.flight = flight
         self.origin: Origin | None = None
-        self.items: list[bytes | Raw] = []
+        self.items: list[str | bytes | Raw] = []
         self.end: End | None = None
         self.fault: Exception | None = None
         self.born = 0
+        self.request: Request | None = None  # of who began to load it
         self.pull_ns = 0
         self.usage: Usage | None = None
         # What was found or kept, and what the pipeline in which it is loaded may make it of.
         self.entry: Entry | None = None
-        self.sources: Sources | None = None
         self._is_measured = False
         self._measuring = RLock()
         self._max_bytes = max_bytes
@@ -289,7 +295,7 @@ class Stream:
         if pulled is not None:
             pulled.set_result(None)
 
-    def _at(self, place: int) -> bytes | Raw | End | None:
+    def _at(self, place: int) -> str | bytes | Raw | End | None:
         place -= self._let_go
         return self.items[place] if place < len(self.items) else self.end
 
@@ -304,18 +310,28 @@ class Stream:
             else:
                 self.items.append(self._packed(item, self._tell))
 
-    def _packed(self, value: Any, tell: Callable[[Any], Any] | None = None) -> bytes | Raw:
+    def _packed(self, value: Any, tell: Callable[[Any], Any] | None = None) -> str | bytes | Raw:
         try:
-            packed = pack(value if tell is None else tell(value))
+            told = value if tell is None else tell(value)
+            data = told if told.__class__ is str else pack(told)  # a text is copied by nobody
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             self.fault = self.fault or error
             return Raw(value)
-        self._bytes += len(packed)
-        return packed
+        self._bytes += len(data)
+        return data
 
     def _waits_for_itself(self) -> bool:
         """Say whether this thread, in the middle of a pull, would wait for that pull."""
         return self._blocks and self._is_pulling and self._puller == get_ident()
+
+    def alone(self, place: int) -> Iterator[Any] | None:
+        """Return what is still to be read of a stored answer, for a sole reader to take by himself: nobody can join.
+
+        None where others read it too, or have read on before this one.
+        """
+        with self._lock:
+            is_sole = self._readers == 1 and isinstance(self.origin, Replayed)
+            return self.origin.rest() if is_sole and self._at(place) is None else None  # type: ignore[union-attr]
 
     def join(self) -> bool:
         """Read along from the beginning; False where that is not possible, or would wait for itself."""
@@ -357,10 +373,17 @@ class Stream:
             return claims
 
 
+def packed(kept: Any) -> Any:
+    """Return an item that is held as it is stored."""
+    return pack(kept) if isinstance(kept, str) else kept
+
+
 def _copy_of(kept: Any) -> Any:
     """Return a reader's own copy; what has no encoding is copied in the ordinary way, or, at worst, shared."""
     if isinstance(kept, End):
         return kept if kept.error is not None else End(_copy_of(kept.value))
+    if isinstance(kept, str):
+        return kept
     if isinstance(kept, bytes):
         return unpack(kept)
     try:

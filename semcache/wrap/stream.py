@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from threading import RLock
 from time import perf_counter_ns
@@ -19,13 +18,13 @@ from semcache.context import current
 from semcache.errors import TierError
 from semcache.events import Event
 from semcache.flight import Flight
-from semcache.inherit import made_of, tell_found, tell_loaded
+from semcache.inherit import made_of, tell_context, tell_found, tell_loaded
 from semcache.keep import is_kept, keep, to_entry, usage_of
 from semcache.lookup import find, takes_near
 from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
-from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream
+from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream, packed
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -134,6 +133,7 @@ def _refuse_sent(sent: object) -> None:
 def _bypass(call: Call, event: Event) -> None:
     event.kind, event.reason = "bypass", event.reason or "mode: off"
     told = current.get()
+    tell_context(call.cache.chain)
     if told is not None and told.sources is not None and call.documents is not None:
         told.sources.doubt()  # what goes by is not held, to be asked for its documents
     call.cache.recorder.lookup(event)
@@ -157,6 +157,7 @@ class Reading:
         self._led = False
         self._follows = False
         self._found = False
+        self._value: list[Any] | None = None
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
         refreshes = b"refresh" if request.mode == "refresh" else b""
@@ -215,6 +216,10 @@ class Reading:
         item = self._stream.pull(self._place)
         return run(self.step()) if item is PENDING else self._took(item)
 
+    def alone(self) -> Iterator[Any] | None:
+        """Return what is still to be read, where it was found in a tier and nobody else reads it."""
+        return self._stream.alone(self._place) if self._found else None
+
     async def apull(self) -> Any:
         """Return the next item, or End, as `step` does, to a task."""
         item = self._stream.pull(self._place)
@@ -226,22 +231,16 @@ class Reading:
             self._event.failed = item.error is not None
         return item
 
-    @property
-    def stored(self) -> Iterator[Any] | None:
-        """What is still to be read, where that was found in a tier."""
-        origin = self._stream.origin
-        return origin.rest() if self._found and isinstance(origin, Replayed) else None
-
     def _open(self) -> Plan[Origin]:
         """Find the items in a tier, or start the origin."""
         self._led = True
         if self._request.mode != "refresh":
             found, value, self._evidence = yield from find(self._chain, self._request, self._event)
             if found is not None:
-                self._found = True
+                self._found, self._value = True, value
                 self._stream.usage, self._stream.entry = self._event.usage, found.entry
                 return Replayed(self._call.replayed(value))
-        self._stream.born, self._stream.sources = self._chain.position(), self._request.sources
+        self._stream.born, self._stream.request = self._chain.position(), self._request
         return self._origin(self._make, self._stream.flight)
 
     def _leave(self) -> bool:
@@ -273,8 +272,16 @@ class Reading:
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
         self._tell()
-        self._chain.recorder.lookup(event)
+        recorder = self._chain.recorder
+        recorder.lookup(event, None if recorder.recording is None else self._items())
         return unread
+
+    def _items(self) -> list[Any] | None:
+        """Return what the caller was given as it is stored, None where it is not held."""
+        if self._value is not None:
+            return self._value
+        held = self._stream.held()
+        return None if held is None else [*held, None]
 
     def _tell(self) -> None:
         """Tell our pipeline what the items are made of; of what we found ourselves it was told then."""
@@ -282,9 +289,10 @@ class Reading:
         if request.sources is None or self._found:
             return
         if stream.entry is not None:
-            tell_found(self._chain, request, stream.entry.facets, stream.entry.born)
+            facets = stream.entry.facets or (stream.request or request).facets
+            tell_found(self._chain, request, facets, stream.entry.born)
             return
-        documents, born = made_of(self._chain, replace(request, sources=stream.sources), None, stream.born)
+        documents, born = made_of(self._chain, stream.request or request, None, stream.born)
         items = None if request.documents_of is None else stream.held()
         if request.documents_of is not None and items is None:
             documents = None
@@ -308,17 +316,18 @@ class Reading:
             return
         began = perf_counter_ns()
         try:
-            data = self._chain.codec.join([*stream.items, stream.end.value])  # type: ignore[list-item]
-            request = replace(self._request, sources=stream.sources)
-            is_asked = any((self._call.when, request.lives.ttl_of, request.documents_of))
+            data = self._chain.codec.join([*map(packed, stream.items), packed(stream.end.value)])
+            # Who ends first may be another than who began: it was loaded with what that one said.
+            led = stream.request or self._request
+            is_asked = any((self._call.when, led.lives.ttl_of, led.documents_of))
             items = self._chain.codec.decode(data)[:-1] if is_asked else None
         except Exception as error:  # noqa: BLE001 - an object may break in any way when it is looked into
             event.fault("codec", error)
             return
-        entry = to_entry(self._request, data, stream.born, event)
+        entry = to_entry(led, data, stream.born, event)
         entry.load_seconds = stream.pull_ns / 1e9
-        if is_kept(self._chain, request, self._call.when, entry, items, event):
+        if is_kept(self._chain, led, self._call.when, entry, items, event):
             stream.entry = entry
-            yield from keep(self._chain, self._request, entry, self._evidence, event, exact=True)
-            yield from keep(self._chain, self._request, entry, self._evidence, event, exact=False)
+            yield from keep(self._chain, led, entry, self._evidence, event, exact=True)
+            yield from keep(self._chain, led, entry, self._evidence, event, exact=False)
         event.took("put", perf_counter_ns() - began)

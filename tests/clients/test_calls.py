@@ -528,3 +528,22 @@ def test_importing_semcache_imports_no_sdk():
     """Law 13: a dialect is told by a client's class, and no SDK is imported for it."""
     script = "import semcache, sys; assert not {'openai', 'anthropic', 'httpx', 'pydantic'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_anthropics_own_tools_are_calls_of_tools(models, cache):
+    """What the provider's tools found is of a world that changes; what failed is kept never; a container has state."""
+    asking = Asking("anthropic", is_async=False)
+    used = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "x"}}
+    found = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
+    failed = {**found, "content": {"type": "web_search_tool_result_error", "error_code": "unavailable"}}
+    for result, settings, kept in ((found, {}, False), (found, {"tool_calls": True}, True),
+                                   (failed, {"tool_calls": True}, False)):  # fmt: skip
+        content = [used, result, {"type": "text", "text": "Yes."}]
+        models.reply = lambda _, content=content: Reply("Yes.", extra={"content": content})
+        client = asking.cached(models, cache, version=repr((result, settings)), **settings)
+        asking.ask(client, ASKED)
+        asking.ask(client, ASKED)
+        assert (asking.event.kind == "hit") is kept, (result, settings)
+    asking.ask(asking.cached(models, cache), ASKED, extra_body={"container": "cntr_1"})
+    assert asking.event.reason == "state of the server: container"
+    asking.close()

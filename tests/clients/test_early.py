@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cached_property, wraps
+
 import httpx
 import openai
 import pytest
@@ -247,4 +250,115 @@ def test_raw_responses_go_by_the_cache_behind_hits(plain, models, cache):
     assert isinstance(raw.http_response, httpx.Response)
     with client.chat.completions.with_streaming_response.create(**asked) as streamed:
         assert streamed.parse().choices
+    assert models.calls == 3
+
+
+# Code that is not the SDK's
+
+
+def test_create_of_a_users_own_is_looked_up_when_it_posts(models, cache, plain):
+    """Law 1: what a subclass adds to a call is in its key; nobody knows it before the SDK posts."""
+    from openai.resources.chat import Chat, Completions
+
+    class Branded(Completions):
+        def create(self, *, messages, **rest):
+            told = [{"role": "system", "content": f"You are {self._client.brand}."}, *messages]
+            return super().create(messages=told, **rest)
+
+    class BrandedChat(Chat):
+        @cached_property
+        def completions(self):
+            return Branded(self._client)
+
+    class Client(openai.OpenAI):
+        brand = ""
+
+        @cached_property
+        def chat(self):
+            return BrandedChat(self)
+
+    for brand in ("Acme", "Bolt", "Acme"):
+        with Client(base_url=models.openai_url, api_key="k") as bare:
+            bare.brand = brand
+            client = semcache.cached(bare, cache)
+            for _ in range(2):
+                plain.ask(client, ASKED)
+    assert models.calls == 2
+    assert [asked.body["messages"][0]["content"] for asked in models.asked] == ["You are Acme.", "You are Bolt."]
+
+
+def test_create_that_somebody_wraps_is_looked_up_when_it_posts(models, cache, plain, monkeypatch):
+    """A library that alters calls on their way is between the caller and the SDK, also when it comes later."""
+    from openai.resources.chat import Completions
+
+    client = plain.cached(models, cache)
+    plain.ask(client, ASKED)
+    plain.ask(client, ASKED)
+    theirs = Completions.create
+
+    def altered(policy):
+        @wraps(theirs)
+        def create(self, *, messages, **rest):
+            return theirs(self, messages=[{"role": "system", "content": policy}, *messages], **rest)
+
+        return create
+
+    for policy in ("one", "two", "one"):
+        monkeypatch.setattr(Completions, "create", altered(policy))
+        plain.ask(client, ASKED)
+    assert models.calls == 3
+
+
+def test_resource_of_a_users_own_keeps_its_state(models, cache, plain):
+    """A resource that is made of more than the client is the user's own in the copy, and cached all the same."""
+    from openai.resources.chat import Chat
+
+    class TeamChat(Chat):
+        def __init__(self, client, team):
+            super().__init__(client)
+            self.team = team
+
+    class Client(openai.OpenAI):
+        @cached_property
+        def chat(self):
+            return TeamChat(self, "red")
+
+    with Client(base_url=models.openai_url, api_key="k") as bare:
+        client = semcache.cached(bare, cache)
+        assert client.chat.team == "red"
+        for _ in range(2):
+            plain.ask(client, ASKED)
+    assert models.calls == 1
+
+
+def test_parameter_that_the_sdk_sends_elsewhere_is_looked_up_when_it_posts(models, cache):
+    """Anthropic sends some parameters as headers: both ways such a call is one entry."""
+    asking = Asking("anthropic", is_async=False)
+    client = asking.cached(models, cache)
+    if "user_profile_id" not in inspect.signature(client.messages.create).parameters:
+        asking.close()
+        pytest.skip("this anthropic has no such parameter")
+    for number in range(2):
+        asking.ask(client, ASKED, user_profile_id="u1")
+        asking.ask(client, ({"role": "user", "content": ASKED},), user_profile_id="u1")
+        assert models.calls == 1, number
+    asking.ask(client, ASKED, user_profile_id="u2")
+    assert models.calls == 2
+    asking.close()
+
+
+def test_parameter_that_create_does_not_have_is_refused_behind_a_hit_too(plain, models, cache):
+    """What `extra_body` may say, `create` may not."""
+    client = plain.cached(models, cache)
+    plain.ask(client, ASKED, extra_body={"foo": 1})
+    plain.ask(client, ASKED, extra_body={"foo": 1})
+    with pytest.raises(TypeError, match="foo"):
+        plain.ask(client, ASKED, foo=1)
+
+
+def test_query_of_a_client_is_read_to_the_letter(plain, models, cache):
+    """1 and True are equal to Python, and not to a server."""
+    client = plain.cached(models, cache)
+    for value in (1, True, 1.0, 1):
+        plain.ask(client.with_options(default_query={"a": value}), ASKED)
     assert models.calls == 3

@@ -134,6 +134,7 @@ def test_only_what_agrees_in_all_but_the_text_is_packed(asking, models, cache, p
     requests = [*calls_of("ab"), *calls_of("cd", model="other"), *spoken, *others, *ending, *calls_of("ij", top_p=0.5)]
     said = ["Yes.", "Yes.", "a\nb", "c\nd", "e\nf", "i\nj", "n"]
     if asking.package == "openai":
+        requests = [{"user": "one", **request} for request in requests]
         requests += [*calls_of("kl", user="acme"), *calls_of("m", user="other")]
         said += ["k\nl", "m"]
     pack(client, requests)
@@ -330,3 +331,14 @@ def test_near_match_goes_in_no_pack(asking, models, open_near, pack):
         assert texts_of(asking, pack(client, calls_of("bcd"), split=lambda *_: [])) == expected("acd")
     assert sorted(str(event.tier) for event in traced.lookups) == ["None", "None", "None", "semantic"]
     assert sent(models) == ["a", "c", "c\nd", "d"]
+
+
+@pytest.mark.parametrize(("altered", "why"), [({"model": "big"}, "another model"), ({"temperature": 1}, "that differ")])
+def test_pack_asks_what_its_calls_ask(asking, models, cache, pack, altered, why):
+    """Law 1: an answer of another model, or one that was drawn, is kept under no call's key."""
+    client = asking.cached(models, cache)
+    with pytest.warns(semcache.SemcacheWarning, match=why):
+        answers = pack(client, calls_of("ab"), join=lambda requests: join(requests) | altered)
+    assert texts_of(asking, answers) == expected("ab")
+    assert {answer.model for answer in answers} == {"m"}
+    assert models.calls == 2

@@ -30,8 +30,8 @@ def imported(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "heavy",
-    ["anthropic", "asyncio", "faiss", "httpx", "numpy", "openai", "pydantic", "redis", "rich", "sentence_transformers",
-     "sqlite3", "torch", "transformers", "zstandard"],
+    ["anthropic", "asyncio", "faiss", "httpx", "jinja2", "matplotlib", "numpy", "openai", "pydantic", "redis", "rich",
+     "sentence_transformers", "sqlite3", "torch", "transformers", "zstandard"],
 )  # fmt: skip
 def test_import_loads_nothing_heavy(imported, heavy):
     """Law 13: what is large, or may not be installed, is imported where it is used."""

@@ -182,6 +182,17 @@ def test_report_of_a_shadow_tells_what_a_threshold_would_do(letters):
     assert "--policy threshold:0.9" in text
 
 
+@pytest.mark.parametrize(
+    ("composed", "told"),
+    [((True, True), "a composed stream, not recorded traffic"), ((True, False), "1 of 2 requests are composed, not")],
+)
+def test_report_says_that_a_stream_is_composed(composed, told):
+    """Nobody is to take the rates of a composed stream for a forecast."""
+    report = make_report(run([chat("a", ts, composed=one) for ts, one in enumerate(composed)]))
+    assert told in " ".join(printed(report).split())
+    assert figures(report)["composed_requests"] == sum(composed)
+
+
 def test_report_names_skipped_lines_and_what_was_met():
     """Malformed lines are named by number, the first of them."""
     text = printed(make_report(run([chat("a", 0), *["{"] * 5])))

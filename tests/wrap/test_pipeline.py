@@ -703,3 +703,68 @@ def test_pipeline_and_stage_are_entered_once_at_a_time():
             run.__enter__()
         with pytest.raises(semcache.ConfigurationError, match="for each run"):
             stage.__enter__()
+
+
+# What goes by the cache, or comes in pieces
+
+
+def test_documents_of_a_context_are_given_by_streams_and_by_what_goes_by_the_cache(open_cache):
+    """Law 8: whatever came back inside the context, what is kept after it goes with its documents."""
+    cache = open_cache()
+
+    @semcache.cached(cache)
+    def whole(value):
+        return str(value)
+
+    @semcache.cached(cache)
+    def pieces(value):
+        yield str(value)
+
+    @semcache.cached(cache)
+    def after(number):
+        return number
+
+    def stop(mode, call):
+        with semcache.context(mode=mode):
+            return call()
+
+    def unkeyable(call):
+        with pytest.warns(semcache.SemcacheWarning):
+            return call()
+
+    ways = [
+        lambda: whole(1),
+        lambda: list(pieces(1)),
+        lambda: stop("off", lambda: whole(2)),
+        lambda: stop("off", lambda: list(pieces(2))),
+        lambda: unkeyable(lambda: whole(object())),
+        lambda: unkeyable(lambda: list(pieces(object()))),
+    ]
+    for number, way in enumerate(ways):
+        with semcache.pipeline("p") as run:
+            with semcache.context(documents=[f"d{number}"]):
+                way()
+            after(number)
+        assert run.documents == (f"d{number}",), number
+        cache.invalidate(document=f"d{number}")
+        after(number)
+        assert semcache.last().kind == "miss", number
+
+
+def test_stream_is_kept_with_the_documents_of_who_began_it(open_cache):
+    """Who reads along and ends first keeps what the other one has loaded, under that one's documents."""
+    cache = open_cache()
+
+    @semcache.cached(cache)
+    def pieces(number):
+        yield 1
+        yield 2
+
+    with semcache.context(documents=["d"]):
+        first = pieces(1)
+        next(first)
+    assert list(pieces(1)) == [1, 2]
+    assert list(first) == [2]
+    assert cache.invalidate(document="d") == 1
+    assert list(pieces(1)) == [1, 2]
+    assert semcache.last().kind == "miss"

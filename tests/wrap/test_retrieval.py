@@ -424,7 +424,7 @@ def test_prefix_k_answers_as_the_function_does(open_cache, data):
         ({"corpus": ""}, "corpus="),
         ({"corpus": 7}, "corpus="),
         ({"query": "question"}, "text='question'"),
-        ({"prefix_k": True, "k": "top"}, "'top' names no argument"),
+        ({"prefix_k": True, "k": "top"}, "no argument 'top'"),
         ({"documents": [7]}, "documents="),
         ({"version": 1}, "version="),
     ],

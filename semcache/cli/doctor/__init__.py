@@ -46,6 +46,11 @@ def add(commands: Any) -> None:
         "--embedder", metavar="MODEL",
         help="a model, by name, path or URL, which is loaded or asked (default: SEMCACHE_EMBEDDER, or none)",
     )  # fmt: skip
+    near.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="the file of a tuned policy to look at (default: SEMCACHE_POLICY, if it is one)",
+    )
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
@@ -56,7 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     embedder = options.embedder or os.environ.get("SEMCACHE_EMBEDDER") or None
     findings: list[Finding] = []
     width = min(shutil.get_terminal_size((_COLUMNS, 24)).columns, _WIDEST)
-    for finding in examine(place, embedder, options.device):
+    policy = options.policy or os.environ.get("SEMCACHE_POLICY") or None
+    for finding in examine(place, embedder, options.device, policy):
         findings.append(finding)
         if not options.json:
             show(_lines(finding, width), sys.stdout)
@@ -73,9 +79,9 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if marks["failed"] else 0
 
 
-def examine(place: Place, embedder: str | None, device: str) -> Iterator[Finding]:
+def examine(place: Place, embedder: str | None, device: str, policy: str | None = None) -> Iterator[Finding]:
     """Look everything over, one finding at a time. Raises ConfigurationError for settings that are wrong."""
-    from semcache.cli.doctor.near import examine_near
+    from semcache.cli.doctor.near import examine_near, examine_policy
     from semcache.cli.doctor.trial import examine_life
 
     yield from examine_package()
@@ -88,6 +94,8 @@ def examine(place: Place, embedder: str | None, device: str) -> Iterator[Finding
         yield from examine_life(place)
     else:
         yield Finding("skipped", "trial", "not tried: the store cannot be used")
+    if policy is not None:
+        yield examine_policy(policy, embedder, device)
     yield from examine_near(place, embedder, device, is_usable=is_usable)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from semcache.cli.doctor.finding import Finding, milliseconds
 from semcache.cli.doctor.trial import Patient, patients, trial_of
 from semcache.cli.store import Place
-from semcache.errors import MissingExtraError, SemcacheError
+from semcache.errors import ConfigurationError, MissingExtraError, SemcacheError
 from semcache.events import last
 from semcache.model import SHARED
-from semcache.policy import Threshold
+from semcache.policy import Threshold, Tuned
 from semcache.semantic.served import EmbeddingServer
+from semcache.wrap.default import policy_of
 
 _PACKAGES = ("httpx", "torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
 _PATIENT_SECONDS = 60.0
@@ -70,6 +71,30 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
     except (SemcacheError, OSError) as error:
         finding = Finding("failed", "near matches", str(error), "look at the findings above")
     yield finding
+
+
+def examine_policy(name: str, embedder: str | None, device: str) -> Finding:
+    """Say what a policy serves, and whether it is this embedder's. Raises ConfigurationError for a wrong embedder."""
+    from semcache.semantic.embedder import as_embedder
+
+    try:
+        policy = policy_of(name)
+        if isinstance(policy, Tuned) and embedder is not None:
+            made = as_embedder(embedder, device)
+            if made is not None and made.identity:
+                policy.check(made.identity)
+    except MissingExtraError:
+        pass  # which is said of the embedder itself
+    except ConfigurationError as error:
+        told, _, mend = str(error).rpartition(": ")
+        return Finding("failed", "policy", told, mend)
+    if not isinstance(policy, Tuned):
+        return Finding("ok", "policy", f"{name}, which nobody has measured" if policy else "shadow: none is served")
+    told = f"{policy}; {policy.embedder}, measured {policy.measured.get('made')}"
+    figures: dict[str, float | int | str] = {"cuts": len(policy.cuts), "budget": policy.budget}
+    if not policy.cuts:
+        return Finding("warning", "policy", told, "`semcache tune` says what is missing", figures)
+    return Finding("ok", "policy", told, figures=figures)
 
 
 def _extra() -> Finding:

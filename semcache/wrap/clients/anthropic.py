@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Json
+from semcache.wrap.clients.dialect import Cut, Json, told_as_json
 
 # Which field of a block each kind of delta adds to.
 _ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 _PROMPT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _TOLD_AT_THE_END = ("stop_reason", "stop_sequence", "stop_details", "container")
+# What the model says by itself; any other block is a call of a tool, or what one gave, of the server's too.
+_OWN_BLOCKS = frozenset({"text", "thinking", "redacted_thinking"})
 _ENDED_WELL = ("end_turn", "stop_sequence", "tool_use")
 
 
@@ -33,9 +35,11 @@ class Messages:
         """Look at temperature."""
         return "temperature" if (body.get("temperature") or 0) > 0 else None
 
-    def state(self, body: Json) -> str | None:  # noqa: ARG002 - there is none
-        """Answers rest on what is sent alone."""
-        return None
+    def state(self, body: Json) -> str | None:
+        """Look at a container that the server keeps, whose files may change."""
+        container = body.get("container")
+        named = container.get("id") if isinstance(container, dict) else container
+        return "container" if named else None
 
     def asks_usage(self, body: Json) -> bool:  # noqa: ARG002 - it is always told
         """Streams tell it unasked."""
@@ -56,13 +60,32 @@ class Messages:
         reason, blocks = answer["stop_reason"], answer["content"]
         if reason == "refusal":
             return "refusal"
-        calls = [block for block in blocks if block["type"] == "tool_use"]
+        calls = [block for block in blocks if block["type"] not in _OWN_BLOCKS]
         if (calls or reason == "tool_use") and not tools:
             return "tool calls"
         if reason not in _ENDED_WELL:
             return f"stop_reason {reason}"
-        says = any(block.get("text") if block["type"] == "text" else block["type"] != "thinking" for block in blocks)
+        for block in calls:
+            told = block.get("content")
+            if isinstance(told, dict) and str(told.get("type")).endswith("_error"):
+                return f"{block['type']} failed"
+        says = any(
+            block.get("text") if block["type"] == "text" else block["type"] not in _OWN_BLOCKS for block in blocks
+        )
         return None if says else "empty"
+
+    def as_chat(self, body: Json) -> Json:
+        """Put the system's word before the messages, whose blocks stay as they are."""
+        rest = {name: item for name, item in body.items() if name not in ("system", "messages")}
+        framed = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+        return {"api": self.name, **rest, "messages": [*framed, *body["messages"]]}
+
+    def text(self, answer: Json) -> str:
+        """Return the texts of the blocks, or, where they are not all of it, the blocks."""
+        blocks = answer["content"]
+        if all(block["type"] == "text" for block in blocks):
+            return "".join(block["text"] for block in blocks)
+        return told_as_json(blocks)
 
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
@@ -94,12 +117,12 @@ class Messages:
         answer["content"] = [blocks[index] for index in sorted(blocks)]
         return answer
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:  # noqa: ARG002 - it is always told
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:  # noqa: ARG002 - it is always told
         """Tell who speaks, each block, and why it ended."""
         begun = {**answer, "content": [], "stop_reason": None, "stop_sequence": None}
         chunks: list[Json] = [{"type": "message_start", "message": begun}]
         for index, block in enumerate(answer["content"]):
-            empty, deltas = _opened(block)
+            empty, deltas = _opened(block, cut)
             chunks.append({"type": "content_block_start", "index": index, "content_block": empty})
             chunks += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
             chunks.append({"type": "content_block_stop", "index": index})
@@ -125,13 +148,13 @@ def _add(block: Json, delta: Json, inputs: dict[int, str], index: int) -> None:
         raise ValueError(f"a delta of kind {kind} cannot be added up")
 
 
-def _opened(block: Json) -> tuple[Json, list[Json]]:
+def _opened(block: Json, cut: Cut) -> tuple[Json, list[Json]]:
     """Return a block as a stream opens it, and the deltas that fill it."""
     kind = block["type"]
     if kind == "text":
         cited = [{"type": "citations_delta", "citation": one} for one in block.get("citations") or []]
         empty = {**block, "text": "", **({"citations": []} if cited else {})}
-        return empty, [*cited, {"type": "text_delta", "text": block["text"]}]
+        return empty, [*cited, *({"type": "text_delta", "text": piece} for piece in cut(block["text"]))]
     if kind == "thinking":
         signed = {"type": "signature_delta", "signature": block["signature"]}
         thought = {"type": "thinking_delta", "thinking": block["thinking"]}

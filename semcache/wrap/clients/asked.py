@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import isawaitable
 from threading import RLock
 from typing import Any, get_args
 
 from semcache.cache import Cache
 from semcache.keep import Unkept
-from semcache.model import Usage
-from semcache.wrap.clients.dialect import Dialect, Json, with_own
+from semcache.model import Tenant, Usage
+from semcache.recording import Taken, UnrecordedError, owner_of, packed
+from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own, words
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.prefix import is_marked, unmarked
 from semcache.wrap.shared import Stream
 
 # What of a response's headers is kept with an answer.
@@ -85,7 +87,7 @@ class Asked:
 
     __slots__ = (
         "_answer_type", "_assembled", "_body", "_dialect", "_found", "_loaded", "_settings", "cache", "chunk_type",
-        "client", "endpoint", "send", "variant",
+        "client", "copied", "endpoint", "send", "tenant", "variant",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +107,9 @@ class Asked:
         self._loaded: tuple[Any, Any] = (None, None)
         self._found: tuple[Any, Any] = (None, None)
         self._assembled: tuple[Any, Json] = (None, {})
+        # What a recording takes: the caller may change what it has sent before it is answered.
+        self.copied = packed(body) if cache.recorder.recording is not None else None
+        self.tenant: Tenant | None = None
 
     @property
     def streams(self) -> dict[Any, Stream]:
@@ -149,18 +154,21 @@ class Asked:
 
     def _answer(self, value: Any) -> Any:
         answer = self._made(self._answer_of(value), self._answer_type)
-        answer._request_id = value["request_id"] if isinstance(value, dict) else _request_id(value[0]["head"])  # noqa: SLF001 - as the SDK sets it
+        own = value["request_id"] if isinstance(value, dict) else _request_id(value[0]["head"])
+        object.__setattr__(answer, "_request_id", own)  # as the SDK sets it; pydantic would look for a field first
         return answer
 
     # Streams
 
     @staticmethod
     def tell(item: Any) -> Any:
-        """Return what is kept of a head, or of a chunk with its text."""
-        if isinstance(item, Head):
-            return item.told()
+        """Return what is kept of a head, or of a chunk with its text, or with what it was made of."""
+        if not isinstance(item, tuple):
+            return item.told() if isinstance(item, Head) else item
         chunk, text = item
-        return text if text is not None else json.dumps(chunk.to_dict(mode="json", warnings=False))
+        if text is None:
+            text = chunk.to_dict(mode="json", warnings=False)
+        return text if isinstance(text, str) else json.dumps(text)
 
     def replayed(self, value: Any) -> list[Any]:
         """Return head and chunks of a stored answer, the chunks made already, and what a generator returned."""
@@ -178,12 +186,14 @@ class Asked:
         if isinstance(value, dict):
             name = value["request_id"]
             head = {"head": {} if name is None else dict.fromkeys(_KEPT_HEADERS, name), "with_usage": wanted}
-            chunks: list[Any] = self._dialect.split(value["answer"], with_usage=wanted)
+            chunks: list[Any] = self._dialect.split(
+                value["answer"], with_usage=wanted, cut=whole if self._settings.replay_rate is None else words
+            )
         else:
             head, *chunks = value
             if head["with_usage"] and not wanted:
                 chunks = self._dialect.without_usage([json.loads(chunk) for chunk in chunks])
-        return [head, *(self._made(chunk, self.chunk_type) for chunk in chunks)]
+        return [head, *((self._made(chunk, self.chunk_type), chunk) for chunk in chunks)]
 
     # Both
 
@@ -223,6 +233,20 @@ class Asked:
             return self._settings.usage(self._made(answer, self._answer_type))
         return None
 
+    def record(self, answer: Any) -> Taken:
+        """Return what is to be recorded of the call, with what it was answered by."""
+        if not isinstance(self.copied, bytes):
+            raise self.copied or UnrecordedError("the cache began to record while it was asked")
+        value = answer if answer is not None else self._found[0] if self._loaded[0] is None else self._loaded[0]
+        chunks = [chunk for chunk in value if isinstance(chunk, str)] if isinstance(value, list) else []
+        told = value.get("answer") if isinstance(value, dict) else None
+        text = None if told is None else _text_of(self._dialect, told)
+        return Taken(
+            "llm", self.copied, partial(_as_chat, self._dialect),
+            partial(_text_of_chunks, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
+            len(self.copied) + sum(map(len, chunks)) + len(text or ""),
+        )  # fmt: skip
+
     def of_answer(self, told: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return what takes a stored answer as it takes the SDK's."""
         return lambda value: told(self._made(self._answer_of(_bare(value)), self._answer_type))
@@ -234,7 +258,7 @@ class Asked:
             return answer
         known, answer = self._assembled
         if known != value:
-            answer = self._dialect.assemble([json.loads(chunk) for chunk in value[1:]])
+            answer = self._dialect.assemble(json.loads(f"[{','.join(value[1:])}]"))
             self._assembled = value, answer
         return answer
 
@@ -254,6 +278,23 @@ class Asked:
         make = self.client._process_response_data  # noqa: SLF001 - there is no public way
         plain = json.loads(data) if is_text else data
         return make(data=plain, cast_to=kind, response=_no_response(str(self.client.base_url)))
+
+
+def _as_chat(dialect: Dialect, body: Json) -> Json:
+    """Return a call as a recording has it: breakpoints of the provider's cache change no answer."""
+    return dialect.as_chat(unmarked(body) if is_marked(body) else body)
+
+
+def _text_of(dialect: Dialect, answer: Json) -> str | None:
+    with suppress(Exception):  # an answer that nobody here knows
+        return dialect.text(answer)
+    return None
+
+
+def _text_of_chunks(dialect: Dialect, chunks: list[str]) -> str | None:
+    with suppress(Exception):  # a stream that broke off, or that nobody here knows
+        return dialect.text(dialect.assemble([json.loads(chunk) for chunk in chunks]))
+    return None
 
 
 def chunk_type(given: Mapping[str, Any]) -> Any:

@@ -41,6 +41,12 @@ def cached_client(client: Any, cache: Cache | None, settings: ClientOptions) -> 
     from semcache.wrap.clients.engine import Engine
 
     sdk, is_async = sdk_of(client)
+    for dialect in sdk.dialects:
+        said = {"model", dialect.turns} & settings.ignore
+        if said:
+            raise ConfigurationError(
+                f"ignore={min(said)!r} would give one call's answers to another: it is what is asked"
+            )
     kind = type(client)
     engines = tuple(Engine(cache, dialect, settings) for dialect in sdk.dialects)
     members = {
@@ -98,8 +104,11 @@ def _explain(self: Any, **parameters: Any) -> Explanation:
     from semcache.wrap.clients.early import posted
 
     engine = engine_of(self, parameters)
-    request = engine.request(self, posted(self, engine, parameters))
-    explanation: Explanation = engine.cache.explain(request)
+    given = posted(self, engine, parameters)
+    why_not = engine.why_not(given)
+    if why_not is not None:
+        return Explanation(said=[(tier.name, f"not asked: {why_not}") for tier in engine.cache.tiers])
+    explanation: Explanation = engine.cache.explain(engine.request(self, given))
     return explanation
 
 

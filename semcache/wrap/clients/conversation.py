@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from semcache.context import as_tenant
+from semcache.errors import UnkeyableError
 from semcache.keys import canonical
+from semcache.meaning import family_of
 from semcache.model import Tenant
-from semcache.wrap.call import cut_out
+from semcache.traffic import FRAME, chat_family
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
+from semcache.wrap.cut import cut_out
 
 # Options of the SDKs' requests that say how to ask, not what; any other is in the key.
 HOW_TO_ASK = frozenset({"headers", "extra_json", "timeout", "max_retries", "idempotency_key", "security"})
@@ -27,8 +30,6 @@ TRACE_HEADERS = frozenset({
     "uber-trace-id",
 })  # fmt: skip
 TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
-# Whose words are the frame of a conversation, and no turn of it.
-_FRAME = frozenset({"system", "developer"})
 _UNFRAMED = canonical([{}, {}])
 
 
@@ -58,13 +59,14 @@ class Where:
         """Return the canonical form of it, and the names of the headers in it, which a call may leave out."""
         # Where a client leaves a header out it tells an object, which differs from all others.
         sent = {name: item for name, item in client.default_headers.items() if item.__class__ is str}
-        seen = (client.base_url, sent, client.auth_headers, client.default_query)
+        query = client.default_query  # told anew each time: 1 and True are equal, and sent as "1" and "true"
+        seen = (client.base_url, sent, client.auth_headers, canonical(dict(query)) if query else b"")
         latest, told, names = self._latest
         if seen != latest:
             url, headers, own, query = seen
             others = {name: item for name, item in headers.items() if own.get(name) != item}
             headers = told_headers(others, self._settings)
-            told, names = canonical([str(url), headers, dict(query)]), frozenset(headers)
+            told, names = canonical([str(url), headers, query]), frozenset(headers)
             self._latest = seen, told, names
         return told, names
 
@@ -122,11 +124,23 @@ class Meant:
 
     @property
     def tenant(self) -> Tenant | None:
-        """Whose call it is, as far as the client's settings say. Raises what the user's callable raises."""
+        """Whose call it is, as far as the client's settings say. Raises what the user's callable raises.
+
+        A call that does not say whose it is, where it should, has no key: it would share what is one tenant's.
+        """
         tenant = self._settings.tenant
         if isinstance(tenant, str):
-            return as_tenant(self._body.get(tenant))
+            if tenant not in self._body:
+                raise UnkeyableError(f"it has no parameter {tenant!r}, which says whose it is (tenant={tenant!r})")
+            return as_tenant(self._body[tenant])
         return as_tenant(tenant(self._body)) if callable(tenant) else tenant
+
+    def family(self) -> bytes:
+        """Return the scope family, which is that of the same call in a recording: no server, header or turn is in it.
+
+        Raises UnkeyableError.
+        """
+        return family_of("", "", canonical(chat_family(self._asked, self._dialect.turns)))
 
     def text(self) -> tuple[str | None, Callable[[], bytes], str | None]:
         """Return the text, what stands around it, and why there is no text, if so.
@@ -173,7 +187,7 @@ def _chosen(text: str, chosen: Callable[[str], Any] | None) -> tuple[Any, Any]:
 def _latest(messages: list[Any], turns: int) -> list[Any]:
     """Return the frame of a conversation, its latest turns and its last message."""
     *earlier, last = messages
-    is_frame = [isinstance(one, Mapping) and one.get("role") in _FRAME for one in earlier]
+    is_frame = [isinstance(one, Mapping) and one.get("role") in FRAME for one in earlier]
     frame = [one for one, framed in zip(earlier, is_frame, strict=True) if framed]
     spoken = [one for one, framed in zip(earlier, is_frame, strict=True) if not framed]
     return [*frame, *spoken[max(0, len(spoken) - turns) :], last]

@@ -6,12 +6,16 @@ Laws: a dialect is pure; it sees plain JSON data, never the SDK's classes; what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from semcache.model import Usage
 
 Json = dict[str, Any]
+Cut = Callable[[str], list[str]]
+_WORD = re.compile(r"\S{1,12}\s*|\s+")
 
 
 class Dialect(Protocol):
@@ -54,6 +58,14 @@ class Dialect(Protocol):
         """Say why an answer is not worth keeping, if so; `tools` says that calls of tools are."""
         ...
 
+    def as_chat(self, body: Json) -> Json:
+        """Return a call as a chat completion's body, for a recording: `messages`, and all else as it was sent."""
+        ...
+
+    def text(self, answer: Json) -> str:
+        """Return what an answer says: its text, or JSON where that is not all of it."""
+        ...
+
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
         ...
@@ -62,13 +74,28 @@ class Dialect(Protocol):
         """Return the answer that a whole stream's chunks make. Raises where they make none, in any way."""
         ...
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
-        """Return the chunks that make an answer."""
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:
+        """Return the chunks that make an answer, its text in the pieces that `cut` makes of it."""
         ...
 
     def without_usage(self, chunks: Sequence[Json]) -> list[Json]:
         """Return chunks that told their usage as they are for who does not ask for it."""
         ...
+
+
+def whole(text: str) -> list[str]:
+    """Return a text as one piece."""
+    return [text]
+
+
+def words(text: str) -> list[str]:
+    """Return a text in pieces of about a word, as a model's chunks are."""
+    return _WORD.findall(text) or [text]
+
+
+def told_as_json(said: object) -> str:
+    """Return what an answer says beside texts."""
+    return json.dumps(said, ensure_ascii=False)
 
 
 def with_own(told: Json, body: Json, echoes: frozenset[str]) -> Json:

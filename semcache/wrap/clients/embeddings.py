@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from inspect import isawaitable
@@ -23,12 +24,14 @@ from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical
 from semcache.lookup import finish, load
 from semcache.many import lookup_many
-from semcache.model import FOREVER, Alike, Facets, Usage
+from semcache.model import FOREVER, Alike, Facets, Request, Usage
 from semcache.plan import Outcome, Plan, arun, run
+from semcache.recording import Told, owner_of
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.default import default_cache
+from semcache.wrap.told import telling
 
 _KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
 _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
@@ -81,13 +84,13 @@ class Embeddings:
             items = _items(given["body"].get("input"))
             requests = self._requests(cache, client, given, items)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
-            return (yield from self._through(cache, send, "unkeyable", error))
+            return (yield from self._through(cache, given, send, "unkeyable", error))
         if requests.one.mode == "off":
-            return (yield from self._through(cache, send, "mode: off"))
+            return (yield from self._through(cache, given, send, "mode: off"))
         sent: list[Any] = []
         outcomes = yield from lookup_many(
-            cache.chain, requests, partial(self._load, items, given, send, sent), None, cache.event, blocks=blocks,
-            usage=_usage,
+            cache.chain, requests, partial(self._load, items, given, send, sent), None,
+            self._telling(cache, requests, given, items), blocks=blocks, usage=_usage,
         )  # fmt: skip
         trouble = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
         if trouble is not None and not isinstance(trouble, _UnlikeError):
@@ -98,15 +101,29 @@ class Embeddings:
                 return Outcome(self._answer(client, given, values, sent))
             except Exception as error:  # noqa: BLE001 - in whatever way it is not what we know, the SDK is asked
                 trouble = error
-        return (yield from self._through(cache, send, "not known as embeddings", trouble))
+        return (yield from self._through(cache, given, send, "not known as embeddings", trouble))
+
+    def _telling(
+        self, cache: Cache, requests: Alike, given: Mapping[str, Any], items: list[Any]
+    ) -> Callable[[Request], Event]:
+        around = {name: item for name, item in body_of(given).items() if name != "input"}
+        facets = requests.one.facets
+        return telling(cache, requests.keys, items, around, facets.tenant or None)
 
     def _through(
-        self, cache: Cache, send: Callable[[], Any], reason: str, error: BaseException | None = None
+        self,
+        cache: Cache,
+        given: Mapping[str, Any],
+        send: Callable[[], Any],
+        reason: str,
+        error: BaseException | None = None,
     ) -> Plan[Outcome[Any]]:
         """Ask as the caller asked."""
         told = current.get()
         stage = self._stage if told is None else told.stage or self._stage
         event = Event("bypass", self.name, cache.namespace, reason=reason, stage=stage)
+        if cache.recorder.recording is not None:
+            event.call = Told("embedding", body_of(given), owner_of(cache.tenant_of(None)))
         if error is not None:
             event.fault("key", error)
             cache.recorder.warn_once(
@@ -125,7 +142,7 @@ class Embeddings:
         tenant = meant.tenant
         facets = Facets(cache.namespace, self.name, settings.version, model=meant.model, tags=settings.tags)
         one = cache.complete(
-            b"", b"", b"", None, tenant, settings.lives or FOREVER, facets, None, self._stage
+            b"", b"", b"", None, tenant, replace(settings.lives or FOREVER, ttl_of=None), facets, None, self._stage
         )  # fmt: skip
         one.sources = None  # a vector is made of its text, whatever its pipeline was given
         begun = blake2b(cache.prefix(self.name, settings.version), digest_size=KEY_BYTES)

@@ -17,6 +17,7 @@ from semcache.codec import unpack
 from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.inherit import tell_context
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
@@ -34,6 +35,10 @@ from semcache.wrap.default import default_cache
 _KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
 _RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 _UNREAD = ("off", "refresh")
+# Why calls go by the cache.
+_OF_THE_SERVER, _SAMPLING = "state of the server: ", "sampling: "
+# So many keys of calls made before are remembered, of 20 bytes each.
+_MOST_KEYS = 4096
 
 
 class Form(NamedTuple):
@@ -59,6 +64,9 @@ class Engine:
         self._endpoint = Endpoint(dialect, settings)
         self._where = Where(settings)
         self._prefix: tuple[Cache | None, bytes] = (None, b"")
+        self._keys: dict[bytes, bytes] = {}
+        # Of names of parameters: whether the SDK sends such calls as they are given.
+        self.sent_as_they_are: dict[tuple[str, ...], bool] = {}
 
     @property
     def cache(self) -> Cache:
@@ -82,9 +90,11 @@ class Engine:
             self.form = Form(path, given["cast_to"], given["stream_cls"])
         return self.form is not None and given.get("stream_cls") == self.form.stream_cls
 
-    def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
-        """Answer a POST of a plain client."""
-        asked, opened = self.open(client, given, send)
+    def post(
+        self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
+    ) -> Any:
+        """Answer a POST of a plain client; `packed` is its body as one byte string, where that is all of it."""
+        asked, opened = self.open(client, given, send, packed)
         is_stream = asked.chunk_type is not None
         if opened is None:
             return replay(asked, given["stream_cls"], path) if is_stream else asked.found
@@ -95,9 +105,11 @@ class Engine:
             return self._passed(event, send)
         return stream(asked, request, event, given["stream_cls"], path)
 
-    async def apost(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:
-        """Answer a POST of an async client."""
-        asked, opened = self.open(client, given, send)
+    async def apost(
+        self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
+    ) -> Any:
+        """Answer a POST of an async client, as `post` does."""
+        asked, opened = self.open(client, given, send, packed)
         is_stream = asked.chunk_type is not None
         if opened is None:
             return areplay(asked, given["stream_cls"], path) if is_stream else asked.found
@@ -130,24 +142,44 @@ class Engine:
         with_usage = bool(given.get("stream")) and self._asks_usage(body)
         return Asked(self._endpoint, self.cache, client, given, body, send, with_usage=with_usage)
 
-    def open(self, client: Any, given: Mapping[str, Any], send: Callable[[], Any]) -> tuple[Asked, Opened | None]:
+    def open(
+        self, client: Any, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
+    ) -> tuple[Asked, Opened | None]:
         """Look a call up in memory: return it, and None where it is answered, else what `plan` takes."""
+        asked, opened = self._open(client, given, send, packed)
+        if opened is not None and asked.copied is not None:
+            opened[1].call = asked
+        return asked, opened
+
+    def _open(
+        self, client: Any, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes
+    ) -> tuple[Asked, Opened | None]:
         began = perf_counter_ns()
         cache = self.cache
-        body = body_of(given)
+        body = given["body"] if packed else body_of(given)
         asked = self._asked(client, given, body, send)
+        meant: Meant | None = None
         try:
-            bypass = self._bypassed(body)
-            if bypass is not None:
-                return asked, (None, bypass)
-            meant = Meant(self._where.of(client), given, body, self.dialect, self._settings)
-            key = self._key(cache, meant)
+            where = self._where.of(client)
+            known = b"" if asked.copied is not None else self._known(cache, where[0], packed)
+            key = self._keys.get(known)
+            if key is None:
+                bypass = self._bypassed(body)
+                if bypass is not None:
+                    return asked, (None, bypass)
+                meant = Meant(where, given, body, self.dialect, self._settings)
+                key = self._key(cache, meant)
+                self._learn(known, key)
+                if asked.copied is not None:
+                    asked.tenant = cache.tenant_of(meant.tenant)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
             return asked, (None, self._unkeyable(error))
         keyed = perf_counter_ns()
         if self._remembers(cache, asked, key, began, keyed):
             return asked, None
         try:
+            if meant is None:
+                meant = Meant(where, given, body, self.dialect, self._settings)
             request = self._request(key, meant, asked)
         except Exception as error:  # noqa: BLE001 - the user's own text callable
             return asked, (None, self._unkeyable(error))
@@ -156,13 +188,49 @@ class Engine:
         event.took("memory", perf_counter_ns() - keyed)
         return asked, (request, event)
 
+    def _known(self, cache: Cache, where: bytes, packed: bytes) -> bytes:
+        """Return by what the key of a call is known that was made in the same words before; nothing, where it is not.
+
+        To sort and tell a long conversation again takes ten times as long as to digest its bytes as they are.
+        """
+        if not packed or callable(self._settings.tenant):
+            return b""
+        options = current.get()
+        owner = None if options is None else options.tenant
+        return digest(self._prefix_of(cache), where, packed, cache.tenant_bytes(owner or cache.tenant))
+
+    def _learn(self, known: bytes, key: bytes) -> None:
+        if known:
+            if len(self._keys) >= _MOST_KEYS:
+                self._keys.clear()
+            self._keys[known] = key
+
+    def _prefix_of(self, cache: Cache) -> bytes:
+        made_for, prefix = self._prefix
+        if made_for is not cache:
+            prefix = cache.prefix(self.dialect.name, self._settings.version)
+            self._prefix = cache, prefix
+        return prefix
+
     def _bypassed(self, body: Json) -> Event | None:
         """Say why a call goes by the cache, if it does."""
         state = self.dialect.state(body)
         if state is not None:
-            return self._bypass(f"state of the server: {state}")
+            return self._bypass(_OF_THE_SERVER + state)
         sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
         return None if sampled is None else self._sampled(sampled)
+
+    def is_sampled(self, body: Mapping[str, Any]) -> bool:
+        """Say whether a call asks for answers that differ, and these are not cached."""
+        return self._settings.sampling != "any" and self.dialect.samples(dict(body)) is not None
+
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        """Say why a call goes by the cache, if it does, and tell nobody else."""
+        body = body_of(given)
+        state, sampled = self.dialect.state(body), self.dialect.samples(body)
+        if state is not None:
+            return _OF_THE_SERVER + state
+        return None if sampled is None or self._settings.sampling == "any" else _SAMPLING + sampled
 
     def _asks_usage(self, body: Json) -> bool:
         try:
@@ -171,11 +239,7 @@ class Engine:
             return False
 
     def _key(self, cache: Cache, meant: Meant) -> bytes:
-        known, prefix = self._prefix
-        if known is not cache:
-            prefix = cache.prefix(self.dialect.name, self._settings.version)
-            self._prefix = cache, prefix
-        return digest(prefix, meant.whole, cache.tenant_bytes(cache.tenant_of(meant.tenant)))
+        return digest(self._prefix_of(cache), meant.whole, cache.tenant_bytes(cache.tenant_of(meant.tenant)))
 
     def _request(self, key: bytes, meant: Meant, asked: Asked) -> Request:
         cache, settings = self.cache, self._settings
@@ -191,6 +255,8 @@ class Engine:
             key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
         )  # fmt: skip
         request.accepts = asked.accepts
+        if request.family:
+            request.family = meant.family()
         return request
 
     def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
@@ -199,6 +265,7 @@ class Engine:
         chain = self.cache.chain
         origin = Origin(asked.load, asked.when, asked.usage)
         if request is None:
+            tell_context(chain)
             outcome = yield from load(origin, None, event)
             return finish(chain, event, outcome)
         found, value = probe(chain, request, event)
@@ -226,8 +293,12 @@ class Engine:
                 options.sources.add(cache.chain.birth, kept.facets.documents, kept.born)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         if recorder.observers or tracing():
-            recorder.lookup(self.memory_hit(key, kept, key_ns, memory_ns, stage))
+            event = self.memory_hit(key, kept, key_ns, memory_ns, stage)
+            event.call = asked
+            recorder.lookup(event)
             return True
+        if recorder.recording is not None:
+            recorder.recording.note(asked, None, key, kept.usage, kept.load_seconds, self.dialect.name)
         age = cache.now() - kept.since
         recorder.quick.append((kept.facets, stage, key_ns, memory_ns, kept.load_seconds, kept.usage, age))
         if len(recorder.quick) > FOLD_AT:
@@ -247,6 +318,7 @@ class Engine:
     def _passed(self, event: Event, send: Callable[[], Any]) -> Any:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
         event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else "mode: off"
+        tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
         return send()
 
@@ -261,13 +333,19 @@ class Engine:
             f"a call of {self.dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
             'semcache.cached(client, cache, sampling="any") caches such calls too: all are then given one answer',
         )
-        return self._bypass(f"sampling: {parameter}")
+        return self._bypass(_SAMPLING + parameter)
 
     def _unkeyable(self, error: Exception) -> Event:
         event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")
         event.fault("key", error)
         name = self.dialect.name
         self.cache.recorder.warn_once(
-            f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {error!r}"
+            f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {_told(error)}"
         )  # fmt: skip
         return event
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, UnkeyableError):
+        return str(error)
+    return f"text= or tenant= raised {error!r}"

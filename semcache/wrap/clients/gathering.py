@@ -79,7 +79,7 @@ class Called:
             event.age, event.load_seconds, event.usage = told.age, told.load_seconds, told.usage
             event.similarity, event.neighbour = told.similarity, told.neighbour
         self.take(Outcome(deepcopy(first.value), first.outcome.error))
-        finish(self.engine.cache.chain, event, first.outcome)
+        finish(self.engine.cache.chain, event, Outcome(self.value, first.outcome.error))
 
 
 class Gathering:

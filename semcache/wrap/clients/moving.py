@@ -124,6 +124,12 @@ class Watch:
         return next((place for place, pair in enumerate(zip(latest, values, strict=False)) if pair[0] != pair[1]), None)
 
 
+def sites(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield what may move in a text, in order: "a clock" or "an id", where it begins and where it ends."""
+    for match in _found(text):
+        yield "a clock" if match["clock"] else "an id", match.start(), match.end()
+
+
 def _found(raw: str) -> Iterator[re.Match[str]]:
     end = 0
     while (hint := _HINTS.search(raw, end)) is not None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Json, merged
+from semcache.wrap.clients.dialect import Cut, Json, merged, told_as_json
 
 # In a delta these come at once; all other text comes in pieces.
 _WHOLE = frozenset({"id", "type", "role"})
+_PLAIN = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _OF_STREAMS = frozenset({"choices", "object", "usage"})
+
+
+def _only_says(choice: Json) -> bool:
+    """Say whether a choice in a chunk holds a piece of text and nothing else."""
+    delta = choice["delta"]
+    if len(delta) != 1 or not isinstance(delta.get("content"), str) or not choice.keys() <= _PLAIN:
+        return False
+    return choice.get("finish_reason") is None and choice.get("logprobs") is None
 
 
 class ChatCompletions:
@@ -68,6 +77,19 @@ class ChatCompletions:
                 return "empty"
         return None if answer["choices"] else "empty"
 
+    def as_chat(self, body: Json) -> Json:
+        """Leave it as it is."""
+        return body
+
+    def text(self, answer: Json) -> str:
+        """Return the content of the message; of several, or with calls of tools in it, the messages."""
+        messages = [choice["message"] for choice in answer["choices"]]
+        if len(messages) != 1:
+            return told_as_json(messages)
+        (message,) = messages
+        is_text = isinstance(message.get("content"), str) and not message.get("tool_calls")
+        return message["content"] if is_text else told_as_json({name: item for name, item in message.items() if item})
+
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
         choice = answer["choices"][0]
@@ -77,14 +99,23 @@ class ChatCompletions:
     def assemble(self, chunks: Sequence[Json]) -> Json:
         """Add the deltas up, choice by choice."""
         choices: dict[int, Json] = {}
+        said: dict[int, list[str]] = {}  # what was said since the choice was merged last, as most chunks say no more
         answer: Json = {}
         for chunk in chunks:
-            answer.update({name: item for name, item in chunk.items() if name not in _OF_STREAMS})
+            for name, item in chunk.items():
+                if name not in _OF_STREAMS:
+                    answer[name] = item
             if chunk.get("usage"):
                 answer["usage"] = chunk["usage"]
             for choice in chunk["choices"]:
-                told = choices.get(choice["index"], {"delta": {}, "logprobs": None})
-                choices[choice["index"]] = merged(told, choice, whole=_WHOLE | {"finish_reason"})
+                index = choice["index"]
+                if index in choices and _only_says(choice):
+                    said.setdefault(index, []).append(choice["delta"]["content"])
+                    continue
+                told = choices.get(index, {"delta": {}, "logprobs": None})
+                if index in said:
+                    told = merged(told, {"delta": {"content": "".join(said.pop(index))}}, whole=_WHOLE)
+                choices[index] = merged(told, choice, whole=_WHOLE | {"finish_reason"})
         if not choices or any(choice.get("finish_reason") is None for choice in choices.values()):
             raise ValueError("the stream broke off")
         answer["object"] = "chat.completion"
@@ -103,7 +134,7 @@ class ChatCompletions:
         rest = {name: item for name, item in choice.items() if name != "delta"}
         return {**rest, "message": message}
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:
         """Tell who speaks, what is said, why it ended, and what was used if that is asked for."""
         head = {name: item for name, item in answer.items() if name not in _OF_STREAMS}
         head["object"] = "chat.completion.chunk"
@@ -117,7 +148,11 @@ class ChatCompletions:
             begun = {"role": told.pop("role", "assistant"), "content": ""}
             said = {name: item for name, item in told.items() if item is not None}
             ended = {"index": choice["index"], "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}
-            told_in = [{**rest, "logprobs": None, "delta": begun}, {**rest, "delta": said}, ended]
+            pieces = cut(said["content"]) if said.keys() == {"content"} and not rest.get("logprobs") else []
+            deltas = [{"content": piece} for piece in pieces] or [said]
+            told_in = [
+                {**rest, "logprobs": None, "delta": begun}, *({**rest, "delta": delta} for delta in deltas), ended,
+            ]  # fmt: skip
             chunks += [{**head, "choices": [one], **silent} for one in told_in]
         if with_usage:
             chunks.append({**head, "choices": [], "usage": answer.get("usage")})

@@ -43,7 +43,7 @@ class ClientOptions:
 def client_options(
     *, text: Any, key: object, tenant: Any, lives: Lives | None, tags: str | Iterable[str], version: object,
     ignore: str | Iterable[str], when: Any, stage: object, usage: Any, sampling: object, tool_calls: bool,
-    history: object, replay_rate: object, prompt_cache: object,
+    history: object, replay_rate: object, prompt_cache: object, documents: object,
 ) -> ClientOptions:  # fmt: skip
     """Check the settings of a cached client. Raises ConfigurationError."""
     for name, value in (("text", text), ("when", when), ("usage", usage)):
@@ -51,9 +51,13 @@ def client_options(
             raise ConfigurationError(f"{name}= of a client is a callable; got {value!r}")
     if key is not None:
         raise ConfigurationError("a client takes no key=: name what cannot change its answers in ignore=")
+    if documents is not None:
+        raise ConfigurationError(
+            "a client takes no documents=: ask inside `with semcache.pipeline(name)`, or name them in a context"
+        )
     if lives is not None and lives.grace:
         raise ConfigurationError("the answers of a client cannot be served stale; give it a ttl alone")
-    if tenant is not None and not isinstance(tenant, str | Shared) and not callable(tenant):
+    if tenant == "" or (tenant is not None and not isinstance(tenant, str | Shared) and not callable(tenant)):
         raise ConfigurationError(f"tenant= is a parameter's name, a callable or semcache.SHARED; got {tenant!r}")
     if version is not None and not isinstance(version, str):
         raise ConfigurationError(f'version= is text, as in version="2"; got {version!r}')

@@ -83,6 +83,10 @@ class Pack:
                 raise TypeError(f"it returned a {type(joined).__name__}, and no parameters of a call")  # noqa: TRY301
             if joined.get("stream"):
                 raise TypeError("it asks for a stream")  # noqa: TRY301
+            if joined.get("model") != self._parameters[places[0]].get("model"):
+                raise TypeError("it asks another model")  # noqa: TRY301
+            if self._engine.is_sampled(joined):
+                raise TypeError("it asks for answers that differ")  # noqa: TRY301
             send = self._prepare(joined)
         except Exception as error:
             raise GivenUp("join= failed", error) from error

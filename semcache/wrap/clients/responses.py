@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from semcache.model import Usage
-from semcache.wrap.clients.dialect import Json
+from semcache.wrap.clients.dialect import Cut, Json, told_as_json, whole
 
 # The events that end a stream hold the whole response; the others tell its beginning, without what it said.
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -90,6 +90,24 @@ class Responses:
         says = any(part.get("text") for part in parts)
         return None if says or calls else "empty"
 
+    def as_chat(self, body: Json) -> Json:
+        """Make messages of instructions and input: an item that has no role is given one, and stays as it is."""
+        rest = {name: item for name, item in body.items() if name not in ("instructions", "input")}
+        told = body.get("input")
+        items = [{"role": "user", "content": told}] if isinstance(told, str) else told or []
+        instructions = body.get("instructions")
+        framed = [{"role": "system", "content": instructions}] if instructions or not items else []
+        return {"api": self.name, **rest, "messages": [*framed, *map(_as_message, items)]}
+
+    def text(self, answer: Json) -> str:
+        """Return the texts of the messages, or, where there is more than thought beside them, the items."""
+        items = answer["output"]
+        parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+        is_text = all(item["type"] in ("message", "reasoning") for item in items)
+        if is_text and all(isinstance(part.get("text"), str) for part in parts):
+            return "".join(part["text"] for part in parts)
+        return told_as_json(items)
+
     def said(self, answer: Json, text: str) -> Json:
         """Return the answer as it were if it had said this text and nothing else."""
         message = next(item for item in answer["output"] if item["type"] == "message")
@@ -106,13 +124,13 @@ class Responses:
             raise ValueError("the stream broke off")
         return ended
 
-    def split(self, answer: Json, *, with_usage: bool) -> list[Json]:  # noqa: ARG002 - it is always told
+    def split(self, answer: Json, *, with_usage: bool, cut: Cut) -> list[Json]:  # noqa: ARG002 - it is always told
         """Tell that it began, each item, and the whole."""
         unknown = {name: None for name in _TOLD_AT_THE_END if name in answer}
         begun = {**answer, **unknown, "status": "in_progress", "output": []}
         chunks: list[Json] = [{"type": f"response.{what}", "response": begun} for what in ("created", "in_progress")]
         for place, item in enumerate(answer["output"]):
-            empty, filling = _opened(item)
+            empty, filling = _opened(item, cut)
             where = {"item_id": item.get("id") or item.get("call_id") or "", "output_index": place}
             chunks.append({"type": "response.output_item.added", "output_index": place, "item": empty})
             chunks += [{**where, **one, "type": f"response.{one['type']}"} for one in filling]
@@ -125,6 +143,19 @@ class Responses:
         return list(chunks)
 
 
+def _as_message(item: Json) -> Json:
+    """Return an item of the input as a message."""
+    if "role" not in item:
+        return {"role": "tool" if str(item.get("type")).endswith("_output") else "assistant", **item}
+    message = {name: told for name, told in item.items() if (name, told) != ("type", "message")}
+    if isinstance(message.get("content"), list):
+        message["content"] = [
+            {**part, "type": "text"} if part.get("type") in ("input_text", "output_text") else part
+            for part in message["content"]
+        ]
+    return message
+
+
 def _is_reference(item: object) -> bool:
     """Say whether an item of the input stands for one that the server keeps: its type may be left out."""
     if not isinstance(item, Mapping):
@@ -132,18 +163,18 @@ def _is_reference(item: object) -> bool:
     return item.get("type") == "item_reference" or (item.get("type") is None and "role" not in item)
 
 
-def _opened(item: Json) -> tuple[Json, list[Json]]:
+def _opened(item: Json, cut: Cut) -> tuple[Json, list[Json]]:
     """Return an item as a stream opens it, and the events that fill it."""
     kind = item["type"]
     begun = {**item, "status": "in_progress"} if "status" in item else item
     if kind == "message":
         parts = enumerate(item["content"])
-        return {**begun, "content": []}, [event for place, part in parts for event in _part(place, part)]
+        return {**begun, "content": []}, [event for place, part in parts for event in _part(place, part, cut)]
     if kind == "reasoning":
         summed, thought = enumerate(item.get("summary") or []), enumerate(item.get("content") or [])
         empty: Json = {name: [] for name in ("summary", "content") if item.get(name) is not None}
         events = [event for place, part in summed for event in _summary(place, part)]
-        return {**begun, **empty}, [*events, *(event for place, part in thought for event in _part(place, part))]
+        return {**begun, **empty}, [*events, *(event for place, part in thought for event in _part(place, part, whole))]
     if kind in _CALLS and isinstance(item.get(_CALLS[kind][0]), str):
         field, name = _CALLS[kind]
         done = {"type": f"{name}.done", field: item[field]}
@@ -153,7 +184,7 @@ def _opened(item: Json) -> tuple[Json, list[Json]]:
     return begun, []
 
 
-def _part(place: int, part: Json) -> Iterator[Json]:
+def _part(place: int, part: Json, cut: Cut) -> Iterator[Json]:
     """Yield the events of a part of a message, or of what was thought."""
     where, kind = {"content_index": place}, part["type"]
     if not isinstance(part.get("text"), str):
@@ -163,7 +194,8 @@ def _part(place: int, part: Json) -> Iterator[Json]:
         empty = {**part, "text": "", **({"annotations": []} if cited else {})}
         likely = {"logprobs": part.get("logprobs") or []} if kind == "output_text" else {}
         yield {"type": "content_part.added", **where, "part": empty}
-        yield {"type": f"{kind}.delta", **where, "delta": part["text"], **likely}
+        for piece in [part["text"]] if part.get("logprobs") else cut(part["text"]):
+            yield {"type": f"{kind}.delta", **where, "delta": piece, **likely}
         for index, one in enumerate(cited or []):
             yield {"type": f"{kind}.annotation.added", **where, "annotation_index": index, "annotation": one}
         yield {"type": f"{kind}.done", **where, "text": part["text"], **likely}

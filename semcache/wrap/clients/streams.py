@@ -25,7 +25,7 @@ from semcache.wrap.stream import Reading
 _OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
 
 # So many chunks of a stream are read before somebody asks for them: what came together is read at one go.
-_AHEAD = 16
+_AHEAD = 4
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -89,7 +89,7 @@ def _paced(asked: Asked, chunks: Iterable[Any]) -> Generator[Any, None, None]:
     for place, chunk in enumerate(chunks):
         if rate is not None and place:
             asked.cache.clock.sleep(1 / rate)
-        yield chunk
+        yield asked.chunk(chunk)
 
 
 async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, None]:
@@ -97,7 +97,7 @@ async def _apaced(asked: Asked, chunks: Iterable[Any]) -> AsyncGenerator[Any, No
     for place, chunk in enumerate(chunks):
         if rate is not None and place:
             await asked.cache.clock.asleep(1 / rate)
-        yield chunk
+        yield asked.chunk(chunk)
 
 
 def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, None]:
@@ -116,9 +116,9 @@ def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, 
         item = run(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            stored = reading.stored
-            if stored is not None:
-                yield from _paced(asked, stored)
+            rest = reading.alone()
+            if rest is not None:
+                yield from _paced(asked, rest)
                 return
             item = reading.pull()
         item.unwrap()
@@ -147,9 +147,9 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
         item = await arun(reading.step())
         while not isinstance(item, End):
             yield asked.chunk(item)
-            stored = reading.stored
-            if stored is not None:
-                async for chunk in _apaced(asked, stored):
+            rest = reading.alone()
+            if rest is not None:
+                async for chunk in _apaced(asked, rest):
                     yield chunk
                 return
             item = await reading.apull()

@@ -1,0 +1,188 @@
+"""The policy that `semcache tune` writes: for each scope family the lowest cut that was proved, or none.
+
+Laws: it serves nothing that its file does not prove; a file that is damaged, of another version or kind, or measured on
+another embedder's vectors (law 11) is refused, with the mend; the file holds figures, never a recorded text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from semcache.errors import ConfigurationError
+from semcache.model import Decision, Neighbour, Request, Verdict
+from semcache.policy.bounds import at_most, upper_bound
+
+VERSION = 1
+KIND = "cosine"
+_AGAIN = "make it anew with `semcache tune TRAFFIC.jsonl --output FILE`"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the labels of a scope family, or of a namespace, say: the cut that they prove (None: none), and they.
+
+    `bound` is the upper bound on the wrong share of what that cut serves; without a cut, of what was tested first.
+    """
+
+    cut: float | None
+    labels: int
+    wrong: int
+
+    def bound(self, confidence: float) -> float:
+        return upper_bound(self.wrong, self.labels, confidence)
+
+
+NOTHING = Proof(None, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Serves near matches from the cuts that a recording proved: at most `budget` of what they serve is wrong.
+
+    That holds with `confidence`, in each of `families` by itself, by hex digest, and for all others together, under
+    `others`. `embedder` is whose vectors were measured; with another one nothing near is served. `measured` says on
+    what. `semcache tune` makes one, `Tuned.read` reads its file, as does `Cache(policy="FILE")`.
+    """
+
+    budget: float
+    confidence: float
+    embedder: str
+    others: Proof = NOTHING
+    families: Mapping[str, Proof] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def within(self, request: Request) -> _Cut:
+        """Return what decides in the scope family of a request."""
+        if request.embedder != self.embedder:
+            return _Cut(None, f"tuned for another embedder: {self.embedder}")
+        proof = self.families.get(request.family.hex())
+        where = "all families that were not measured alone" if proof is None else "this scope family"
+        return _Cut((self.others if proof is None else proof).cut, f"tuned on {where}")
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        """Decide as in a scope family that was not measured alone."""
+        return _Cut(self.others.cut, "tuned on all families that were not measured alone").decide(text, neighbour)
+
+    def check(self, embedder: str) -> None:
+        """Refuse another embedder. Raises ConfigurationError."""
+        if embedder != self.embedder:
+            raise ConfigurationError(
+                f"the policy was tuned on vectors of {self.embedder!r}, and says nothing of those of {embedder!r}: use "
+                f"that embedder, or {_AGAIN} and --embedder"
+            )
+
+    @property
+    def cuts(self) -> list[float]:
+        """The cuts that it serves near matches from."""
+        return [proof.cut for proof in (self.others, *self.families.values()) if proof.cut is not None]
+
+    def __str__(self) -> str:
+        """Say in a few words what it serves."""
+        cuts = self.cuts
+        if not cuts:
+            return f"tuned for at most {self.budget:.3g} wrong: no cut was proved, so nothing near is served"
+        low, high = min(cuts), max(cuts)
+        told = f"from {low:.3g}" if low == high else f"from {low:.3g} to {high:.3g}, by scope family"
+        return f"tuned for at most {self.budget:.3g} wrong: near matches {told} on are served"
+
+    def __repr__(self) -> str:
+        others = "nothing" if self.others.cut is None else f"{self.others.cut:g}"
+        families = len(self.families)
+        return f"Tuned({self.budget:g}, {families} {'family' if families == 1 else 'families'}, others: {others})"
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, whole or not at all. Raises OSError."""
+        told: dict[str, Any] = {
+            "semcache_policy": VERSION,
+            "kind": KIND,
+            "budget": self.budget,
+            "confidence": self.confidence,
+            "embedder": self.embedder,
+            "others": self._told(self.others),
+            "families": {family: self._told(proof) for family, proof in self.families.items()},
+            "measured": dict(self.measured),
+        }
+        told["digest"] = _digest(told)
+        target = Path(path)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _told(self, proof: Proof) -> dict[str, Any]:
+        return {**asdict(proof), "bound": proof.bound(self.confidence)}
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `write` wrote. Raises ConfigurationError, with the mend, for anything else."""
+        try:
+            told = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            _refuse(path, f"cannot be read ({error.strerror or error})", "look at the path, or ")
+        except (ValueError, RecursionError) as error:
+            _refuse(path, f"is no policy file: it is not JSON ({error})")
+        if not isinstance(told, dict) or "semcache_policy" not in told:
+            _refuse(path, "is no policy file")
+        if told["semcache_policy"] != VERSION or told.get("kind") != KIND:
+            _refuse(
+                path,
+                f"is of version {told['semcache_policy']!r} and kind {told.get('kind')!r}, where this semcache reads "
+                f"version {VERSION} and kind {KIND!r}",
+                "use the version that wrote it, or ",
+            )
+        if told.pop("digest", None) != _digest(told):
+            _refuse(path, "is damaged, or was changed by hand, so it proves nothing")
+        try:
+            policy = cls(
+                told["budget"], told["confidence"], told["embedder"], _proof(told["others"]),
+                {family: _proof(proof) for family, proof in told["families"].items()}, told["measured"],
+            )  # fmt: skip
+            is_proved = all(policy._holds(proof) for proof in (policy.others, *policy.families.values()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _refuse(path, f"is damaged: {type(error).__name__} {error}")
+        if not is_proved:
+            _refuse(path, "names a cut that its labels do not prove")
+        return policy
+
+    def _holds(self, proof: Proof) -> bool:
+        return proof.cut is None or (
+            -1 <= proof.cut <= 1 and at_most(proof.wrong, proof.labels, self.budget) <= 1 - self.confidence
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Decides in one scope family: serves what is near enough; `why` says where the cut comes from."""
+
+    cut: float | None
+    why: str
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
+        similarity = neighbour.similarity
+        if self.cut is None:
+            return Decision(Verdict.REJECT, f"no cut was proved, {self.why}", similarity)
+        if similarity >= self.cut:
+            return Decision(
+                Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}, {self.why}", similarity, self.cut
+            )
+        return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+
+
+def _proof(told: Mapping[str, Any]) -> Proof:
+    return Proof(told["cut"], told["labels"], told["wrong"])
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _refuse(path: str | os.PathLike[str], what: str, mend: str = "") -> NoReturn:
+    raise ConfigurationError(f"the policy {os.fspath(path)!r} {what}: {mend}{_AGAIN}")

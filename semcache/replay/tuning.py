@@ -1,0 +1,212 @@
+"""What came of tuning, as figures for `--json` and as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+from semcache.policy.bounds import Certified, Tally, labels_at_rate, labels_needed, upper_bound
+from semcache.replay.render import WIDEST, Line, wrapped
+from semcache.replay.score import Rate
+from semcache.replay.tune import CONFIDENCE, Cuts, Outcome, Row, Served
+from semcache.replay.words import clip, count, duration, interval, percent, plain
+
+_SKIPPED_SHOWN = 3
+
+
+def missing(outcome: Outcome) -> int | None:
+    """Return how many labels are missing until a cut of all families together can be proved; 0 where one is.
+
+    None: no number of labels helps, because what was tested first is wrong more often than the budget allows.
+    """
+    others = outcome.row.cuts.others
+    if others.cut is not None:
+        return 0
+    if others.failed is None:
+        return labels_needed(outcome.tuning.budget, CONFIDENCE) - outcome.facts
+    tally = others.failed
+    needed = labels_at_rate(tally.wrong / tally.labels, outcome.tuning.budget, CONFIDENCE)
+    return None if needed is None else max(1, needed - tally.labels)
+
+
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """Return what came of tuning as plain data for JSON: rates are shares of 1, null where there is nothing."""
+    recording, policy = outcome.recording, outcome.policy
+    disagrees = outcome.disagrees
+    return {
+        "requests": len(recording.asked),
+        "calibrating": outcome.calibrating,
+        "skipped_lines": len(recording.skipped),
+        "max_wrong": outcome.tuning.budget,
+        "confidence": CONFIDENCE,
+        "cuts": policy.cuts,
+        "labels": outcome.facts,
+        "labels_missing": missing(outcome),
+        "policy": repr(policy),
+        "embedder": policy.embedder,
+        "budgets": [_row(row) for row in outcome.rows],
+        "exact_only": outcome.exact.share,
+        "oracle": None if outcome.oracle is None else outcome.oracle.share,
+        "origin_disagrees": {"count": disagrees.count, "of": disagrees.of},
+        "comparisons_open": outcome.tuning.comparator.opened,
+        "judge_troubles": dict(outcome.tuning.comparator.troubles),
+        "wall_seconds": outcome.wall_seconds,
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    hindsight = None if row.hindsight is None else {"cut": row.hindsight[0], **_served(row.hindsight[1])}
+    return {
+        "max_wrong": row.budget,
+        "others": _certified(row.cuts.others),
+        "families": {family.hex(): _certified(found) for family, found in row.cuts.families.items()},
+        "served": _served(row.served),
+        "cached_always": _served(row.always),
+        "in_hindsight": hindsight,
+    }
+
+
+def _certified(found: Certified) -> dict[str, Any]:
+    return {"cut": found.cut, "proof": _tally(found.tally), "failed": _tally(found.failed)}
+
+
+def _tally(tally: Tally | None) -> dict[str, Any] | None:
+    if tally is None:
+        return None
+    bound = upper_bound(tally.wrong, tally.labels, CONFIDENCE)
+    return {"cut": tally.cut, "labels": tally.labels, "wrong": tally.wrong, "bound": bound}
+
+
+def _served(served: Served) -> dict[str, Any]:
+    return {
+        "near": served.near.count,
+        "of": served.near.of,
+        "near_share": served.near.share,
+        "near_share_ci95": served.near.interval,
+        "answered": served.answered.share,
+        "wrong": served.wrong.count,
+        "judged": served.wrong.of,
+        "wrong_per_hit": served.wrong.share,
+        "wrong_per_hit_ci95": served.wrong.interval,
+    }
+
+
+def render(outcome: Outcome, name: str, target: str, width: int) -> list[Line]:
+    """Return what came of tuning on the recording `name` as lines of at most about `width` columns."""
+    width = min(width, WIDEST)
+    lines: list[Line] = [[]]
+    for section in (_head(outcome, name, width), _table(outcome), _notes(outcome, width)):
+        lines += [*section, []]
+    return [*lines, *_conclusion(outcome, target, width), []]
+
+
+def _head(outcome: Outcome, name: str, width: int) -> Iterator[Line]:
+    requests = len(outcome.recording.asked)
+    yield [("Tuning on ", "title"), (clip(plain(name), width - 12), "title")]
+    yield from wrapped(
+        f"{count(requests, 'request')} over {duration(outcome.recording.span_seconds)}: the first "
+        f"{outcome.calibrating:,} prove cuts, the other {requests - outcome.calibrating:,} show what they do",
+        width,
+    )
+    yield from wrapped(f"embedder: {outcome.policy.embedder}", width)
+
+
+def _table(outcome: Outcome) -> Iterator[Line]:
+    heads = (f"{'at most wrong':<14}{'cut':>12}{'near hits':>11}{'of requests (95%)':>20}{'wrong per hit (95%)':>22}"
+             f"{'in hindsight':>14}")  # fmt: skip
+    yield [("  " + heads, "head")]
+    yield [("  " + "─" * len(heads), "note")]
+    for row in outcome.rows:
+        near, wrong = row.served.near, row.served.wrong
+        told = f"{percent(wrong.share)} {interval(wrong)}" if wrong.of else ""
+        is_bad = wrong.interval is not None and wrong.interval[0] > row.budget
+        hindsight = "" if row.hindsight is None else percent(row.hindsight[1].near.share)
+        style = "title" if row is outcome.row else ""
+        yield [
+            (f"  {f'{100 * row.budget:.3g}%':<14}{_cut(row.cuts):>12}{near.count:>11,}", style),
+            (f"{f'{percent(near.share)} {interval(near)}' if near.count else '':>20}", style),
+            (f"{told:>22}", "bad" if is_bad else style),
+            (f"{hindsight:>14}", "note"),
+        ]
+    yield [("  " + "─" * len(heads), "note")]
+    yield [(f"  {'exact only':<26}{outcome.exact.count:>11,}{percent(outcome.exact.share):>9}", "")]
+    if outcome.oracle is not None:
+        yield [(f"  {'oracle, all hits':<26}{outcome.oracle.count:>11,}{percent(outcome.oracle.share):>9}", "")]
+
+
+def _cut(cuts: Cuts) -> str:
+    proved = [found.cut for found in (cuts.others, *cuts.families.values()) if found.cut is not None]
+    if not proved:
+        return "none"
+    low, high = min(proved), max(proved)
+    return f"{low:.3f}" if low == high else f"{low:.3f}-{high:.3f}"
+
+
+def _notes(outcome: Outcome, width: int) -> Iterator[Line]:
+    yield from wrapped(
+        "in hindsight: what the best single cut would have served of these requests, had their labels been known.",
+        width, "note",
+    )  # fmt: skip
+    told = f"tested by itself: {count(len(outcome.row.cuts.families), 'scope family', 'scope families')}"
+    yield from wrapped(f"{told}, with labels enough for it; all others together.", width, "note")
+    comparator = outcome.tuning.comparator
+    disagrees = outcome.disagrees
+    if disagrees.of and not outcome.recording.has_answer_ids:
+        told = f"the origin answered an identical request otherwise in {_of(disagrees)}"
+        yield from wrapped(f"{told}; nothing near can be proved to be better than that.", width, "note")
+    if comparator.opened and not outcome.recording.has_answer_ids:
+        told = count(comparator.opened, "comparison was", "comparisons were")
+        yield from wrapped(
+            f"{told} left open, and counted as wrong: --judge MODULE:FUNCTION decides them.", width, "warn"
+        )
+    for trouble, times in comparator.troubles.most_common(_SKIPPED_SHOWN):
+        yield from wrapped(f"the judge failed {count(times, 'time')}: {plain(trouble)}", width, "bad")
+    if outcome.uncovered:
+        text = "text that the embedder does not see whole is"
+        told = count(outcome.uncovered, text, "texts that the embedder does not see whole are")
+        yield from wrapped(f"{told} matched exactly only.", width, "note")
+    skipped = outcome.recording.skipped
+    if skipped:
+        yield from wrapped(
+            f"{count(len(skipped), 'line was', 'lines were')} not in the format, and skipped:", width, "bad"
+        )
+        for number, reason in skipped[:_SKIPPED_SHOWN]:
+            yield from wrapped(f"line {number}: {plain(reason)}", width, "note")
+
+
+def _of(rate: Rate) -> str:
+    return f"{rate.count:,} of {rate.of:,} cases"
+
+
+def _conclusion(outcome: Outcome, target: str, width: int) -> Iterator[Line]:
+    row, share = outcome.row, f"{100 * outcome.tuning.budget:.3g}%"
+    if outcome.policy.cuts:
+        told = (
+            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)} on are wrong; "
+            f"on the rest of the recording these were {percent(row.served.near.share)} of the requests. {target} holds "
+            f"the policy: try it with `semcache replay OTHER.jsonl --policy {target}`, use it with Cache(policy=...)."
+        )
+        yield from wrapped(told, width, "good")
+        return
+    yield from wrapped(f"No cut was proved at {share}: {target} serves nothing near. {_why(outcome)}", width, "warn")
+
+
+def _why(outcome: Outcome) -> str:
+    """Say what it would take."""
+    lacking, others = missing(outcome), outcome.row.cuts.others
+    if others.failed is not None:
+        tally = others.failed
+        told = f"Of the {count(tally.labels, 'label')} from {tally.cut:.3f} on, {tally.wrong:,} were wrong"
+        if lacking is None:
+            return f"{told}: more than that share, so more labels of this kind will not help."
+        return f"{told}: if that share stays as it is, about {count(lacking, 'label is', 'labels are')} missing."
+    told = f"It takes {labels_needed(outcome.tuning.budget):,} labels, none wrong, and there are {outcome.facts:,}"
+    told += f": {count(lacking or 0, 'label is', 'labels are')} missing"
+    if not outcome.facts:
+        return f"{told}. A near match has one where both requests have an answer_id, or a response to compare."
+    times = (outcome.facts + (lacking or 0)) / outcome.facts
+    span = duration(times * outcome.recording.span_seconds * outcome.tuning.split)
+    return (
+        f"{told}. At this traffic's rate {span} of requests to prove cuts with would do, {ceil(times)} times as many."
+    )
