@@ -95,6 +95,15 @@ class LookAhead:
         self._added: dict[bytes, dict[bytes, str]] = {}
         self._counts = dict.fromkeys(("searched_ahead", "searched_singly", "uncovered"), 0)
 
+    def before_fork(self) -> None:
+        """Nothing: it has no thread and no lock."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing, as above."""
+
+    def after_fork_in_child(self) -> None:
+        """Nothing, as above."""
+
     def look_ahead(self, requests: Iterable[Request], k: int) -> None:
         """Search for what the next requests ask, some rows more than the `k` that they will want.
 
