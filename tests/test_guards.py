@@ -224,7 +224,7 @@ def ask(cache, text):
 @pytest.mark.semantic
 def test_near_match_that_a_guard_refuses_is_not_served(open_near):
     """On by default: the embedder sees one text, the guard two; the reason is told and counted."""
-    cache = open_near()
+    cache = open_near(policy=semcache.Threshold(0.9))
     ask(cache, "set the alarm for 6")
     cache.flush()
     assert ask(cache, "set the alarm for seven") == "answer to set the alarm for seven"
@@ -239,7 +239,7 @@ def test_near_match_that_a_guard_refuses_is_not_served(open_near):
 @pytest.mark.semantic
 def test_next_neighbour_is_tried_behind_one_that_a_guard_refuses(open_near):
     """The nearest may be about another hour, the next one about this."""
-    cache = open_near({"set an alarm for 6": 10})
+    cache = open_near({"set an alarm for 6": 10}, policy=semcache.Threshold(0.9))
     for text in ("set the alarm for 7", "set an alarm for 6"):
         ask(cache, text)
         cache.flush()
@@ -251,7 +251,7 @@ def test_next_neighbour_is_tried_behind_one_that_a_guard_refuses(open_near):
 @pytest.mark.parametrize("guards", [None, [], ["dates", "names"]])
 def test_guards_can_be_switched_off(open_near, guards):
     """Who names others, or none, is served what the rest would refuse."""
-    cache = open_near(policy=semcache.Threshold(0.9, guards=guards))
+    cache = open_near(policy=semcache.Threshold(0.9, guards=guards), policy=semcache.Threshold(0.9))
     ask(cache, "set the alarm for 6")
     cache.flush()
     assert ask(cache, "set the alarm for seven") == "answer to set the alarm for 6"

@@ -168,7 +168,7 @@ def test_report_shows_the_wrong_near_matches(letters):
 def test_report_without_answer_ids_says_that_nothing_was_judged(letters):
     """Nobody is to take silence for correctness."""
     lines = [chat("listen", 0), chat("silent", 1)]
-    text = " ".join(printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9)))).split())
+    text = " ".join(printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9, guards=None)))).split())
     assert "is not known, because the recording has no answer_id" in text
     assert "oracle" not in text
 
@@ -206,7 +206,7 @@ def test_report_names_skipped_lines_and_what_was_met():
 def test_report_fits_its_width(letters, width):
     """Lines fit a terminal of 80 columns, and are not drawn out in a wide one."""
     lines = [chat(f"listen {'and so on ' * 50}{number}", number, f"x{number % 3}", **COST) for number in range(9)]
-    report = make_report(run([*lines, "{"], embedder=letters, policy=Threshold(0.5)))
+    report = make_report(run([*lines, "{"], embedder=letters, policy=Threshold(0.5, guards=None)))
     assert max(len(line) for line in printed(report, width).splitlines()) <= min(width, WIDEST)
 
 
