@@ -251,7 +251,7 @@ def test_next_neighbour_is_tried_behind_one_that_a_guard_refuses(open_near):
 @pytest.mark.parametrize("guards", [None, [], ["dates", "names"]])
 def test_guards_can_be_switched_off(open_near, guards):
     """Who names others, or none, is served what the rest would refuse."""
-    cache = open_near(policy=semcache.Threshold(0.9, guards=guards), policy=semcache.Threshold(0.9))
+    cache = open_near(policy=semcache.Threshold(0.9, guards=guards))
     ask(cache, "set the alarm for 6")
     cache.flush()
     assert ask(cache, "set the alarm for seven") == "answer to set the alarm for 6"
