@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-from dialects import Asking
+from dialects import WAYS, Asking
 
 ASKED = "Do you ship to Austria?"
 
 
-@pytest.mark.parametrize("way", ["openai", "anthropic", "openai-responses"])
+@pytest.mark.parametrize("way", WAYS)
 def test_readers_of_a_stored_answer_are_each_given_all_of_it(models, open_cache, tmp_path, way):
     """Whoever reads along while the first still looks into the store reads the same, to the end."""
     cache = open_cache(memory=0, disk=tmp_path / "answers.db")

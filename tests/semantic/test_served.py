@@ -394,6 +394,7 @@ def test_server_that_is_down_makes_misses_and_fails_a_batch_once(models, open_ne
     assert any("semantic" in fault for fault in cache.stats().faults)
 
 
+@pytest.mark.semantic
 def test_setting_that_is_a_url_is_a_server():
     """A string with a scheme; an EmbeddingServer is taken as it is."""
     made = as_embedder("http://host:8080")
