@@ -1,8 +1,8 @@
-"""Replays recordings at several thresholds and writes the table in RESULTS.md.
+"""Replays recordings at several thresholds, and with the guards off and on, and writes the tables in RESULTS.md.
 
     python benchmarks/streams.py FOLDER [NAME ...]      every FOLDER/*.jsonl in the traffic format, or those named
 
-Each text is embedded once for all the thresholds of its stream. Rows of streams that are not named are kept.
+Each text is embedded once for all the replays of its stream. Rows of streams that are not named are kept.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from semcache.replay.settings import Settings
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 
 CUTS = (0.85, 0.90, 0.95)
+GUARDED_CUT = 0.90
 BEGIN, END = "<!-- streams: written by streams.py -->", "<!-- end of streams -->"
+GUARDS_BEGIN, GUARDS_END = "<!-- guards: written by streams.py -->", "<!-- end of guards -->"
 
 
 class Remembering(SentenceTransformerEmbedder):
-    """An embedder that embeds a text once, so that three replays cost one."""
+    """An embedder that embeds a text once, so that the replays after the first cost none."""
 
     def __init__(self) -> None:
         super().__init__("all-MiniLM-L6-v2")
@@ -60,7 +62,8 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
     lines = path.read_text(encoding="utf-8").splitlines()
     figures: dict[str, Any] = {"cuts": {}}
     for cut in CUTS:
-        replayed = replay(lines, Settings(policy=Threshold(cut), embedder=embedder), lambda *_: None)
+        policy = Threshold(cut, guards=None)
+        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
         asked = replayed.recording.asked
         ours = score(asked, replayed.outcomes)
         near = ours.near.wrong_per_hit
@@ -74,6 +77,17 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
                 texts=replayed.embedded,
                 rest_seconds=replayed.wall_seconds - replayed.embed_seconds,
             )
+    return figures | {"guards": guarded(lines, embedder)}
+
+
+def guarded(lines: list[str], embedder: Any) -> dict[str, Any]:
+    """Return the near hits, right and wrong, with the guards off and on, and what each refused, right and wrong."""
+    figures: dict[str, Any] = {}
+    for name, policy in (("off", Threshold(GUARDED_CUT, guards=None)), ("on", Threshold(GUARDED_CUT))):
+        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
+        ours = score(replayed.recording.asked, replayed.outcomes)
+        figures[name] = [ours.near.judged - ours.near.wrong, ours.near.wrong]
+        figures["refused"] = {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in ours.refused.items()}
     return figures
 
 
@@ -92,12 +106,40 @@ def _write(rows: dict[str, Any]) -> None:
             f"| {name} | {row['requests']:,} | {row['exact']:.1%} | {row['oracle']:.1%} | {' | '.join(cells)} "
             f"| {row['embed_seconds']:.0f} | {row['rest_seconds']:.0f} |"
         )
-    lines.append(END)
+    _put("Recorded streams", [*lines, END])
+    write_guarded({name: row["guards"] for name, row in rows.items() if "guards" in row})
+
+
+def write_guarded(rows: dict[str, Any]) -> None:
+    """Write the table of what the guards cost and spare."""
+    lines = [
+        GUARDS_BEGIN,
+        f"all-MiniLM-L6-v2, at a similarity of {GUARDED_CUT:.2f}, guards off and on.",
+        "",
+        "| stream | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
+        "| --- | --: | --: | --: | --: | --: | --: | --- |",
+    ]
+    for name, row in sorted(rows.items()):
+        (right, wrong), (right_on, wrong_on) = row["off"], row["on"]
+        refused = sorted(row["refused"].items(), key=lambda one: -sum(one[1]))
+        told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
+        cells = [name, wrong, wrong_on, _change(wrong, wrong_on), right, right_on, _change(right, right_on), told]
+        lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
+    _put("Guards", [*lines, GUARDS_END])
+
+
+def _change(before: int, after: int) -> str:
+    return f"{after / before - 1:+.1%}" if before else "-"
+
+
+def _put(title: str, lines: list[str]) -> None:
+    """Put lines where the first and the last of them stand, or under a title of their own."""
+    begin, end = lines[0], lines[-1]
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    if BEGIN not in old:
-        old += f"\n## Recorded streams\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    RESULTS.write_text(before + "\n".join(lines) + rest.partition(END)[2], encoding="utf-8")
+    if begin not in old:
+        old += f"\n## {title}\n\n{begin}\n{end}\n"
+    before, _, rest = old.partition(begin)
+    RESULTS.write_text(before + "\n".join(lines) + rest.partition(end)[2], encoding="utf-8")
 
 
 def _cut(hit_rate: float, near: int, wrong: int, judged: int) -> str:

@@ -337,8 +337,8 @@ class Recorder:
             self._counts["refreshes"] += 1
         else:
             self._counts["misses"] += 1
-            if event.reason:  # "exact only: the text has 391 tokens ..." is counted as "exact only"
-                self._not_served["exact only" if event.reason.startswith("exact only") else event.reason] += 1
+            if event.reason:
+                self._not_served[_counted_as(event.reason, event.decision)] += 1
         if event.shared:
             self._counts["shared"] += 1
         elif kind != "hit":
@@ -398,6 +398,13 @@ class Recorder:
                 unpriced={model: calls for model, calls in unpriced.items() if calls},
                 prices=", ".join(total.prices) or self.meter.prices.dated(),
             )
+
+
+def _counted_as(reason: str, decision: Decision | None) -> str:
+    """Return a reason without what it tells of a text: "guard: numbers", "exact only"."""
+    if decision is not None and decision.guard and decision.reason == reason:
+        return f"guard: {decision.guard}"
+    return "exact only" if reason.startswith("exact only") else reason
 
 
 def _frames_of_ours() -> int:

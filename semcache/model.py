@@ -288,9 +288,13 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class Decision:
-    """A policy's word on one near match, with the cut it used and the reason in words."""
+    """A policy's word on one near match, with the cut it used and the reason in words.
+
+    `guard` names the guard that refused it, if one did.
+    """
 
     verdict: Verdict
     reason: str
     similarity: float | None = None
     cut: float | None = None
+    guard: str = ""

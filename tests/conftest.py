@@ -71,7 +71,7 @@ def open_near(open_cache):
 
     def open_one(degrees=None, **settings):
         settings = {
-            "embedder": Compass(degrees), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED,
+            "embedder": Compass(degrees), "policy": semcache.Threshold(0.9, guards=None), "tenant": semcache.SHARED,
         } | settings  # fmt: skip
         cache = open_cache(**settings)
         cache.warm()

@@ -820,7 +820,7 @@ def test_embedder_that_cannot_load_is_a_miss_and_tried_again(open_cache, clock, 
                 raise self.error
 
     embedder = Absent()
-    cache = open_cache(embedder=embedder, policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    cache = open_cache(embedder=embedder, policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
     with pytest.raises(OSError, match="no such model"):
         cache.warm()
     with semcache.trace() as seen:

@@ -43,7 +43,7 @@ def open_chain(open_cache, tmp_path):
             "disk": tmp_path / "cache.db" if "disk" in names else None,
         }
         if "semantic" in names:
-            near = {"embedder": Compass(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+            near = {"embedder": Compass(), "policy": semcache.Threshold(0.9, guards=None), "tenant": semcache.SHARED}
             parts |= near
         cache = open_cache(**parts | more)
         cache.warm()
@@ -230,7 +230,7 @@ class WholeCache(RuleBasedStateMachine):
                 "tests",
                 disk=Path(self.folder.name, "cache.db"),
                 embedder=Compass(TEXTS),
-                policy=semcache.Threshold(0.9),
+                policy=semcache.Threshold(0.9, guards=None),
                 clock=self.clock,
                 ttl=semcache.TTL(memory=MEMORY_TTL, disk=DISK_TTL, semantic=SEMANTIC_TTL, jitter=0),
                 timeouts=semcache.Timeouts(disk="10s", semantic="30s"),

@@ -144,7 +144,7 @@ def test_pinned_answer_is_there_in_another_process_and_after_a_restart(open_stor
 @pytest.mark.parametrize("store", STORES)
 def test_put_answer_is_found_by_a_near_text(open_store, ask, clock, store):
     """A curated answer is indexed; a pinned one stays in the index past the semantic ttl, and after a restart."""
-    near = {"embedder": Compass(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+    near = {"embedder": Compass(), "policy": semcache.Threshold(0.9, guards=None), "tenant": semcache.SHARED}
     cache = open_store(store, **near)
     cache.put(cache.request(text="stored"), value="curated", pinned=True)
     assert cache.flush(10)

@@ -166,7 +166,7 @@ def test_invalidated_key_leaves_the_index(open_near):
 
 def test_explain_tells_the_neighbours_and_why_not(open_near):
     """Explain names the nearest rows, nearest first, with similarity, cut and reason, and serves nothing."""
-    cache = open_near(NEAR | FAR, policy=semcache.Threshold(0.999))
+    cache = open_near(NEAR | FAR, policy=semcache.Threshold(0.999, guards=None))
     fill(cache, NEAR | FAR)
     explanation = cache.explain(cache.request(text="asked"))
     assert [near.text for near in explanation.neighbours] == ["nearer", "near", "far"]

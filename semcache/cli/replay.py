@@ -13,6 +13,8 @@ from typing import Any
 
 from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
+from semcache.policy import Threshold
+from semcache.policy.guards import GUARDS
 from semcache.replay import charts
 from semcache.replay.gates import Checked, check, gate, told_of
 from semcache.replay.markdown import markdown
@@ -49,6 +51,7 @@ def add(commands: Any) -> None:
         help=f"a sentence-transformers model, by name or path (default: {DEFAULT_EMBEDDER})",
     )  # fmt: skip
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
+    near.add_argument("--no-guards", action="store_true", help="let no guard refuse what the policy would serve")
     near.add_argument("--no-semantic", action="store_true", help="exact matches only")
     cache = parser.add_argument_group("the cache")
     cache.add_argument("--memory", default="64MB", metavar="SIZE", help="bound of the memory tier (default: 64MB)")
@@ -155,8 +158,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
+    policy = policy_of(options.policy, None if options.no_guards else GUARDS)
+    if options.no_guards and not isinstance(policy, Threshold):
+        raise ConfigurationError("--no-guards goes with a --policy that has guards, as threshold:0.9")
     return Settings(
-        policy=policy_of(options.policy),
+        policy=policy,
         embedder=None if options.no_semantic else options.embedder or DEFAULT_EMBEDDER,
         device=options.device,
         memory=options.memory,

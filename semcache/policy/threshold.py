@@ -1,34 +1,47 @@
-"""The policy that everybody has: serve what is at least so similar."""
+"""The policy that everybody has: serve what is at least so similar, and what no guard refuses."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Verdict
+from semcache.policy.guards import GUARDS, Guards
 
 
 class Threshold:
     """Serves near matches of at least this similarity (a cosine, -1 to 1).
 
     A cut does not transfer between embedders or domains: what serves 3% wrong answers here may serve 19% there.
-    Measure yours with `semcache replay`.
+    Measure yours with `semcache replay`. `guards` are the names of those that are on (docs/trust.md), None for none of
+    them. Raises ConfigurationError.
     """
 
-    def __init__(self, cut: float) -> None:
+    def __init__(self, cut: float, *, guards: Iterable[str] | None = GUARDS) -> None:
         if isinstance(cut, bool) or not isinstance(cut, int | float) or not -1 <= cut <= 1:
             raise ConfigurationError(f"a threshold is a cosine, from -1 to 1; got {cut!r}")
         self.cut = float(cut)
+        self.guards = Guards(guards)
 
-    def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
-        """Serve it if it is similar enough."""
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        """Serve it if it is similar enough and no guard refuses it.
+
+        The cut costs less than the guards, so it is asked first: what a guard refused would have been served.
+        """
         similarity = neighbour.similarity
-        if similarity >= self.cut:
-            return Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
-        return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+        if similarity < self.cut:
+            return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+        refusal = self.guards.check(text, neighbour.text)
+        if refusal is not None:
+            return Decision(Verdict.REJECT, refusal.reason, similarity, self.cut, refusal.guard)
+        return Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
 
     def __repr__(self) -> str:
-        return f"Threshold({self.cut:g})"
+        names = self.guards.names
+        if len(names) == len(GUARDS):
+            return f"Threshold({self.cut:g})"
+        return f"Threshold({self.cut:g}, guards={[name for name in GUARDS if name in names] or None})"
 
 
 class UnmeasuredThresholdWarning(UserWarning):

@@ -88,6 +88,7 @@ class Player:
         neighbour = self._witness.neighbour_of(event.decision)
         if neighbour is not None and neighbour.key in self._makers:
             outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)
+            outcome.guard = "" if event.decision is None else event.decision.guard
         if event.is_hit:
             outcome.tier, outcome.maker = event.tier, maker
         return outcome

@@ -76,6 +76,7 @@ def render(
         _head(report, name, width),
         _tiers(report),
         _nearest(report),
+        _refused(report),
         _references(report, width),
         _mistakes(report, width),
         _why(report, width) if shows_why else (),
@@ -141,6 +142,20 @@ def _nearest(report: Report) -> Iterator[Line]:
             (f"  {f'{cut:.2f} or nearer':<22}{near.hits:>9,}{percent(near.hits / report.score.requests):>8}", ""),
             (f"{told:>16}", "bad" if near.wrong else ""),
             (f"  {interval(rate)}" if told else "", "note"),
+        ]
+
+
+def _refused(report: Report) -> Iterator[Line]:
+    """Tell what the guards refused that the policy would have served, and how much of it was another answer."""
+    refused = sorted(report.score.refused.items(), key=lambda one: -one[1].hits)
+    if not refused:
+        return
+    yield [(f"  {'refused by guards':<22}{'requests':>9}{'share':>8}{'other answer':>16}", "head")]
+    for name, near in refused:
+        told = f"{near.wrong:,}  {percent(near.wrong_per_hit.share)}" if report.is_judged and near.judged else ""
+        yield [
+            (f"  {name:<22}{near.hits:>9,}{percent(near.hits / report.score.requests):>8}", ""),
+            (f"{told:>16}", "good" if near.wrong else ""),
         ]
 
 

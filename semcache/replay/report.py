@@ -112,6 +112,9 @@ def figures(report: Report) -> dict[str, Any]:
         "wrong_per_hit": wrong.share if report.is_judged else None,
         "wrong_per_hit_ci95": wrong.interval if report.is_judged else None,
         "semantic": {"hits": score.near.hits, "wrong": score.near.wrong},
+        "refused_by_guard": {
+            name: {"requests": near.hits, "wrong": near.wrong} for name, near in score.refused.items()
+        },
         "exact_only_hit_rate": report.exact.hit_rate,
         "oracle_hit_rate": report.oracle.hit_rate if report.is_judged else None,
         "saved": {

@@ -23,13 +23,14 @@ class Outcome:
     """How one request was answered: by `tier` with the answer of request `maker`, or by its origin (`tier` is None).
 
     `nearest` is the nearest stored text whose answer was at hand, as (position of its request, similarity), served or
-    not. `nanoseconds` is what the cache took, without the origin, and `stages` what each stage of it took; None and
-    nothing where that says nothing.
+    not; `guard` refused it. `nanoseconds` is what the cache took, without the origin, and `stages` what each stage of
+    it took; None and nothing where that says nothing.
     """
 
     tier: str | None = None
     maker: int | None = None
     nearest: tuple[int, float] | None = None
+    guard: str = ""
     nanoseconds: int | None = None
     stages: Mapping[str, int] = field(default_factory=dict)
 
@@ -62,6 +63,12 @@ class Hits:
     hits: int = 0
     judged: int = 0
     wrong: int = 0
+
+    def add(self, wrong: bool | None) -> None:  # noqa: FBT001 - a verdict
+        """Count a hit, right or wrong; None: that is not known."""
+        self.hits += 1
+        self.judged += wrong is not None
+        self.wrong += bool(wrong)
 
     @property
     def wrong_per_hit(self) -> Rate:
@@ -103,7 +110,10 @@ class Mistake:
 
 @dataclass(slots=True)
 class Score:
-    """The sums over a replay. `nanoseconds` are by tier, and of misses under "miss"."""
+    """The sums over a replay. `nanoseconds` are by tier, and of misses under "miss".
+
+    `refused` are the requests whose nearest text a guard refused, by guard, as the hits that they would have been.
+    """
 
     requests: int = 0
     misses: int = 0
@@ -112,6 +122,7 @@ class Score:
     saved: Cost = field(default_factory=Cost)
     nanoseconds: dict[str, list[int]] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    refused: dict[str, Hits] = field(default_factory=dict)
 
     @property
     def hits(self) -> Hits:
@@ -150,16 +161,15 @@ def score(asked: Sequence[Asked], outcomes: Iterable[Outcome]) -> Score:
             total.nanoseconds.setdefault(outcome.tier or "miss", []).append(outcome.nanoseconds)
         if outcome.tier is None or outcome.maker is None:
             total.misses += 1
+            if outcome.guard and outcome.nearest is not None:
+                refused = is_wrong(one, asked[outcome.nearest[0]])
+                total.refused.setdefault(outcome.guard, Hits()).add(refused)
             continue
         total.saved.add(one, max(0.0, one.ts - asked[outcome.maker].ts))
-        tier = total.tiers.setdefault(outcome.tier, Hits())
-        tier.hits += 1
         wrong = is_wrong(one, asked[outcome.maker])
-        tier.judged += wrong is not None
-        if wrong:
-            tier.wrong += 1
-            if outcome.tier == NEAR and outcome.nearest is not None:
-                total.mistakes.append(Mistake(one.text, asked[outcome.maker].text, outcome.nearest[1]))
+        total.tiers.setdefault(outcome.tier, Hits()).add(wrong)
+        if wrong and outcome.tier == NEAR and outcome.nearest is not None:
+            total.mistakes.append(Mistake(one.text, asked[outcome.maker].text, outcome.nearest[1]))
     return total
 
 
@@ -180,10 +190,7 @@ def within(asked: Sequence[Asked], outcomes: Sequence[Outcome], cut: float) -> H
     found = Hits()
     for one, outcome in zip(asked, outcomes, strict=True):
         if outcome.nearest is not None and outcome.nearest[1] >= cut:
-            found.hits += 1
-            wrong = is_wrong(one, asked[outcome.nearest[0]])
-            found.judged += wrong is not None
-            found.wrong += bool(wrong)
+            found.add(is_wrong(one, asked[outcome.nearest[0]]))
     return found
 
 

@@ -90,6 +90,8 @@ def _unquoted(event: Event) -> str | None:
     """Return an event's reason without what it quotes at its end; a facet's value is no text."""
     if event.reason is None or event.kind == "invalidated":
         return event.reason
+    if event.decision is not None and event.decision.guard and event.decision.reason == event.reason:
+        return f"guard: {event.decision.guard}"  # whose reason quotes both texts
     return _QUOTE.sub("", event.reason)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.policy import Policy, Threshold, Tuned
+from semcache.policy.guards import GUARDS
 
 _lock = Lock()
 _built: list[Cache] = []
@@ -80,14 +82,14 @@ def _environment() -> dict[str, Any]:
     return settings
 
 
-def policy_of(text: str) -> Policy | None:
+def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Policy | None:
     """Return the policy that "threshold:0.92", "shadow" or a tuned policy's file names. Raises ConfigurationError."""
     kind, _, cut = text.partition(":")
     if kind == "shadow" and not cut:
         return None
     try:
         if kind == "threshold":
-            return Threshold(float(cut))
+            return Threshold(float(cut), guards=guards)
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise

@@ -236,7 +236,11 @@ def test_answer_that_is_too_large_is_named(semcache_command, open_service, tmp_p
 @pytest.mark.semantic
 def test_rewording_finds_what_was_loaded_with_the_embedder(open_service, store, typed, told, faq):
     """With the service's embedder a curated answer is found by other words, in a process that was there before."""
-    settings = {"embedder": "all-MiniLM-L6-v2", "policy": semcache.Threshold(0.8), "tenant": semcache.SHARED}
+    settings = {
+        "embedder": "all-MiniLM-L6-v2",
+        "policy": semcache.Threshold(0.8, guards=None),
+        "tenant": semcache.SHARED,
+    }
     cache = open_service(**store, **settings)
     cache.warm()
     told("load", faq(), "--function", "faq", *typed, "--embedder", "all-MiniLM-L6-v2")

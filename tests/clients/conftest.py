@@ -46,7 +46,7 @@ def hitting(request, open_cache, tier, tmp_path):
         if tier == "disk":
             return {"memory": 0, "disk": tmp_path / "answers.db"}
         if tier == "semantic":
-            return {"embedder": OneWay(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+            return {"embedder": OneWay(), "policy": semcache.Threshold(0.9, guards=None), "tenant": semcache.SHARED}
         return {}
 
     made = open_cache(**settings())

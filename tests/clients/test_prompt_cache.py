@@ -204,7 +204,7 @@ def test_breakpoint_of_the_caller_is_in_no_scope(claude, models, open_cache):
     """Texts of calls that differ in their breakpoints alone may match nearly."""
     from dialects import OneWay
 
-    cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
     cache.warm()
     client = claude.cached(models, cache)
     claude.ask(client, [turn("user", ASKED)])

@@ -33,7 +33,9 @@ def frame(body):
 def test_no_answer_of_another_frame_is_given(models, open_cache, recording):
     """Law 2: with a vector that is the same for every text, a near match still has all else in common."""
     models.reply = frame
-    cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9), tenant=semcache.SHARED, max_value="10MB")
+    cache = open_cache(
+        embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED, max_value="10MB"
+    )
     cache.warm()
     asking = Asking("openai", is_async=False)
     client = asking.cached(models, cache)

@@ -63,7 +63,7 @@ def cache(open_cache):
 @pytest.fixture
 def near(open_cache):
     """A cache to which all texts look the same: only scopes tell them apart."""
-    made = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    made = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
     made.warm()
     return made
 

@@ -108,7 +108,9 @@ def test_decisions_at_090_agree_with_cpu(on_cpu, on_gpu, texts):
 
 def test_cache_on_gpu_serves_a_near_match(open_cache, on_cpu):
     """A cache with device="cuda" answers a rewording from the question before it, and loads what is far."""
-    cache = open_cache(embedder=MODEL, device="cuda", policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    cache = open_cache(
+        embedder=MODEL, device="cuda", policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED
+    )
     cache.warm()
 
     @semcache.cached(cache, text="question", version="1")

@@ -182,7 +182,7 @@ def test_embedder_that_is_loading_is_a_miss(open_cache, ask):
 
     embedder = Slow()
     embedder.gate_of_load = threading.Event()
-    cache = open_cache(embedder=embedder, policy=semcache.Threshold(0.9), tenant=semcache.SHARED)
+    cache = open_cache(embedder=embedder, policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
     with semcache.trace() as seen:
         assert ask(cache, cache.request(text="stored"), lambda: "stored") == "stored"
         assert embedder.entered.wait(GUARD)

@@ -133,7 +133,9 @@ def test_page_shows_wrong_hits_and_what_told_them_apart(letters):
         chat("listen to 48231", 1, "y", response="TWO", **COST),
     ]
     told = made(
-        [*lines, chat("listen to 48231", 2, "y", response="TWO", **COST)], embedder=letters, policy=Threshold(0.9)
+        [*lines, chat("listen to 48231", 2, "y", response="TWO", **COST)],
+        embedder=letters,
+        policy=Threshold(0.9, guards=None),
     )
     shown = Page(told).text
     assert "1 of 1 pairs, 2 wrong hits in all" in shown
@@ -173,7 +175,7 @@ def test_texts_do_not_act_in_the_page(letters):
     fields = {"tenant": EVIL, "model": EVIL, "response": EVIL, "body": {EVIL: EVIL}, "system": EVIL}
     lines = [chat(f"{EVIL} listen", 0, EVIL, **fields), chat(f"{EVIL} silent", 1, "y", **fields)]
     lines += [chat("third", 2 + number, "z", body={EVIL: number}) for number in range(30)]
-    report = make_report(run(lines, embedder=letters, policy=Threshold(0.5), keep_ingredients=True))
+    report = make_report(run(lines, embedder=letters, policy=Threshold(0.5, guards=None), keep_ingredients=True))
     told = page(report, EVIL)
     shown = Page(told)
     assert not {tag for tag, _ in shown.elements} & {"script", "img"}
@@ -191,7 +193,7 @@ def test_texts_do_not_act_in_markdown(letters):
     """In a pull request they stand in code: nobody is notified, nothing is linked, no table breaks."""
     evil = "listen | `@someone` <b>x</b> [a](https://example.org)\n# head"
     lines = [chat(evil, 0, "x"), chat(evil.replace("listen", "silent"), 1, "y")]
-    told = markdown(make_report(run(lines, embedder=letters, policy=Threshold(0.5))), "a`b.jsonl")
+    told = markdown(make_report(run(lines, embedder=letters, policy=Threshold(0.5, guards=None))), "a`b.jsonl")
     row = next(line for line in told.splitlines() if line.startswith("| 1.000"))
     cells = re.split(r"(?<!\\)\|", row)
     assert len(cells) == 7
@@ -235,7 +237,7 @@ def test_page_of_many_wrong_hits_is_bounded(letters):
         chat(f"{'listen ' * 400} {first}{second}", 0, f"x{first}{second}", response="long " * 2000)
         for first in "abcdefghijklm" for second in "nopqrstu"
     ]  # fmt: skip
-    told = made(lines, embedder=letters, policy=Threshold(0.5))
+    told = made(lines, embedder=letters, policy=Threshold(0.5, guards=None))
     assert f"{MOST_WRONG} of 103 pairs, 103 wrong hits in all" in Page(told).text
     assert len(told) < 400_000
 

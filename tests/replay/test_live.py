@@ -49,7 +49,7 @@ def test_live_replay_serves_near_matches(letters):
     """The real batcher, index and policy answer; what they took is measured, loading the model apart."""
     lines = [chat("listen", 0, "x"), chat("silent", 1, "x"), chat("enlist", 2, "y")]
     # One caller, and the index takes rows behind the answer: a scope is not empty once its first row is on its way.
-    replayed = run(lines, embedder=letters, policy=Threshold(0.99), live_threads=1)
+    replayed = run(lines, embedder=letters, policy=Threshold(0.99, guards=None), live_threads=1)
     told = figures(make_report(replayed))
     assert told["hits"]["semantic"] == 2
     assert told["semantic"] == {"hits": 2, "wrong": 1}
@@ -68,7 +68,7 @@ def test_live_replay_whose_embedder_fails_goes_on_and_says_so(letters):
             return super().__call__(texts)
 
     lines = [chat("listen", 0), chat("broken", 1), chat("silent", 2)]
-    replayed = run(lines, embedder=Failing(), policy=Threshold(0.99), live_threads=1)
+    replayed = run(lines, embedder=Failing(), policy=Threshold(0.99, guards=None), live_threads=1)
     assert [one.tier for one in replayed.outcomes] == [None, None, "semantic"]
     assert replayed.outcomes[1].nanoseconds is None
     assert any(fault.startswith("semantic") for fault in replayed.stats.faults)
@@ -87,7 +87,7 @@ def test_caller_who_shares_a_near_match_is_judged_by_its_maker(letters, tmp_path
                 sleep(0.001)
             return super().__call__(texts)
 
-    settings = Settings(embedder=Slow(), policy=Threshold(0.99))
+    settings = Settings(embedder=Slow(), policy=Threshold(0.99, guards=None))
     witness = Witness(settings.policy)
     lines = [chat("listen", 0, "x"), chat("silent", 1, "y"), chat("silent", 2, "y")]
     with make_cache(settings, tmp_path, witness) as cache:

@@ -173,9 +173,9 @@ def test_replay_with_and_without_looking_ahead_is_the_same(letters, monkeypatch,
     words = ["listen", "silent", "apple", "papal", "grape", "pager", "zebra", "braze", "stone", "notes", "kiwi", "wiki"]
     draw = Random(5)
     lines = [chat(" ".join(draw.sample(words, 3)), number * 40, system=str(number % 2)) for number in range(700)]
-    ahead = run(lines, embedder=letters, policy=Threshold(cut))
+    ahead = run(lines, embedder=letters, policy=Threshold(cut, guards=None))
     monkeypatch.setattr(LookAhead, "look_ahead", lambda *_: None)
-    singly = run(lines, embedder=letters, policy=Threshold(cut))
+    singly = run(lines, embedder=letters, policy=Threshold(cut, guards=None))
     assert ahead.stats.tiers["semantic"]["searched_ahead"] >= 100
     assert singly.stats.tiers["semantic"]["searched_ahead"] == 0
     assert [(one.tier, one.maker) for one in ahead.outcomes] == [(one.tier, one.maker) for one in singly.outcomes]

@@ -20,8 +20,8 @@ from semcache.replay.score import Rate
 
 FIGURES = {
     "requests", "hits", "misses", "bypassed", "skipped_lines", "hit_rate", "wrong_hits", "wrong_per_hit",
-    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "oracle_hit_rate", "saved", "latency_us",
-    "requests_per_second", "embed_seconds", "wall_seconds", "policy", "embedder",
+    "wrong_per_hit_ci95", "semantic", "exact_only_hit_rate", "refused_by_guard", "oracle_hit_rate", "saved",
+    "latency_us", "requests_per_second", "embed_seconds", "wall_seconds", "policy", "embedder",
 }  # fmt: skip
 COST = {"usage": {"prompt_tokens": 100, "completion_tokens": 20}, "latency_ms": 1500}
 
@@ -156,7 +156,7 @@ def test_report_of_exact_tiers_says_what_they_answered():
 def test_report_shows_the_wrong_near_matches(letters):
     """People believe a wrong answer when they see the two questions."""
     lines = [chat("listen 48213", 0, "x"), chat("silent 48231", 1, "y"), chat("enlist 48213", 2, "x")]
-    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9))))
+    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9, guards=None))))
     assert re.search(r"1\.000 +asked +silent 48231\n +answered as +listen 48213", text)
     assert "At 0.9, 66.7% of the requests were answered, 66.7 points more than by exact matches alone" in " ".join(
         text.split()
@@ -168,7 +168,7 @@ def test_report_shows_the_wrong_near_matches(letters):
 def test_report_without_answer_ids_says_that_nothing_was_judged(letters):
     """Nobody is to take silence for correctness."""
     lines = [chat("listen", 0), chat("silent", 1)]
-    text = " ".join(printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9)))).split())
+    text = " ".join(printed(make_report(run(lines, embedder=letters, policy=Threshold(0.9, guards=None)))).split())
     assert "is not known, because the recording has no answer_id" in text
     assert "oracle" not in text
 
@@ -206,7 +206,7 @@ def test_report_names_skipped_lines_and_what_was_met():
 def test_report_fits_its_width(letters, width):
     """Lines fit a terminal of 80 columns, and are not drawn out in a wide one."""
     lines = [chat(f"listen {'and so on ' * 50}{number}", number, f"x{number % 3}", **COST) for number in range(9)]
-    report = make_report(run([*lines, "{"], embedder=letters, policy=Threshold(0.5)))
+    report = make_report(run([*lines, "{"], embedder=letters, policy=Threshold(0.5, guards=None)))
     assert max(len(line) for line in printed(report, width).splitlines()) <= min(width, WIDEST)
 
 
@@ -215,7 +215,7 @@ def test_report_defuses_what_a_terminal_would_act_on(letters):
     """A recording is anybody's: its texts move no cursor and forge no line."""
     evil = "listen \x1b[2J\x1b]0;owned\x07\r\n\u202eexe."
     lines = [chat(evil, 0, "x"), chat("silent j owned exe", 1, "y")]
-    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.2))))
+    text = printed(make_report(run(lines, embedder=letters, policy=Threshold(0.2, guards=None))))
     shown = next(line for line in text.splitlines() if "answered as" in line)
     assert shown.split("answered as")[1].strip() == "listen ?[2J?]0;owned? ?exe."
     assert not set(text) & set("\x1b\x07\r\u202e")

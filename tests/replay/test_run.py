@@ -146,7 +146,7 @@ def test_exact_only_replay_is_its_own_reference():
 def test_near_match_is_served_from_the_cut_on(letters):
     """A threshold serves texts of one scope that are so near."""
     lines = [chat("listen", 0, "x"), chat("silent", 1, "x"), chat("enlist!", 2, "y"), chat("zebra", 3, "z")]
-    replayed = run(lines, embedder=letters, policy=Threshold(0.99))
+    replayed = run(lines, embedder=letters, policy=Threshold(0.99, guards=None))
     assert tiers(replayed) == [None, "semantic", "semantic", None]
     total = score(replayed.recording.asked, replayed.outcomes)
     assert (total.near.hits, total.near.wrong) == (2, 1)
@@ -157,7 +157,9 @@ def test_near_match_is_served_from_the_cut_on(letters):
 @pytest.mark.parametrize("change", [{"system": "be brief"}, {"model": "m2"}, {"tenant": "x"}, {"body": {"seed": 1}}])
 def test_near_text_in_another_scope_is_not_served(letters, change):
     """Law 2: near texts of different scopes never meet."""
-    replayed = run([chat("listen", 0), chat("silent", 1, **change)], embedder=letters, policy=Threshold(0.5))
+    replayed = run(
+        [chat("listen", 0), chat("silent", 1, **change)], embedder=letters, policy=Threshold(0.5, guards=None)
+    )
     assert tiers(replayed) == [None, None]
 
 
@@ -165,7 +167,7 @@ def test_near_text_in_another_scope_is_not_served(letters, change):
 def test_query_that_was_answered_nearly_is_not_stored(letters):
     """Law 3: asked again, a near match is a near match again."""
     lines = [chat("listen", 0), chat("silent", 1), chat("silent", 2)]
-    replayed = run(lines, embedder=letters, policy=Threshold(0.99))
+    replayed = run(lines, embedder=letters, policy=Threshold(0.99, guards=None))
     assert tiers(replayed) == [None, "semantic", "semantic"]
     assert [outcome.maker for outcome in replayed.outcomes] == [None, 0, 0]
 
@@ -174,7 +176,7 @@ def test_query_that_was_answered_nearly_is_not_stored(letters):
 @pytest.mark.parametrize(("ts", "answered"), [(59 * MINUTE, "semantic"), (61 * MINUTE, None)])
 def test_near_match_lives_as_long_as_the_index_says(letters, ts, answered):
     """A row of the index lives an hour, though its answer is on disk for a day."""
-    replayed = run([chat("listen", 0), chat("silent", ts)], embedder=letters, policy=Threshold(0.99))
+    replayed = run([chat("listen", 0), chat("silent", ts)], embedder=letters, policy=Threshold(0.99, guards=None))
     assert tiers(replayed) == [None, answered]
 
 
@@ -192,7 +194,7 @@ def test_shadow_serves_nothing_near_and_says_what_it_found(letters):
 def test_exact_reference_is_what_a_replay_without_near_matches_answers(letters):
     """The reference row is a replay of its own: near hits, which store nothing, do not weigh on it."""
     lines = [chat(text, ts) for ts, text in enumerate(["listen", "silent", "silent", "listen"])]
-    near = run(lines, embedder=letters, policy=Threshold(0.99))
+    near = run(lines, embedder=letters, policy=Threshold(0.99, guards=None))
     exact = run(lines)
     assert tiers(near) == [None, "semantic", "semantic", "memory"]
     assert score(near.recording.asked, near.exact).hit_rate == score(exact.recording.asked, exact.outcomes).hit_rate
@@ -204,7 +206,7 @@ def test_text_that_is_not_seen_whole_is_matched_exactly_only(letters):
     letters.window = 3
     letters.count = lambda text: len(text.split())
     lines = [chat("one two three four", 0), chat("one two three four five", 1), chat("one two three four", 2)]
-    replayed = run(lines, embedder=letters, policy=Threshold(-1))
+    replayed = run(lines, embedder=letters, policy=Threshold(-1, guards=None))
     assert tiers(replayed) == [None, None, "memory"]
     assert (replayed.embedded, replayed.uncovered) == (0, 2)
 
@@ -271,7 +273,7 @@ def test_embedder_behind_a_url_is_asked_for_its_name_first(threads):
 
     with StandIn(embedded) as models:
         replayed = run(
-            [chat("listen", 0), chat("silent", 1)], embedder=models.openai_url, policy=Threshold(0.99),
+            [chat("listen", 0), chat("silent", 1)], embedder=models.openai_url, policy=Threshold(0.99, guards=None),
             live_threads=threads,
         )  # fmt: skip
     assert len(replayed.outcomes) == 2

@@ -47,7 +47,7 @@ def trace_of(replayed, **settings):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_world_of_a_cut_is_what_its_replay_serves(cut, seed):
     """Near matches, exact hits and whose answers they are: request by request, with what expires and is loaded anew."""
-    replayed = run(recording(seed), embedder=Letters(), policy=Threshold(cut), ttl=LIVES)
+    replayed = run(recording(seed), embedder=Letters(), policy=Threshold(cut, guards=None), ttl=LIVES)
     world = trace_of(replayed).cached_on_miss(cut)
     near = [(place, one.maker) for place, one in enumerate(replayed.outcomes) if one.tier == "semantic"]
     exact = [place for place, one in enumerate(replayed.outcomes) if one.tier in ("memory", "disk")]
@@ -74,7 +74,7 @@ def test_world_where_all_is_cached_is_what_shadow_sees():
 
 def test_no_cut_is_exact_matches_alone():
     """Where no cut is proved, nothing near is served."""
-    replayed = run(recording(4), embedder=Letters(), policy=Threshold(1.0), ttl=LIVES)
+    replayed = run(recording(4), embedder=Letters(), policy=Threshold(1.0, guards=None), ttl=LIVES)
     assert trace_of(replayed).cached_on_miss(NO_CUT).near == []
 
 

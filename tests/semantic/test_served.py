@@ -305,7 +305,7 @@ def ask(cache, text, answer):
 def test_rewording_is_found_by_a_process_without_a_model(models, open_near):
     """A near match, by vectors that were computed elsewhere."""
     models.reply = worded
-    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(0.8))
+    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(0.8, guards=None))
     assert cache.embedder_identity.startswith("server:words")
     assert ask(cache, "how do I reset my password", "here") == "here"
     assert ask(cache, "how do I reset the password", "elsewhere") == "here"
@@ -332,7 +332,7 @@ print({"torch", "sentence_transformers", "transformers"} & set(sys.modules))
 def test_before_the_server_has_said_who_it_is_calls_are_exact(models, open_cache):
     """Law 10: nobody waits; the first call makes it load."""
     models.reply = worded
-    cache = open_cache(embedder=models.openai_url, policy=semcache.Threshold(0.8), tenant=semcache.SHARED)
+    cache = open_cache(embedder=models.openai_url, policy=semcache.Threshold(0.8, guards=None), tenant=semcache.SHARED)
     request = cache.request(text="how do I reset my password")
     assert request.scope is None
     assert request.exact_only == "the embedder is loading"
@@ -346,13 +346,17 @@ def test_before_the_server_has_said_who_it_is_calls_are_exact(models, open_cache
 def test_answers_of_a_model_that_was_replaced_are_met_no_more(models, open_near, tmp_path):
     """Law 11: what the old model indexed is not compared with the new one's vectors, in memory or from the store."""
     models.reply = worded
-    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(-1.0), disk=tmp_path / "cache.db")
+    cache = open_near(
+        embedder=models.openai_url, policy=semcache.Threshold(-1.0, guards=None), disk=tmp_path / "cache.db"
+    )
     ask(cache, "how do I reset my password", "here")
     old = cache.request(text="how do I reset the password")
     models.reply = Model("other", dimension=64)
     assert ask(cache, "how do I reset the password", "elsewhere") == "elsewhere"
     assert cache.embedder_identity == ""
-    with open_near(embedder=models.openai_url, policy=semcache.Threshold(-1.0), disk=tmp_path / "cache.db") as fresh:
+    with open_near(
+        embedder=models.openai_url, policy=semcache.Threshold(-1.0, guards=None), disk=tmp_path / "cache.db"
+    ) as fresh:
         assert fresh.embedder_identity.startswith("server:other")
         assert ask(fresh, "how can I reset it", "new") == "new"
         assert ask(fresh, "how could I reset it", "newer") == "new"
@@ -364,7 +368,7 @@ def test_answers_of_a_model_that_was_replaced_are_met_no_more(models, open_near,
 def test_changed_server_is_used_again_under_its_new_name(models, open_near, clock):
     """The same cache goes on by itself: the change is a fault, then the index begins anew."""
     models.reply = worded
-    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(-1.0))
+    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(-1.0, guards=None))
     ask(cache, "one text", "one")
     models.reply = Model("other", dimension=8)
     ask(cache, "two texts", "two")
@@ -381,7 +385,7 @@ def test_changed_server_is_used_again_under_its_new_name(models, open_near, cloc
 def test_server_that_is_down_makes_misses_and_fails_a_batch_once(models, open_near):
     """Law 10: the callers get the origin's answers; a batch is not tried again text by text."""
     models.reply = worded
-    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(0.8))
+    cache = open_near(embedder=models.openai_url, policy=semcache.Threshold(0.8, guards=None))
     ask(cache, "how do I reset my password", "here")
     before = models.calls
     models.fail(500, times=100)

@@ -76,7 +76,7 @@ class TestSemantic(TierContract):
         )  # fmt: skip
         self.batcher.warm().result(30)
         return SemanticTier(
-            self.batcher, Threshold(0.999), [self.values], ttl=TTL_SECONDS, timeout=30.0, clock=clock,
+            self.batcher, Threshold(0.999, guards=None), [self.values], ttl=TTL_SECONDS, timeout=30.0, clock=clock,
             random=lambda: 0.0, warn=lambda about, message: None, embedder=lambda: "e",
         )  # fmt: skip
 

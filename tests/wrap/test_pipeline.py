@@ -101,7 +101,7 @@ def test_answers_inherit_from_what_any_tier_found(open_cache, tmp_path):
 @pytest.mark.semantic
 def test_answers_inherit_from_a_near_match(open_cache):
     """A near match is an answer made of documents too."""
-    settings = {"embedder": Compass(), "policy": semcache.Threshold(0.9), "tenant": semcache.SHARED}
+    settings = {"embedder": Compass(), "policy": semcache.Threshold(0.9, guards=None), "tenant": semcache.SHARED}
     desk = Desk(open_cache(**settings))
     desk.cache.warm()
     desk.find("prices")

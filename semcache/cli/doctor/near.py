@@ -64,7 +64,7 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
         return
     if place.disk is not None and not place.disk.exists():
         place = Place(place.namespace)
-    settings = {"embedder": made, "policy": Threshold(-1.0), "tenant": SHARED}
+    settings = {"embedder": made, "policy": Threshold(-1.0, guards=None), "tenant": SHARED}
     try:
         with patients(trial_of(place), **settings) as patient:
             finding = _match(patient)
