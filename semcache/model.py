@@ -271,11 +271,17 @@ class Miss:
 
 @dataclass(slots=True)
 class Neighbour:
-    """A row of the index near to a text: `similarity` is the cosine, -1 to 1."""
+    """A row of the index near to a text: `similarity` is the cosine, -1 to 1.
+
+    `vector` is its text's float32[d] unit vector, where the search gives it; `score` is what a policy that learns takes
+    for the chance that its answer is right, 0 to 1, where one has said so.
+    """
 
     key: bytes
     similarity: float
     text: str
+    vector: Any = None
+    score: float | None = None
 
 
 class Verdict(Enum):

@@ -1,0 +1,36 @@
+"""A label: what is known of one near match, and how it came to be known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Source(Enum):
+    """How a label came to be: it says what it may be used for."""
+
+    MISS = "miss"
+    """A near match that was not served, and whose request was loaded anyway: free, but biased, so it only trains."""
+    AUDIT = "audit"
+    """One of the sample that is drawn by hash, at one rate, of all near matches: the only ones that make a bound."""
+    REPORT = "report"
+    """A person said that the answer was wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a comparator or a person says of the near match of `asked`, a key, and `stored`, the key that has the answer.
+
+    `family` is the scope family's digest, `score` what ranked the match (the cosine where no score was learned), and
+    `is_right` what the comparator says: None where it does not know, which counts as wrong wherever a bound is made.
+    """
+
+    family: bytes
+    asked: bytes
+    stored: bytes
+    text: str
+    neighbour: str
+    similarity: float
+    score: float
+    is_right: bool | None
+    source: Source
