@@ -12,7 +12,7 @@ class Source(Enum):
     MISS = "miss"
     """A near match that was not served, and whose request was loaded anyway: free, but biased, so it only trains."""
     AUDIT = "audit"
-    """One of the sample that is drawn by hash, at one rate, of all near matches: the only ones that make a bound."""
+    """One of the sample that is drawn by hash, at one rate, of all near matches: these alone make a bound."""
     REPORT = "report"
     """A person said that the answer was wrong."""
 
