@@ -19,7 +19,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a comparator or a person says of the near match of `asked`, a key, and `stored`, the key that has the answer.
+    """What a comparator or a person says of the near match of `asked`, a key, and `stored`, whose answer it would be.
 
     `family` is the scope family's digest, `score` what ranked the match (the cosine where no score was learned), and
     `is_right` what the comparator says: None where it does not know, which counts as wrong wherever a bound is made.
