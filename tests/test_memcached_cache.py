@@ -267,8 +267,8 @@ def test_near_matches_find_their_answers_in_it(open_near, alone):
     request = one.request(text="stored")
     keep(one, request, "answer")
     assert one.get_or_load(one.request(text="asked"), lambda: "not loaded") == "answer"
-    other = semcache.Cache("tests", **alone, clock=one.clock)
-    other.invalidate(key=request.key)
+    with semcache.Cache("tests", **alone, clock=one.clock) as other:
+        other.invalidate(key=request.key)
     assert one.get_or_load(one.request(text="again"), lambda: "new") == "new"
 
 
