@@ -333,7 +333,9 @@ def test_near_match_goes_in_no_pack(asking, models, open_near, pack):
     assert sent(models) == ["a", "c", "c\nd", "d"]
 
 
-@pytest.mark.parametrize(("altered", "why"), [({"model": "big"}, "another model"), ({"temperature": 1}, "that differ")])
+@pytest.mark.parametrize(
+    ("altered", "why"), [({"model": "big"}, "another model"), ({"temperature": 1}, "sampling: temperature")]
+)
 def test_pack_asks_what_its_calls_ask(asking, models, cache, pack, altered, why):
     """Law 1: an answer of another model, or one that was drawn, is kept under no call's key."""
     client = asking.cached(models, cache)
@@ -342,3 +344,16 @@ def test_pack_asks_what_its_calls_ask(asking, models, cache, pack, altered, why)
     assert texts_of(asking, answers) == expected("ab")
     assert {answer.model for answer in answers} == {"m"}
     assert models.calls == 2
+
+
+def test_pack_whose_answer_rests_on_what_the_server_keeps_is_not_sent(models, cache):
+    """Law 1: what the server keeps, and may change, is in no key of the calls that `join` lets ask about it."""
+    asking = Asking("anthropic", is_async=False)
+    client = asking.cached(models, cache)
+    with pytest.warns(semcache.SemcacheWarning, match="state of the server: container"):
+        semcache.gather(
+            client, calls_of("ab"), pack=2, join=lambda requests: join(requests) | {"container": "box_1"},
+            split=lambda answer, _: asking.text(answer).split("\n"),
+        )  # fmt: skip
+    assert sent(models) == ["a", "b"]
+    asking.close()

@@ -164,9 +164,9 @@ class Engine:
             known = b"" if asked.copied is not None else self._known(cache, where[0], packed)
             key = self._keys.get(known)
             if key is None:
-                bypass = self._bypassed(body)
-                if bypass is not None:
-                    return asked, (None, bypass)
+                why_not = self.why_not(body)
+                if why_not is not None:
+                    return asked, (None, self._bypassed(why_not))
                 meant = Meant(where, given, body, self.dialect, self._settings)
                 key = self._key(cache, meant)
                 self._learn(known, key)
@@ -212,25 +212,13 @@ class Engine:
             self._prefix = cache, prefix
         return prefix
 
-    def _bypassed(self, body: Json) -> Event | None:
+    def why_not(self, body: Json) -> str | None:
         """Say why a call goes by the cache, if it does."""
         state = self.dialect.state(body)
         if state is not None:
-            return self._bypass(_OF_THE_SERVER + state)
-        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
-        return None if sampled is None else self._sampled(sampled)
-
-    def is_sampled(self, body: Mapping[str, Any]) -> bool:
-        """Say whether a call asks for answers that differ, and these are not cached."""
-        return self._settings.sampling != "any" and self.dialect.samples(dict(body)) is not None
-
-    def why_not(self, given: Mapping[str, Any]) -> str | None:
-        """Say why a call goes by the cache, if it does, and tell nobody else."""
-        body = body_of(given)
-        state, sampled = self.dialect.state(body), self.dialect.samples(body)
-        if state is not None:
             return _OF_THE_SERVER + state
-        return None if sampled is None or self._settings.sampling == "any" else _SAMPLING + sampled
+        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
+        return None if sampled is None else _SAMPLING + sampled
 
     def _asks_usage(self, body: Json) -> bool:
         try:
@@ -327,13 +315,15 @@ class Engine:
         stage = self._endpoint.stage if told is None else told.stage or self._endpoint.stage
         return Event("bypass", self.dialect.name, self.cache.namespace, reason=reason, stage=stage)
 
-    def _sampled(self, parameter: str) -> Event:
-        self.cache.recorder.warn_once(
-            f"{self.dialect.name}: sampling",
-            f"a call of {self.dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
-            'semcache.cached(client, cache, sampling="any") caches such calls too: all are then given one answer',
-        )
-        return self._bypass(_SAMPLING + parameter)
+    def _bypassed(self, why_not: str) -> Event:
+        if why_not.startswith(_SAMPLING):
+            self.cache.recorder.warn_once(
+                f"{self.dialect.name}: sampling",
+                f"a call of {self.dialect.name} asks by {why_not.removeprefix(_SAMPLING)}= for answers that differ, "
+                'and is not cached; semcache.cached(client, cache, sampling="any") caches such calls too: all are then '
+                "given one answer",
+            )
+        return self._bypass(why_not)
 
     def _unkeyable(self, error: Exception) -> Event:
         event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")

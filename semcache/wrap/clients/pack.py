@@ -85,8 +85,9 @@ class Pack:
                 raise TypeError("it asks for a stream")  # noqa: TRY301
             if joined.get("model") != self._parameters[places[0]].get("model"):
                 raise TypeError("it asks another model")  # noqa: TRY301
-            if self._engine.is_sampled(joined):
-                raise TypeError("it asks for answers that differ")  # noqa: TRY301
+            why_not = self._engine.why_not(dict(joined))
+            if why_not is not None:
+                raise TypeError(f"it would go by the cache: {why_not}")  # noqa: TRY301
             send = self._prepare(joined)
         except Exception as error:
             raise GivenUp("join= failed", error) from error
