@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from semcache.inherit import tell_context
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
-from semcache.plan import Outcome, Plan, arun, run
+from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
@@ -95,30 +96,18 @@ class Engine:
     ) -> Any:
         """Answer a POST of a plain client; `packed` is its body as one byte string, where that is all of it."""
         asked, opened = self.open(client, given, send, packed)
-        is_stream = asked.chunk_type is not None
         if opened is None:
-            return replay(asked, given["stream_cls"], path) if is_stream else asked.found
-        if not is_stream:
-            return asked.taken(run(self.plan(asked, opened, blocks=True)).unwrap())
-        request, event = opened
-        if request is None or request.mode == "off":
-            return self._passed(event, send)
-        return stream(asked, request, event, given["stream_cls"], path)
+            return asked.found if asked.chunk_type is None else replay(asked, given["stream_cls"], path)
+        return run(self._answer(asked, opened, path, given, blocks=True)).unwrap()
 
     async def apost(
         self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
     ) -> Any:
         """Answer a POST of an async client, as `post` does."""
         asked, opened = self.open(client, given, send, packed)
-        is_stream = asked.chunk_type is not None
         if opened is None:
-            return areplay(asked, given["stream_cls"], path) if is_stream else asked.found
-        if not is_stream:
-            return asked.taken((await arun(self.plan(asked, opened, blocks=False))).unwrap())
-        request, event = opened
-        if request is None or request.mode == "off":
-            return await self._passed(event, send)
-        return await astream(asked, request, event, given["stream_cls"], path)
+            return asked.found if asked.chunk_type is None else areplay(asked, given["stream_cls"], path)
+        return (await arun(self._answer(asked, opened, path, given, blocks=False))).unwrap()
 
     def request(self, client: Any, given: Mapping[str, Any]) -> Request:
         """Return what a call means to the cache. Raises UnkeyableError, and what the user's callables raise."""
@@ -247,6 +236,20 @@ class Engine:
             request.family = meant.family()
         return request
 
+    def _answer(
+        self, asked: Asked, opened: Opened, path: str, given: Mapping[str, Any], *, blocks: bool
+    ) -> Plan[Outcome[Any]]:
+        """Answer a call which memory did not."""
+        if asked.chunk_type is None:
+            outcome = yield from self.plan(asked, opened, blocks=blocks)
+            return outcome if outcome.error is not None else Outcome(asked.taken(outcome.value))
+        request, event = opened
+        if request is None or request.mode == "off":
+            self._passed(event)
+            return (yield Load(asked.send))
+        begin = stream if blocks else astream
+        return (yield Load(partial(begin, asked, request, event, given["stream_cls"], path)))
+
     def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
         """Answer a plain call which memory did not: from the file at once, else by a lookup."""
         request, event = opened
@@ -303,12 +306,11 @@ class Engine:
             model=kept.facets.model, tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
         )  # fmt: skip
 
-    def _passed(self, event: Event, send: Callable[[], Any]) -> Any:
+    def _passed(self, event: Event) -> None:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
         event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else "mode: off"
         tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
-        return send()
 
     def _bypass(self, reason: str) -> Event:
         told = current.get()
