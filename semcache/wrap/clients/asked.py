@@ -243,7 +243,7 @@ class Asked:
         text = None if told is None else _text_of(self._dialect, told)
         return Taken(
             "llm", self.copied, partial(_as_chat, self._dialect),
-            partial(_text_of_chunks, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
+            partial(_text_of, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
             len(self.copied) + sum(map(len, chunks)) + len(text or ""),
         )  # fmt: skip
 
@@ -258,7 +258,7 @@ class Asked:
             return answer
         known, answer = self._assembled
         if known != value:
-            answer = self._dialect.assemble(json.loads(f"[{','.join(value[1:])}]"))
+            answer = _assembled(self._dialect, value[1:])
             self._assembled = value, answer
         return answer
 
@@ -285,16 +285,15 @@ def _as_chat(dialect: Dialect, body: Json) -> Json:
     return dialect.as_chat(unmarked(body) if is_marked(body) else body)
 
 
-def _text_of(dialect: Dialect, answer: Json) -> str | None:
-    with suppress(Exception):  # an answer that nobody here knows
-        return dialect.text(answer)
+def _text_of(dialect: Dialect, told: Json | list[str]) -> str | None:
+    """Return what an answer says, or the chunks of a stream."""
+    with suppress(Exception):  # an answer that nobody here knows, a stream that broke off
+        return dialect.text(_assembled(dialect, told) if isinstance(told, list) else told)
     return None
 
 
-def _text_of_chunks(dialect: Dialect, chunks: list[str]) -> str | None:
-    with suppress(Exception):  # a stream that broke off, or that nobody here knows
-        return dialect.text(dialect.assemble([json.loads(chunk) for chunk in chunks]))
-    return None
+def _assembled(dialect: Dialect, chunks: list[str]) -> Json:
+    return dialect.assemble(json.loads(f"[{','.join(chunks)}]"))
 
 
 def chunk_type(given: Mapping[str, Any]) -> Any:
