@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import semcache
 from semcache.testing import Reply
 from semcache.testing.protocols import last_text
-from semcache.wrap.clients.pack import shares
+from semcache.wrap.clients.shares import shares_of_usage
 
 GUARD = 30
 
@@ -111,7 +111,7 @@ def test_shares_add_up(usage, number):
     """Whatever is counted, the shares are the whole; a total is the sum of its parts in each."""
     parts = {"prompt_tokens": usage.get("a", 7), "completion_tokens": usage.get("b", 3)}
     whole = usage | parts | {"total_tokens": sum(parts.values()), "tier": "x", "details": {"cached": 5, "none": None}}
-    told = shares(whole, number)
+    told = shares_of_usage(whole, number)
     assert len(told) == number
     assert all(sum(share[name] for share in told) == whole[name] for name in usage.keys() | parts.keys())
     assert sum(share["details"]["cached"] for share in told) == 5

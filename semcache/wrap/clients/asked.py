@@ -23,6 +23,7 @@ from semcache.recording import Taken, UnrecordedError, owner_of, packed
 from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own, words
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
+from semcache.wrap.clients.sdk import made_by_sdk
 from semcache.wrap.shared import Stream
 
 # What of a response's headers is kept with an answer.
@@ -275,9 +276,7 @@ class Asked:
         if validate is not None:
             with suppress(ValueError):  # pydantic's ValidationError is one
                 return validate(data, strict=True)
-        make = self.client._process_response_data  # noqa: SLF001 - there is no public way
-        plain = json.loads(data) if is_text else data
-        return make(data=plain, cast_to=kind, response=_no_response(str(self.client.base_url)))
+        return made_by_sdk(self.client, json.loads(data) if is_text else data, kind)
 
 
 def _as_chat(dialect: Dialect, body: Json) -> Json:
@@ -322,11 +321,3 @@ def _validators(kind: Any) -> tuple[Callable[..., Any] | None, Callable[..., Any
         return None, None
     made = adapter(kind)
     return made.validate_python, made.validate_json
-
-
-@lru_cache(maxsize=8)
-def _no_response(url: str) -> Any:
-    """Return the response that the SDK names in its error, if what was kept does not validate."""
-    import httpx  # the client is there, so it is loaded
-
-    return httpx.Response(200, request=httpx.Request("POST", url))

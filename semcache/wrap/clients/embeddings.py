@@ -30,6 +30,8 @@ from semcache.recording import Told, owner_of
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.sdk import made_by_sdk
+from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
 from semcache.wrap.told import telling
 
@@ -178,7 +180,7 @@ class Embeddings:
         if all(value["tokens"] is not None for value in values):
             tokens = sum(value["tokens"] for value in values)
             told["usage"] = {**values[-1]["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
-        answer = client._process_response_data(data=told, cast_to=given["cast_to"], response=_no_response(client))  # noqa: SLF001 - there is no public way
+        answer = made_by_sdk(client, told, given["cast_to"])
         answer._request_id = getattr(sent[-1], "_request_id", None) if sent else None  # noqa: SLF001 - as the SDK sets it
         parser = (given.get("options") or {}).get("post_parser")
         return parser(answer) if callable(parser) else answer
@@ -209,7 +211,7 @@ def _told(answer: Any, asked: list[Any], sent: list[Any]) -> list[Json]:
         places = [row["index"] for row in rows]
         usage = told.pop("usage", None) or {}
         tokens = usage.get("prompt_tokens")
-        shares = [None] * len(rows) if tokens is None else _shared_out(tokens, [len(one) for one in asked])
+        shares = [None] * len(rows) if tokens is None else shares_by_weight(tokens, [len(one) for one in asked])
         kept = [
             {"embedding": _read(row.pop("embedding")), "row": row, "answer": told, "usage": usage, "tokens": share}
             for row, share in zip(rows, shares, strict=True)
@@ -220,17 +222,6 @@ def _told(answer: Any, asked: list[Any], sent: list[Any]) -> list[Json]:
         raise _UnlikeError(f"{len(rows)} embeddings came for {len(asked)} inputs")
     sent.append(answer)
     return kept
-
-
-def _shared_out(tokens: int, lengths: list[int]) -> list[int]:
-    """Share a request's tokens out among its inputs by their lengths, so that the shares add up to them."""
-    whole = sum(lengths) or 1
-    passed, shares = 0, []
-    for length in lengths:
-        before = tokens * passed // whole
-        passed += length
-        shares.append(tokens * passed // whole - before)
-    return shares
 
 
 def _read(embedding: Any) -> Any:
@@ -248,10 +239,3 @@ def _written(embedding: Any) -> Any:
 def _usage(value: Any) -> Usage | None:
     tokens = value.get("tokens") if isinstance(value, dict) else None
     return None if tokens is None else Usage(prompt_tokens=tokens)
-
-
-def _no_response(client: Any) -> Any:
-    """Return the response that the SDK names in its error, if what was kept does not validate."""
-    import httpx  # the client is there, so it is loaded
-
-    return httpx.Response(200, request=httpx.Request("POST", str(client.base_url)))

@@ -1,6 +1,7 @@
 """The SDKs whose clients can be cached: their classes, the versions known, and the endpoints that are looked up.
 
-Which one a client is of is read off its class and the classes it inherits from; no SDK is imported (law 13).
+Which one a client is of is read off its class and the classes it inherits from; no SDK is imported (law 13). What an
+SDK answers a call with is made by the SDK, of plain data.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from semcache.errors import ConfigurationError
 from semcache.wrap.clients.anthropic import Messages
@@ -67,3 +70,17 @@ def sdk_of(client: object) -> tuple[Sdk, bool]:
     raise ConfigurationError(
         f"cached knows no client like {type(client).__qualname__}; it takes {known}, or a function"
     )
+
+
+def made_by_sdk(client: Any, told: object, kind: Any) -> Any:
+    """Have a client's SDK make a type of its own of plain data, as it does with what comes over the wire."""
+    make = client._process_response_data  # noqa: SLF001 - there is no public way
+    return make(data=told, cast_to=kind, response=_no_response(str(client.base_url)))
+
+
+@lru_cache(maxsize=8)
+def _no_response(url: str) -> Any:
+    """Return the response that the SDK names in its error, if what was kept does not validate."""
+    import httpx  # the client is there, so it is loaded
+
+    return httpx.Response(200, request=httpx.Request("POST", url))
