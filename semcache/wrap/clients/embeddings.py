@@ -27,7 +27,7 @@ from semcache.many import lookup_many
 from semcache.model import FOREVER, Alike, Facets, Request, Usage
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.recording import Told, owner_of
-from semcache.wrap.clients.conversation import Meant, Where, body_of
+from semcache.wrap.clients.conversation import Meant, Where, body_of, is_plain_post
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import made_by_sdk
@@ -35,9 +35,7 @@ from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
 from semcache.wrap.told import telling
 
-_KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
-_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
-# What the SDK adds to the request's own options, and what of the body we say ourselves.
+# What of the body we say ourselves.
 _OURS = frozenset({"input", "encoding_format"})
 
 
@@ -66,11 +64,8 @@ class Embeddings:
         """Say whether a POST is what `embeddings.create` makes, in a way that is known."""
         if path != "/embeddings" or getattr(given.get("cast_to"), "__name__", "") != "CreateEmbeddingResponse":
             return False
-        options, body = given.get("options") or {}, given.get("body")
-        headers = map(str.lower, options.get("headers") or {})
-        is_plain = isinstance(body, Mapping) and not any(given.get(name) for name in ("files", "content", "stream"))
-        extra = options.get("extra_json") or {}
-        return is_plain and given.keys() <= _KNOWN and _RAW_HEADERS.isdisjoint(headers) and _OURS.isdisjoint(extra)
+        extra = (given.get("options") or {}).get("extra_json") or {}
+        return is_plain_post(given) and not given.get("stream") and _OURS.isdisjoint(extra)
 
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:  # noqa: ARG002 - as engines do
         """Answer a POST of a plain client."""

@@ -26,15 +26,12 @@ from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
-from semcache.wrap.clients.conversation import Meant, Where, body_of
+from semcache.wrap.clients.conversation import Meant, Where, body_of, is_plain_post
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
 
-# What the SDKs' `post` takes; with anything else, or with files, a call goes through.
-_KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
-_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 _UNREAD = ("off", "refresh")
 # Why calls go by the cache.
 _OF_THE_SERVER, _SAMPLING = "state of the server: ", "sampling: "
@@ -79,13 +76,7 @@ class Engine:
         if not self.dialect.claims(path, getattr(given.get("cast_to"), "__name__", "")):
             return False
         options = given.get("options") or {}
-        if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
-            return False
-        headers = options.get("headers")
-        if headers and not _RAW_HEADERS.isdisjoint(map(str.lower, headers)):
-            return False
-        extra = options.get("extra_json")
-        if not given.keys() <= _KNOWN or "post_parser" in options or (extra and "stream" in extra):
+        if not is_plain_post(given) or "post_parser" in options or "stream" in (options.get("extra_json") or ()):
             return False
         if self.form is None and chunk_type(given):
             self.form = Form(path, given["cast_to"], given["stream_cls"])
