@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from semcache.errors import ConfigurationError
+from semcache.warning import ANTHROPIC, OPENAI
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.dialect import Dialect
 from semcache.wrap.clients.openai import ChatCompletions
@@ -33,9 +34,9 @@ class Sdk:
     dialects: tuple[Dialect, ...]
     embeds: bool = False
 
-    def has(self, kind: type) -> bool:
-        """Say whether a class is of this package."""
-        return kind.__module__.partition(".")[0] == self.package
+    def has(self, kind: object) -> bool:
+        """Say whether a class, or a method, is of this package."""
+        return str(getattr(kind, "__module__", "")).partition(".")[0] == self.package
 
     def check_version(self) -> None:
         """Raise ConfigurationError where the package's version is not one that is known."""
@@ -49,8 +50,8 @@ class Sdk:
 
 
 SDKS = (
-    Sdk("openai", (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(), Responses()), embeds=True),
-    Sdk("anthropic", (0, 40), 1, ("Anthropic", "AsyncAnthropic"), (Messages(),)),
+    Sdk(OPENAI, (1, 60), 3, ("OpenAI", "AsyncOpenAI"), (ChatCompletions(), Responses()), embeds=True),
+    Sdk(ANTHROPIC, (0, 40), 1, ("Anthropic", "AsyncAnthropic"), (Messages(),)),
 )
 
 
