@@ -19,19 +19,6 @@ from semcache.testing import Reply
 ASKED = "Do you ship to Austria?"
 
 
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    """OpenAI's client in the plain colour."""
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
-
-
 # What is not kept
 
 

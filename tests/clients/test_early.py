@@ -21,18 +21,6 @@ HAS_OWN_RESOURCES = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
-
-
 class Counting(openai.OpenAI):
     """A client of the SDK's that counts what it posts."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from itertools import groupby
 
 import openai
@@ -50,22 +51,14 @@ ITEMS = [
 @pytest.fixture
 def asking():
     """The responses API in the plain colour."""
-    made = Asking("openai-responses", is_async=False)
-    yield made
-    made.close()
+    with closing(Asking("openai-responses", is_async=False)) as made:
+        yield made
 
 
 @pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def near(open_cache):
+def near(open_near):
     """A cache to which all texts look the same: only scopes tell them apart."""
-    made = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
-    made.warm()
-    return made
+    return open_near(embedder=OneWay())
 
 
 # What the server keeps
