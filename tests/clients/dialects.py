@@ -12,6 +12,8 @@ import openai
 
 import semcache
 
+ASKED = "Do you ship to Austria?"
+
 
 class OneWay:
     """An embedder to which all texts are the same: only their scopes tell them apart."""

@@ -11,13 +11,10 @@ import warnings
 import anthropic
 import openai
 import pytest
-from dialects import Asking
+from dialects import ASKED, Asking
 
 import semcache
 from semcache.testing import Reply
-
-ASKED = "Do you ship to Austria?"
-
 
 # What is not kept
 

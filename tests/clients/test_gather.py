@@ -8,12 +8,11 @@ import threading
 import openai
 import pytest
 from dialects import Asking, calls_of
+from instruments import GUARD
 
 import semcache
 from semcache.testing import Reply
 from semcache.testing.protocols import last_text
-
-GUARD = 30
 
 
 @pytest.fixture

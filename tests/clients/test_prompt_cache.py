@@ -12,6 +12,7 @@ import sys
 import warnings
 
 import pytest
+from dialects import ASKED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from semcache.wrap.clients.prefix import Told, least_tokens, tokens, unmarked, w
 
 MARK = {"type": "ephemeral"}
 LONG = "Answer in two sentences, politely, and only about the shop. " * 80  # 1,200 tokens
-ASKED = "Do you ship to Austria?"
 TOOL = {"name": "find", "description": LONG, "input_schema": {"type": "object", "properties": {}}}
 FUNCTION = {"type": "function", "function": {"name": "find", "description": LONG, "parameters": {"type": "object"}}}
 
