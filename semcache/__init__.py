@@ -39,8 +39,9 @@ from semcache.warning import SemcacheWarning
 from semcache.wrap.clients.gather import gather
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
-from semcache.wrap.function import Cached, CacheInfo, cached, check
+from semcache.wrap.function import Cached, cached
 from semcache.wrap.retrieval import cached_retrieval
+from semcache.wrap.wrapping import CacheInfo, check
 
 if TYPE_CHECKING:
     from semcache.semantic.served import EmbeddingServer
