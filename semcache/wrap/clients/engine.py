@@ -237,9 +237,11 @@ class Engine:
         request, event = opened
         if request is None or request.mode == "off":
             self._passed(event)
-            return (yield Load(asked.send))
-        begin = stream if blocks else astream
-        return (yield Load(partial(begin, asked, request, event, given["stream_cls"], path)))
+            begin = asked.send
+        else:
+            begin = partial(stream if blocks else astream, asked, request, event, given["stream_cls"], path)
+        begun: Outcome[Any] = yield Load(begin)
+        return begun
 
     def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
         """Answer a plain call which memory did not: from the file at once, else by a lookup."""
