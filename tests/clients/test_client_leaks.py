@@ -8,12 +8,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from dialects import ASKED, Asking
+from dialects import Asking
 
 from semcache.wrap.shared import Stream
 
 # Sockets are counted below; one that the SDK lets the collector close is closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ASKED = "Do you ship to Austria?"
 # What other tests have left to the collector comes and goes; a leak is one or more for each of ten clients.
 SLACK = 4
 

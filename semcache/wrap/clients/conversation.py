@@ -21,9 +21,6 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
 from semcache.wrap.cut import cut_out
 
-# What the SDKs' `post` takes.
-_POSTED = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
-_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 # Options of the SDKs' requests that say how to ask, not what; any other is in the key.
 HOW_TO_ASK = frozenset({"headers", "extra_json", "timeout", "max_retries", "idempotency_key", "security"})
 # What traces, names or frames a request, and who asks (the tenant says that).
@@ -41,14 +38,6 @@ def body_of(given: Mapping[str, Any]) -> Json:
     body = given["body"]
     extra = (given.get("options") or {}).get("extra_json")
     return {name: item for name, item in ({**body, **extra} if extra else body).items() if not is_left_out(item)}
-
-
-def is_plain_post(given: Mapping[str, Any]) -> bool:
-    """Say whether a POST is of a body alone and answered in the SDK's own type, told in a way that is known."""
-    if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
-        return False
-    headers = (given.get("options") or {}).get("headers")
-    return given.keys() <= _POSTED and (not headers or _RAW_HEADERS.isdisjoint(map(str.lower, headers)))
 
 
 def is_left_out(item: object) -> bool:

@@ -27,10 +27,10 @@ from semcache.many import lookup_many
 from semcache.model import FOREVER, Alike, Facets, Request, Usage
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.recording import Told, owner_of
-from semcache.wrap.clients.conversation import Meant, Where, body_of, is_plain_post
+from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
-from semcache.wrap.clients.sdk import made_by_sdk
+from semcache.wrap.clients.sdk import is_plain_post, made_by_sdk
 from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
 from semcache.wrap.told import telling

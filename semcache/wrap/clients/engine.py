@@ -26,9 +26,10 @@ from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
-from semcache.wrap.clients.conversation import Meant, Where, body_of, is_plain_post
+from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.sdk import is_plain_post
 from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
 
@@ -99,6 +100,22 @@ class Engine:
         if opened is None:
             return asked.found if asked.chunk_type is None else areplay(asked, given["stream_cls"], path)
         return (await arun(self._answer(asked, opened, path, given, blocks=False))).unwrap()
+
+    def _answer(
+        self, asked: Asked, opened: Opened, path: str, given: Mapping[str, Any], *, blocks: bool
+    ) -> Plan[Outcome[Any]]:
+        """Answer a call which memory did not."""
+        if asked.chunk_type is None:
+            outcome = yield from self.plan(asked, opened, blocks=blocks)
+            return outcome if outcome.error is not None else Outcome(asked.taken(outcome.value))
+        request, event = opened
+        if request is None or request.mode == "off":
+            self._passed(event)
+            begin = asked.send
+        else:
+            begin = partial(stream if blocks else astream, asked, request, event, given["stream_cls"], path)
+        begun: Outcome[Any] = yield Load(begin)
+        return begun
 
     def request(self, client: Any, given: Mapping[str, Any]) -> Request:
         """Return what a call means to the cache. Raises UnkeyableError, and what the user's callables raise."""
@@ -226,22 +243,6 @@ class Engine:
         if request.family:
             request.family = meant.family()
         return request
-
-    def _answer(
-        self, asked: Asked, opened: Opened, path: str, given: Mapping[str, Any], *, blocks: bool
-    ) -> Plan[Outcome[Any]]:
-        """Answer a call which memory did not."""
-        if asked.chunk_type is None:
-            outcome = yield from self.plan(asked, opened, blocks=blocks)
-            return outcome if outcome.error is not None else Outcome(asked.taken(outcome.value))
-        request, event = opened
-        if request is None or request.mode == "off":
-            self._passed(event)
-            begin = asked.send
-        else:
-            begin = partial(stream if blocks else astream, asked, request, event, given["stream_cls"], path)
-        begun: Outcome[Any] = yield Load(begin)
-        return begun
 
     def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
         """Answer a plain call which memory did not: from the file at once, else by a lookup."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,10 @@ from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.dialect import Dialect
 from semcache.wrap.clients.openai import ChatCompletions
 from semcache.wrap.clients.responses import Responses
+
+# What the SDKs' `post` takes.
+_POSTED = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
+_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,14 @@ def sdk_of(client: object) -> tuple[Sdk, bool]:
     raise ConfigurationError(
         f"cached knows no client like {type(client).__qualname__}; it takes {known}, or a function"
     )
+
+
+def is_plain_post(given: Mapping[str, Any]) -> bool:
+    """Say whether a POST is of a body alone and answered in the SDK's own type, told in a way that is known."""
+    if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
+        return False
+    headers = (given.get("options") or {}).get("headers")
+    return given.keys() <= _POSTED and (not headers or _RAW_HEADERS.isdisjoint(map(str.lower, headers)))
 
 
 def made_by_sdk(client: Any, told: object, kind: Any) -> Any:
