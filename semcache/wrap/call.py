@@ -28,6 +28,7 @@ from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.cut import cut_out
 from semcache.wrap.options import Options
+from semcache.wrap.passing import bypass_event
 from semcache.wrap.shared import Stream
 from semcache.wrap.signature import MisfitError, Signature
 from semcache.wrap.told import told_of
@@ -211,9 +212,7 @@ class Call:
 
     def _unkeyable(self, error: Exception) -> Event:
         """Count a call that has no key, and say why, once."""
-        told = _options()
-        stage = self.stage if told is None else told.stage or self.stage
-        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable", stage=stage)
+        event = bypass_event(self.cache, self.name, self.stage, "unkeyable")
         if isinstance(error, MisfitError):
             event.reason = "the arguments do not fit the function"
             return event

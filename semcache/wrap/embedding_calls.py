@@ -19,7 +19,6 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.chain import Origin
-from semcache.context import current
 from semcache.errors import ConfigurationError, UnkeyableError
 from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical, canonical_items, type_name
@@ -29,6 +28,7 @@ from semcache.model import Alike, Facets, Lives, Request
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.wrap.default import default_cache
 from semcache.wrap.encoder import HOW_TO_COMPUTE, encoder_of
+from semcache.wrap.passing import bypass_event
 from semcache.wrap.signature import MisfitError, Signature, unwrap
 from semcache.wrap.told import telling
 from semcache.wrap.version import name_of, version_of
@@ -301,9 +301,7 @@ class Embedding:
 
     def _bypass(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Plan[Outcome[Any]]:
         """Call the function as it was called, and record why it was."""
-        told = current.get()
-        stage = self._stage if told is None else told.stage or self._stage
-        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable", stage=stage)
+        event = bypass_event(self.cache, self.name, self._stage, "unkeyable")
         if isinstance(error, MisfitError):
             event.reason = "the arguments do not fit the function"
         else:

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from semcache.cache import Cache
 from semcache.chain import Origin
-from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical
@@ -33,6 +32,7 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import is_plain_post, made_by_sdk
 from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
+from semcache.wrap.passing import bypass_event
 from semcache.wrap.told import telling
 
 # What of the body we say ourselves.
@@ -116,9 +116,7 @@ class Embeddings:
         error: BaseException | None = None,
     ) -> Plan[Outcome[Any]]:
         """Ask as the caller asked."""
-        told = current.get()
-        stage = self._stage if told is None else told.stage or self._stage
-        event = Event("bypass", self.name, cache.namespace, reason=reason, stage=stage)
+        event = bypass_event(cache, self.name, self._stage, reason)
         if cache.recorder.recording is not None:
             event.call = Told("embedding", body_of(given), owner_of(cache.tenant_of(None)))
         if error is not None:

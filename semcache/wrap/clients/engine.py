@@ -32,6 +32,7 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import is_plain_post
 from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
+from semcache.wrap.passing import bypass_event
 
 _UNREAD = ("off", "refresh")
 # Why calls go by the cache.
@@ -306,11 +307,6 @@ class Engine:
         tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
 
-    def _bypass(self, reason: str) -> Event:
-        told = current.get()
-        stage = self._endpoint.stage if told is None else told.stage or self._endpoint.stage
-        return Event("bypass", self.dialect.name, self.cache.namespace, reason=reason, stage=stage)
-
     def _bypassed(self, why_not: str) -> Event:
         if why_not.startswith(_SAMPLING):
             self.cache.recorder.warn_once(
@@ -319,12 +315,12 @@ class Engine:
                 'and is not cached; semcache.cached(client, cache, sampling="any") caches such calls too: all are then '
                 "given one answer",
             )
-        return self._bypass(why_not)
+        return bypass_event(self.cache, self.dialect.name, self._endpoint.stage, why_not)
 
     def _unkeyable(self, error: Exception) -> Event:
-        event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")
+        reason, name = "unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed", self.dialect.name
+        event = bypass_event(self.cache, name, self._endpoint.stage, reason)
         event.fault("key", error)
-        name = self.dialect.name
         self.cache.recorder.warn_once(
             f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {_told(error)}"
         )  # fmt: skip
