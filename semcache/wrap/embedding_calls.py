@@ -28,7 +28,7 @@ from semcache.model import Alike, Facets, Lives, Request
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.wrap.default import default_cache
 from semcache.wrap.encoder import HOW_TO_COMPUTE, encoder_of
-from semcache.wrap.passing import bypass_event
+from semcache.wrap.noting import bypass_event
 from semcache.wrap.signature import MisfitError, Signature, unwrap
 from semcache.wrap.told import telling
 from semcache.wrap.version import name_of, version_of

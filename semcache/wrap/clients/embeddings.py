@@ -32,7 +32,7 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import is_plain_post, made_by_sdk
 from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
-from semcache.wrap.passing import bypass_event
+from semcache.wrap.noting import bypass_event
 from semcache.wrap.told import telling
 
 # What of the body we say ourselves.

@@ -32,7 +32,7 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import is_plain_post
 from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
-from semcache.wrap.passing import bypass_event
+from semcache.wrap.noting import bypass_event, memory_event
 
 _UNREAD = ("off", "refresh")
 # Why calls go by the cache.
@@ -294,12 +294,7 @@ class Engine:
 
     def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str) -> Event:
         """Make the event of a memory hit."""
-        cache = self.cache
-        return Event(
-            "hit", self.dialect.name, cache.namespace, "memory", key, age=cache.now() - kept.since,
-            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
-            model=kept.facets.model, tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
-        )  # fmt: skip
+        return memory_event(self.cache, self.dialect.name, key, kept, key_ns, memory_ns, stage)
 
     def _passed(self, event: Event) -> None:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
