@@ -25,7 +25,7 @@ from semcache.errors import (
     TrafficError,
     UnkeyableError,
 )
-from semcache.events import Event, SemcacheWarning, Stats, last
+from semcache.events import Event, Stats, last
 from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
@@ -35,11 +35,13 @@ from semcache.recording import Recording
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
+from semcache.warning import SemcacheWarning
 from semcache.wrap.clients.gather import gather
 from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
-from semcache.wrap.function import Cached, CacheInfo, cached, check
+from semcache.wrap.function import Cached, cached
 from semcache.wrap.retrieval import cached_retrieval
+from semcache.wrap.wrapping import CacheInfo, check
 
 if TYPE_CHECKING:
     from semcache.semantic.served import EmbeddingServer

@@ -7,9 +7,7 @@ Laws:
 
 from __future__ import annotations
 
-import inspect
 import logging
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import Decision, Entry, Facets, Usage
 from semcache.trace import tracing
+from semcache.warning import warn
 
 if TYPE_CHECKING:
     from semcache.recording import Call
@@ -31,7 +30,6 @@ logger = logging.getLogger("semcache")
 # So many memory hits, and other lookups, are noted before they are summed.
 FOLD_AT = 4096
 EVENTS_FOLD_AT = 256
-_OURS = ("semcache.", "openai.", "anthropic.")
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
@@ -259,11 +257,7 @@ class Recorder:
             if about in self._warned:
                 return
             self._warned.add(about)
-        # Under `-W error` a warning raises, and the caller's call must not fail because of us.
-        try:
-            warnings.warn(message, SemcacheWarning, stacklevel=_frames_of_ours() + 1)
-        except SemcacheWarning:
-            logger.warning("%s", message)
+        warn(message)
 
     @property
     def is_watched(self) -> bool:
@@ -405,18 +399,3 @@ def _counted_as(reason: str, decision: Decision | None) -> str:
     if decision is not None and decision.guard and decision.reason == reason:
         return f"guard: {decision.guard}"
     return "exact only" if reason.startswith("exact only") else reason
-
-
-def _frames_of_ours() -> int:
-    """Count the frames between our caller and the nearest code of the user's, our caller's included.
-
-    The code of a cached client's SDK is between us and him.
-    """
-    count, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
-        count, frame = count + 1, frame.f_back
-    return count - 1
-
-
-class SemcacheWarning(UserWarning):
-    """Something in the use of the cache costs its owner hits; the message holds the mend."""

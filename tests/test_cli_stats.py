@@ -173,9 +173,12 @@ def test_nothing_booked_is_told(store, typed, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "no store: give --redis URL or --disk FILE"),
-        (["--disk", "FILE"], "no namespace: give --namespace"),
-        (["--disk", "FILE", "--redis", "redis://localhost", "--namespace", "n"], "give the one that keeps"),
+        ([], "which store? give --redis URL or --disk FILE"),
+        (["--disk", "FILE"], "whose answers? give --namespace"),
+        (
+            ["--disk", "FILE", "--redis", "redis://localhost", "--namespace", "n"],
+            "give one: --redis URL or --disk FILE",
+        ),
         (["--disk", "FILE", "--namespace", "n", "--by", "tier"], "usage is told by day, stage, model, tenant"),
         (["--disk", "FILE", "--namespace", "n", "--since", "soon"], "2026-11-27"),
         (["--redis", "http://localhost", "--namespace", "n"], "http://localhost"),
@@ -200,7 +203,7 @@ def test_file_of_somebody_else_is_left_alone(tmp_path, capsys, content):
     """What is no store's file is told, and stays as it is, where a cache would move it aside."""
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    fails(capsys, ["stats", "--disk", str(path), "--namespace", "n"], 1, "not the file of a cache")
+    fails(capsys, ["stats", "--disk", str(path), "--namespace", "n"], 1, str(path))
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == content
 

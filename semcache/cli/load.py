@@ -19,7 +19,7 @@ from semcache.errors import CodecError, ConfigurationError, SemcacheError, TierE
 from semcache.events import Event
 from semcache.replay.words import count, plain
 from semcache.ttl import TTL
-from semcache.wrap.function import cache_of
+from semcache.wrap.wrapping import cache_of
 
 _SHOWN = 10
 _PAGE = 500

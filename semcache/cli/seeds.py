@@ -188,7 +188,7 @@ def _converted(cell: str, kind: Any, column: str) -> Any:
 
 def function_of(told: str) -> Any:
     """Import the decorated function that "package.module:function" names. Raises ConfigurationError."""
-    from semcache.wrap.function import cache_of
+    from semcache.wrap.wrapping import cache_of
 
     module_name, colon, name = told.partition(":")
     if not module_name or not colon or not name:

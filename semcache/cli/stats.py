@@ -8,29 +8,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from semcache.cache import Cache
-from semcache.cli.store import add_store, quiet
-from semcache.errors import ConfigurationError, SemcacheError, TierError
+from semcache.cli.store import add_store, place_of, unasked
+from semcache.errors import SemcacheError
 from semcache.meter import COLUMNS, MEASURES, UsageRow, columns_of, first_day, total_of
 from semcache.replay.render import Line, show
 from semcache.replay.words import clip, columns, count, money, plain, priced_at
-from semcache.stores.schema import APPLICATION_ID
 from semcache.tier import SystemClock
 
-_STORES = ("redis", "disk")
 _WIDEST = 40
 _GAP = "  "
-# A file is bounded by who uses it; whoever only reads it must not hold it to a bound of his own.
-_UNBOUNDED = 2**62
-# Where SQLite's header says whose a file is.
-_APPLICATION_AT = 68
 # The columns of the table: under which heading, which one, and its figure. CSV and JSON tell every measure by itself.
 _FIGURES: tuple[tuple[str, str, Callable[[UsageRow], str]], ...] = (
     ("calls", "hits", lambda row: f"{row.hits:,}"),
@@ -73,17 +64,13 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     by = columns_of([column.strip() for column in options.by.split(",") if column.strip()])
     since = first_day(options.since, SystemClock.time())
-    settings = _settings(options)
-    try:
-        with quiet(), Cache(**settings, memory=0, disk_size=_UNBOUNDED) as cache:
-            rows = cache.usage(since, by)
-            unpriced = _unpriced(cache.usage(since, "model"))
-    except TierError as error:
-        mend = " (is it running, and is this its address?)" if error.reason in ("unreachable", "late") else ""
-        raise SemcacheError(f"{error}{mend}") from error
+    place = place_of(options)
+    with unasked(place) as cache:  # to follow the log of a namespace that is not there would begin it
+        rows = cache.usage(since, by)
+        unpriced = _unpriced(cache.usage(since, "model"))
     if not rows:
         raise SemcacheError(
-            f"nothing was booked in namespace {settings['namespace']!r} since {since}: give an earlier --since or "
+            f"nothing was booked in namespace {place.namespace!r} since {since}: give an earlier --since or "
             "another --namespace; what a running process counts is booked within 10 seconds"
         )
     if options.csv:
@@ -92,42 +79,15 @@ def _run(options: argparse.Namespace) -> int:
         writer.writerows([*_told(row, by).values()] for row in rows)
     elif options.json:
         told = {
-            "namespace": settings["namespace"], "since": since, "rows": [_told(row, by) for row in rows],
+            "namespace": place.namespace, "since": since, "rows": [_told(row, by) for row in rows],
             "total": _told(total_of(rows), ()), "unpriced": unpriced,
         }  # fmt: skip
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        title = f"Usage of {plain(settings['namespace'])} since {since} (UTC)"
+        title = f"Usage of {plain(place.namespace)} since {since} (UTC)"
         show([[(title, "title")], [], *_table(rows, by), *_notes(total_of(rows), unpriced)], sys.stdout)
     sys.stdout.flush()
     return 0
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return where to look: what was typed, or else what the environment says. Raises ConfigurationError."""
-    typed = {name: getattr(options, name) for name in _STORES if getattr(options, name)}
-    stores = typed or {name: value for name in _STORES if (value := os.environ.get(f"SEMCACHE_{name.upper()}"))}
-    if not stores:
-        raise ConfigurationError(
-            "no store: give --redis URL or --disk FILE, or set SEMCACHE_REDIS or SEMCACHE_DISK; a cache of memory "
-            "alone is told by its own process, with cache.usage()"
-        )
-    namespace = options.namespace or os.environ.get("SEMCACHE_NAMESPACE")
-    if not namespace:
-        raise ConfigurationError("no namespace: give --namespace NAME, or set SEMCACHE_NAMESPACE")
-    if "disk" in stores:
-        _check_file(Path(stores["disk"]))
-    return {"namespace": namespace, **stores}
-
-
-def _check_file(path: Path) -> None:
-    """Refuse a file that is no store's: a cache would take it for a damaged one, and move it aside."""
-    if not path.is_file():
-        raise SemcacheError(f"{path}: there is no such file; give the one of Cache(disk=...)")
-    with path.open("rb") as file:
-        header = file.read(_APPLICATION_AT + 4)
-    if header[_APPLICATION_AT:] != APPLICATION_ID.to_bytes(4, "big"):
-        raise SemcacheError(f"{path}: not the file of a cache; give the one of Cache(disk=...)")
 
 
 def _told(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:

@@ -74,19 +74,34 @@ def place_of(options: Namespace, *, is_needed: bool = True) -> Place:
 
 @contextmanager
 def opened(place: Place, **settings: Any) -> Iterator[Cache]:
-    """Open a cache on a store that is there, with time enough, and nothing in memory.
+    """Open a cache as `unasked` does, and follow its store's log.
 
     Raises ConfigurationError, and TierError for a file that is not there or none of ours, or a server out of reach.
+    """
+    with unasked(place, **settings) as cache:
+        assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
+        cache.store.join()  # a store that cannot be asked is told of now; and what is pinned there is known
+        yield cache
+
+
+@contextmanager
+def unasked(place: Place, **settings: Any) -> Iterator[Cache]:
+    """Open a cache on a store that is there, with time enough, and nothing in memory; a server is asked nothing yet.
+
+    Raises as `opened` does.
     """
     if place.disk is not None:
         check_file(place.disk)
         settings = {"disk_size": _disk_size(place.disk)} | settings
     timeouts = Timeouts(redis="5s", disk="5s", semantic="30s")
     settings = {"redis": place.redis, "disk": place.disk, "memory": 0, "timeouts": timeouts} | settings
-    with quiet(), Cache(place.namespace, **settings) as cache:
-        assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
-        cache.store.join()  # a store that cannot be asked is told of now; and what is pinned there is known
-        yield cache
+    try:
+        with quiet(), Cache(place.namespace, **settings) as cache:
+            yield cache
+    except TierError as error:
+        if place.redis is None or error.reason not in ("unreachable", "late"):
+            raise
+        raise TierError(error.reason, f"{error} (is it running, and is this its address?)") from error
 
 
 def check_file(path: Path) -> None:
@@ -101,8 +116,10 @@ def check_file(path: Path) -> None:
         raise TierError("unreachable", told) from None
     if not header:
         raise TierError("unready", f"{path} is empty: the first process of the service begins it")
-    # A store that was just begun may have its number in the WAL alone; what else has none is told when it is opened.
-    if not header.startswith(_MAGIC) or int.from_bytes(header[_APPLICATION]) not in (0, APPLICATION_ID):
+    # A store that was just begun may have its number in the WAL alone; what else has none there is told when it is
+    # opened. Without a WAL a cache would take it for a damaged store, and move it aside.
+    known = (0, APPLICATION_ID) if _wal_of(path).exists() else (APPLICATION_ID,)
+    if not header.startswith(_MAGIC) or int.from_bytes(header[_APPLICATION]) not in known:
         raise TierError("version", f"{path} is no store of semcache: give the path that Cache(disk=...) was given")
 
 
@@ -132,8 +149,11 @@ def _path(disk: str) -> Path:
     return file_path(disk)
 
 
+def _wal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
 def _disk_size(path: Path) -> int | str:
     """Return the bound of the file: whoever opens it with a smaller one than its service would evict from it."""
-    files = [path, path.with_name(f"{path.name}-wal")]
-    used = sum(file.stat().st_size for file in files if file.exists())
+    used = sum(file.stat().st_size for file in (path, _wal_of(path)) if file.exists())
     return os.environ.get("SEMCACHE_DISK_SIZE") or max(_LEAST_DISK_BYTES, 2 * used)

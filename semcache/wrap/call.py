@@ -27,6 +27,7 @@ from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.cut import cut_out
+from semcache.wrap.noting import bypass_event, memory_event
 from semcache.wrap.options import Options
 from semcache.wrap.shared import Stream
 from semcache.wrap.signature import MisfitError, Signature
@@ -194,12 +195,7 @@ class Call:
 
     def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str) -> Event:
         """Make the event of a memory hit."""
-        return Event(
-            "hit", self.name, self.cache.namespace, "memory", key, age=self.cache.now() - kept.since,
-            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
-            model=kept.facets.model, tenant=kept.facets.tenant if self.cache.chain.names_tenants else "",
-            usage=kept.usage,
-        )  # fmt: skip
+        return memory_event(self.cache, self.name, key, kept, key_ns, memory_ns, stage)
 
     def bypass(self, event: Event, origin: Origin) -> Plan[Outcome[Any]]:
         """Call the origin alone, and record that it was."""
@@ -211,9 +207,7 @@ class Call:
 
     def _unkeyable(self, error: Exception) -> Event:
         """Count a call that has no key, and say why, once."""
-        told = _options()
-        stage = self.stage if told is None else told.stage or self.stage
-        event = Event("bypass", self.name, self.cache.namespace, reason="unkeyable", stage=stage)
+        event = bypass_event(self.cache, self.name, self.stage, "unkeyable")
         if isinstance(error, MisfitError):
             event.reason = "the arguments do not fit the function"
             return event

@@ -21,9 +21,10 @@ from semcache.context import names_of
 from semcache.errors import ConfigurationError, UnkeyableError
 from semcache.model import Tenant
 from semcache.ttl import Duration, lives_of
-from semcache.wrap.function import Decorator, Wrapping, bind
+from semcache.wrap.function import Decorator
 from semcache.wrap.options import Options, options
 from semcache.wrap.signature import unwrap
+from semcache.wrap.wrapping import Wrapping, bind
 
 IDS = ("id", "doc_id")
 

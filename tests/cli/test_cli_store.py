@@ -43,12 +43,14 @@ def test_store_that_is_not_told_is_asked_for(semcache_command, monkeypatch, opti
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "other database", "no folder"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "other database", "damaged", "no folder"])
 def test_file_that_is_no_store_is_left_as_it_is(semcache_command, tmp_path, kind):
     """A typing error in a path makes no file, and moves or changes none."""
     path = tmp_path / ("gone/x.db" if kind == "no folder" else "x.db")
     if kind in ("empty", "text"):
         path.write_text("" if kind == "empty" else "not a database\n" * 100)
+    if kind == "damaged":
+        path.write_bytes(b"SQLite format 3\0" + bytes(5000))
     if kind == "other database":
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA application_id = 7")

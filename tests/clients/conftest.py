@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from dialects import EVERY, EVERY_ID, EVERY_WITH_MESSAGES, Asking, OneWay
 
@@ -15,20 +17,38 @@ def models():
         yield server
 
 
+@pytest.fixture
+def cache(open_cache):
+    """A cache in memory."""
+    return open_cache()
+
+
 @pytest.fixture(params=EVERY, ids=EVERY_ID)
 def asking(request):
     """Each protocol in each colour."""
-    made = Asking(*request.param)
-    yield made
-    made.close()
+    with closing(Asking(*request.param)) as made:
+        yield made
 
 
 @pytest.fixture(params=EVERY_WITH_MESSAGES, ids=lambda told: f"{told[0]}-{'async' if told[1] else 'sync'}")
 def asking_by_messages(request):
     """Each protocol whose calls have messages, in each colour."""
-    made = Asking(*request.param)
-    yield made
-    made.close()
+    with closing(Asking(*request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+def plain():
+    """OpenAI's client in the plain colour."""
+    with closing(Asking("openai", is_async=False)) as made:
+        yield made
+
+
+@pytest.fixture
+def claude():
+    """Anthropic's client in the plain colour."""
+    with closing(Asking("anthropic", is_async=False)) as made:
+        yield made
 
 
 @pytest.fixture(params=["memory", "disk", "redis", pytest.param("semantic", marks=pytest.mark.semantic)])

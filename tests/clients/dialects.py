@@ -12,6 +12,8 @@ import openai
 
 import semcache
 
+ASKED = "Do you ship to Austria?"
+
 
 class OneWay:
     """An embedder to which all texts are the same: only their scopes tell them apart."""
@@ -66,6 +68,18 @@ class Asking:
 
         return self._runner.run(noted(), context=contextvars.copy_context())
 
+    def call(self, function, *args, **parameters):
+        """Call what is of the clients' colour, and note how its last call was answered."""
+        if self.is_async:
+
+            async def awaited():
+                return await function(*args, **parameters)
+
+            return self.run(awaited())
+        result = function(*args, **parameters)
+        self.event = semcache.last()
+        return result
+
     def client(self, models, **settings):
         """Make a client of the SDK's, uncached."""
         settings = {"api_key": "none", "max_retries": 0, "base_url": self.url(models)} | settings
@@ -98,14 +112,7 @@ class Asking:
 
     def ask(self, client, *args, **parameters):
         """Ask for a plain answer."""
-        if self.is_async:
-            return self.run(self._awaited(client, *args, **parameters))
-        answer = self.create(client, *args, **parameters)
-        self.event = semcache.last()
-        return answer
-
-    async def _awaited(self, client, *args, **parameters):
-        return await self.create(client, *args, **parameters)
+        return self.call(self.create, client, *args, **parameters)
 
     def read(self, client, *args, limit=None, usage=False, **parameters):
         """Ask for a stream and return its chunks, or its first `limit`, then close it."""
@@ -138,6 +145,9 @@ class Asking:
         if self.way == "openai-responses":
             return answer.output_text
         return answer.choices[0].message.content if self.way == "openai" else answer.content[0].text
+
+    def texts(self, answers):
+        return [self.text(answer) for answer in answers]
 
     def streamed(self, chunks):
         """Return what the chunks of a stream say."""
@@ -175,6 +185,12 @@ class Asking:
     @property
     def rate_limit(self):
         return openai.RateLimitError if self.package == "openai" else anthropic.RateLimitError
+
+
+def calls_of(texts, **parameters):
+    """Tell calls by their texts, as all who speak in messages take them."""
+    more = {"model": "m", "max_tokens": 100} | parameters
+    return [{"messages": [{"role": "user", "content": text}], **more} for text in texts]
 
 
 def _item(message):

@@ -11,26 +11,10 @@ import warnings
 import anthropic
 import openai
 import pytest
-from dialects import Asking
+from dialects import ASKED, Asking
 
 import semcache
 from semcache.testing import Reply
-
-ASKED = "Do you ship to Austria?"
-
-
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    """OpenAI's client in the plain colour."""
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
-
 
 # What is not kept
 

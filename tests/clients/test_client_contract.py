@@ -91,10 +91,9 @@ def test_answer_is_that_of_the_client_itself(asking, models, open_cache):
 
 
 @pytest.mark.semantic
-def test_nothing_of_another_conversation_is_served(asking, models, open_cache):
+def test_nothing_of_another_conversation_is_served(asking, models, open_near):
     """Where all texts look the same, only what is equal in all else is near: an earlier turn, a prompt, a model."""
-    cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
-    cache.warm()
+    cache = open_near(embedder=OneWay())
     client = asking.cached(models, cache)
 
     def turns(*said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
+from contextlib import closing
 
 import openai
 import pytest
@@ -22,9 +23,8 @@ STORES = ["memory", "disk", "redis"]
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
 def asking(request):
     """OpenAI's client in each colour."""
-    made = Asking("openai", request.param)
-    yield made
-    made.close()
+    with closing(Asking("openai", request.param)) as made:
+        yield made
 
 
 @pytest.fixture(params=STORES)
@@ -44,14 +44,7 @@ def quick(open_cache):
 
 def embed(asking, client, told, **parameters):
     """Call the client's own method, and note how its last input was answered."""
-    asked = {"model": "m", "input": told} | parameters
-    if not asking.is_async:
-        return client.embeddings.create(**asked)
-
-    async def call():
-        return await client.embeddings.create(**asked)
-
-    return asking.run(call())
+    return asking.call(client.embeddings.create, **{"model": "m", "input": told} | parameters)
 
 
 def sent(models):

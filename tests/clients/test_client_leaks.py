@@ -22,11 +22,6 @@ def held():
     return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), streams
 
 
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
 def use(asking, models, cache, number):
     """Make a client and use it in every way in which a use can end."""
     client = asking.cached(models, cache)

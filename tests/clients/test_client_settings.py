@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import openai
 import pytest
-from dialects import Asking
+from dialects import ASKED
 
 import semcache
 from semcache.testing import Reply
-
-ASKED = "Do you ship to Austria?"
-
-
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
 
 
 def test_call_that_does_not_say_whose_it_is_goes_by_the_cache(plain, models, cache):

@@ -8,29 +8,16 @@ from functools import cached_property, wraps
 import httpx
 import openai
 import pytest
-from dialects import Asking
+from dialects import ASKED, Asking
 from openai.types.chat import ChatCompletionUserMessageParam
 
 import semcache
 from semcache.testing import StandIn
 
-ASKED = "Do you ship to Austria?"
 HAS_OWN_RESOURCES = pytest.mark.skipif(
     not isinstance(vars(openai.OpenAI).get("chat"), cached_property),
     reason="this openai makes its resources itself, whatever a subclass says",
 )
-
-
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
 
 
 class Counting(openai.OpenAI):

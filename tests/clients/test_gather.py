@@ -7,52 +7,17 @@ import threading
 
 import openai
 import pytest
-from dialects import Asking
+from dialects import Asking, calls_of
+from instruments import GUARD
 
 import semcache
 from semcache.testing import Reply
 from semcache.testing.protocols import last_text
 
-GUARD = 30
-
 
 @pytest.fixture
 def asking(asking_by_messages):
     return asking_by_messages
-
-
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def plain():
-    """OpenAI's client in the plain colour."""
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
-
-
-def calls_of(texts, **parameters):
-    """Tell calls by their texts, as both protocols take them."""
-    more = {"model": "m", "max_tokens": 100} | parameters
-    return [{"messages": [{"role": "user", "content": text}], **more} for text in texts]
-
-
-def gather(asking, client, requests, **settings):
-    """Gather in the client's colour."""
-    if not asking.is_async:
-        return semcache.gather(client, requests, **settings)
-
-    async def main():
-        return await semcache.gather(client, requests, **settings)
-
-    return asking.run(main())
-
-
-def texts_of(asking, answers):
-    return [asking.text(answer) for answer in answers]
 
 
 # What is sent
@@ -62,13 +27,13 @@ def test_only_what_is_missing_is_sent_and_each_call_once(asking, models, cache):
     """Answers are the SDK's own, in order; what was asked before is found, and equal calls are one."""
     client = asking.cached(models, cache)
     known = asking.ask(client, "a", max_tokens=100)
-    answers = gather(asking, client, calls_of("abcbab"))
-    assert texts_of(asking, answers) == [f"Answer to: {text}" for text in "abcbab"]
+    answers = asking.call(semcache.gather, client, calls_of("abcbab"))
+    assert asking.texts(answers) == [f"Answer to: {text}" for text in "abcbab"]
     assert {type(answer) for answer in answers} == {asking.types()[0]}
     assert models.calls == 3
     assert answers[0] == known
     assert answers[1] == answers[3] == answers[5]
-    assert gather(asking, client, calls_of("abc")) == answers[:3]
+    assert asking.call(semcache.gather, client, calls_of("abc")) == answers[:3]
     assert asking.ask(client, "c", max_tokens=100) == answers[2]
     assert models.calls == 3
 
@@ -77,21 +42,21 @@ def test_equal_calls_are_given_answers_of_their_own(asking, models, cache):
     """Law 9: who alters an answer alters nobody else's, however it came."""
     models.reply = lambda _: Reply("told", extra={"of": {"vendor": ["x"]}})
     client = asking.cached(models, cache)
-    first, second, third = gather(asking, client, calls_of("aaa"))
+    first, second, third = asking.call(semcache.gather, client, calls_of("aaa"))
     assert first == second == third
     second.of["vendor"].append("y")
     assert first.of == third.of == {"vendor": ["x"]}
-    assert gather(asking, client, calls_of("a"))[0].of == {"vendor": ["x"]}
+    assert asking.call(semcache.gather, client, calls_of("a"))[0].of == {"vendor": ["x"]}
 
 
 def test_what_is_not_kept_is_given_to_all_equal_calls(asking, models, cache):
     """A refusal is kept nowhere, and yet three equal calls are one."""
     models.reply = lambda _: Reply("I cannot say.", "refusal")
     client = asking.cached(models, cache)
-    first, second, _ = gather(asking, client, calls_of("aaa"))
+    first, second, _ = asking.call(semcache.gather, client, calls_of("aaa"))
     assert first == second
     assert models.calls == 1
-    gather(asking, client, calls_of("a"))
+    asking.call(semcache.gather, client, calls_of("a"))
     assert models.calls == 2
 
 
@@ -106,7 +71,7 @@ def test_what_stands_in_a_store_takes_one_trip(plain, models, open_cache, redis_
     exchange = cache.redis._store.link.exchange
     cache.redis._store.link.exchange = lambda commands, timeout: trips.append(commands) or exchange(commands, timeout)
     answers = semcache.gather(client, calls_of(asked))
-    assert texts_of(plain, answers) == [f"Answer to: {text}" for text in asked]
+    assert plain.texts(answers) == [f"Answer to: {text}" for text in asked]
     assert models.calls == 100
     assert [len(commands[0]) for commands in trips[:1]] == [101]  # MGET and its keys
     assert len(trips) == 11  # and each that is missing is looked up once more, behind its flight
@@ -150,8 +115,8 @@ def test_no_more_are_under_way_than_may_be(asking, models, cache):
 
     models.reply = reply
     client = asking.cached(models, cache)
-    answers = gather(asking, client, calls_of("abcdef"), max_concurrency=3)
-    assert texts_of(asking, answers) == list("abcdef")
+    answers = asking.call(semcache.gather, client, calls_of("abcdef"), max_concurrency=3)
+    assert asking.texts(answers) == list("abcdef")
     assert max(most) == 3
 
 
@@ -159,7 +124,7 @@ def test_calls_that_ask_for_answers_that_differ_are_each_sent(asking, models, ca
     """A bypass is nobody else's: two equal calls with a temperature are two."""
     client = asking.cached(models, cache)
     with pytest.warns(semcache.SemcacheWarning, match="sampling"):
-        answers = gather(asking, client, calls_of("aa", temperature=1))
+        answers = asking.call(semcache.gather, client, calls_of("aa", temperature=1))
     assert models.calls == 2
     assert answers[0].id != answers[1].id
 
@@ -167,15 +132,15 @@ def test_calls_that_ask_for_answers_that_differ_are_each_sent(asking, models, ca
 def test_cache_that_is_off_is_out_of_the_way(asking, models, open_cache):
     """Switched off, every call is sent."""
     client = asking.cached(models, open_cache(mode="off"))
-    assert texts_of(asking, gather(asking, client, calls_of("aa"))) == ["Answer to: a"] * 2
+    assert asking.texts(asking.call(semcache.gather, client, calls_of("aa"))) == ["Answer to: a"] * 2
     assert models.calls == 2
 
 
 def test_nothing_is_nothing(asking, models, cache):
     """No request is no answer; the requests may come of a generator."""
     client = asking.cached(models, cache)
-    assert gather(asking, client, []) == []
-    assert texts_of(asking, gather(asking, client, iter(calls_of("a")))) == ["Answer to: a"]
+    assert asking.call(semcache.gather, client, []) == []
+    assert asking.texts(asking.call(semcache.gather, client, iter(calls_of("a")))) == ["Answer to: a"]
 
 
 # Errors
@@ -192,9 +157,9 @@ def test_first_error_is_raised_and_no_further_call_is_begun(asking, models, cach
     models.reply = reply
     client = asking.cached(models, cache)
     with pytest.raises(asking.rate_limit):
-        gather(asking, client, calls_of("abcb"), max_concurrency=1)
+        asking.call(semcache.gather, client, calls_of("abcb"), max_concurrency=1)
     assert models.calls == 2
-    assert texts_of(asking, gather(asking, client, calls_of("abc"))) == list("abc")
+    assert asking.texts(asking.call(semcache.gather, client, calls_of("abc"))) == list("abc")
     assert models.calls == 4
 
 
@@ -208,19 +173,21 @@ def test_errors_stand_in_their_places_where_that_is_asked_for(asking, models, ca
 
     models.reply = reply
     client = asking.cached(models, cache)
-    first, error, last, again = gather(asking, client, calls_of("abcb"), max_concurrency=1, return_errors=True)
-    assert texts_of(asking, [first, last]) == ["a", "c"]
+    first, error, last, again = asking.call(
+        semcache.gather, client, calls_of("abcb"), max_concurrency=1, return_errors=True
+    )
+    assert asking.texts([first, last]) == ["a", "c"]
     assert isinstance(error, asking.rate_limit)
     assert again is error
     assert models.calls == 3
-    assert texts_of(asking, gather(asking, client, calls_of("b"))) == ["b"]
+    assert asking.texts(asking.call(semcache.gather, client, calls_of("b"))) == ["b"]
 
 
 def test_call_that_the_sdk_refuses_fails_in_its_place(asking, models, cache):
     """What the SDK says of a wrong argument it says in that call's place."""
     client = asking.cached(models, cache)
     requests = [*calls_of("a"), *calls_of("b", no_such_thing=1)]
-    answer, error = gather(asking, client, requests, return_errors=True)
+    answer, error = asking.call(semcache.gather, client, requests, return_errors=True)
     assert asking.text(answer) == "Answer to: a"
     assert isinstance(error, TypeError)
     assert "no_such_thing" in str(error)
@@ -264,7 +231,7 @@ def test_calls_that_others_have_begun_are_waited_for(plain, models, cache):
     other = threading.Thread(target=lambda: plain.create(client, "a", max_tokens=100))
     other.start()
     assert begun.wait(GUARD)
-    assert texts_of(plain, semcache.gather(client, calls_of("ab"))) == ["a", "b"]
+    assert plain.texts(semcache.gather(client, calls_of("ab"))) == ["a", "b"]
     other.join(GUARD)
     assert models.calls == 2
 
@@ -277,7 +244,7 @@ def test_two_gatherings_send_each_call_once(plain, models, cache):
 
     def work(number, settings):
         asked = "abcdefgh" if number % 2 else "hgfedcba"
-        answers[number] = "".join(texts_of(plain, semcache.gather(client, calls_of(asked), **settings)))
+        answers[number] = "".join(plain.texts(semcache.gather(client, calls_of(asked), **settings)))
 
     threads = [threading.Thread(target=work, args=(number, {"max_concurrency": 2})) for number in range(6)]
     for thread in threads:
@@ -303,7 +270,7 @@ def test_gathering_in_a_loop_does_not_wait_for_a_task_that_it_blocks(models, ope
 
     with semcache.trace() as traced:
         answers = ahead.run(main())
-    assert texts_of(ahead, answers) == [f"Answer to: {text}" for text in "aabc"]
+    assert ahead.texts(answers) == [f"Answer to: {text}" for text in "aabc"]
     assert [event.faults for event in traced.lookups] == [[]] * 4
     assert models.calls == 4
     ahead.close()
@@ -336,7 +303,7 @@ def test_who_is_cancelled_leaves_nothing_behind(models, cache):
         go.set()
         return await semcache.gather(client, calls_of("ac"))
 
-    assert texts_of(asking, asking.run(main())) == ["a", "c"]
+    assert asking.texts(asking.run(main())) == ["a", "c"]
     assert models.calls == 4
     asking.close()
 
@@ -347,23 +314,23 @@ def test_who_is_cancelled_leaves_nothing_behind(models, cache):
 def test_context_holds_for_all_calls(asking, models, cache):
     """Tenant, tags and stage are those of the context, and a trace has every lookup."""
     client = asking.cached(models, cache)
-    gather(asking, client, calls_of("ab"))
+    asking.call(semcache.gather, client, calls_of("ab"))
     with semcache.context(tenant="acme", tags=["faq"], stage="bulk"), semcache.trace() as traced:
-        gather(asking, client, calls_of("aabc"))
+        asking.call(semcache.gather, client, calls_of("aabc"))
     assert sorted(event.kind for event in traced.lookups) == ["hit", "miss", "miss", "miss"]
     assert {event.stage for event in traced.lookups} == {"bulk"}
     assert models.calls == 5
     assert cache.invalidate(tag="faq") == 3
-    gather(asking, client, calls_of("ab"))
+    asking.call(semcache.gather, client, calls_of("ab"))
     assert models.calls == 5
 
 
 def test_events_are_those_of_the_calls(asking, models, cache):
     """Each call is a hit or a miss once; equal ones are shared, and the latest is told."""
     client = asking.cached(models, cache)
-    gather(asking, client, calls_of("a"))
+    asking.call(semcache.gather, client, calls_of("a"))
     with semcache.trace() as traced:
-        gather(asking, client, calls_of("abcb"), max_concurrency=1)
+        asking.call(semcache.gather, client, calls_of("abcb"), max_concurrency=1)
         if not asking.is_async:
             assert semcache.last() is traced.lookups[-1]
     told = [(event.kind, event.tier, event.shared) for event in traced.lookups]
@@ -377,10 +344,10 @@ def test_hits_of_the_file_are_told(asking, models, open_cache, tmp_path):
     """What the file has is a hit of its own, for equal calls too."""
     cache = open_cache(memory=0, disk=tmp_path / "answers.db")
     client = asking.cached(models, cache)
-    gather(asking, client, calls_of("ab"))
+    asking.call(semcache.gather, client, calls_of("ab"))
     assert cache.flush(GUARD)
     with semcache.trace() as traced:
-        gather(asking, client, calls_of("aba"))
+        asking.call(semcache.gather, client, calls_of("aba"))
     assert [(event.kind, event.tier, event.shared) for event in traced.lookups] == [("hit", "disk", False)] * 3
     assert models.calls == 2
 
@@ -391,6 +358,6 @@ def test_copies_of_a_client_gather_too(models, cache, name):
     asking = Asking("openai", is_async=name.startswith("Async"))
     client = asking.cached(models, cache).with_options(timeout=GUARD)
     assert isinstance(client, getattr(openai, name))
-    assert texts_of(asking, gather(asking, client, calls_of("aa"))) == ["Answer to: a"] * 2
+    assert asking.texts(asking.call(semcache.gather, client, calls_of("aa"))) == ["Answer to: a"] * 2
     assert models.calls == 1
     asking.close()

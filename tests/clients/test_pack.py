@@ -7,16 +7,15 @@ import threading
 import warnings
 
 import pytest
-from dialects import Asking
+from dialects import Asking, calls_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruments import GUARD
 
 import semcache
 from semcache.testing import Reply
 from semcache.testing.protocols import last_text
-from semcache.wrap.clients.pack import shares
-
-GUARD = 30
+from semcache.wrap.clients.shares import shares_of_usage
 
 
 @pytest.fixture
@@ -24,20 +23,10 @@ def asking(asking_by_messages):
     return asking_by_messages
 
 
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
 @pytest.fixture(autouse=True)
 def _answers_line_by_line(models):
     """A model that answers each line of what it is asked."""
     models.reply = lambda body: "\n".join(f"Answer to: {line}" for line in last_text(body).split("\n"))
-
-
-def calls_of(texts, **parameters):
-    more = {"model": "m", "max_tokens": 100} | parameters
-    return [{"messages": [{"role": "user", "content": text}], **more} for text in texts]
 
 
 def join(requests):
@@ -52,19 +41,9 @@ def pack(asking):
 
     def gather(client, requests, most=4, **settings):
         settings = {"join": join, "split": lambda answer, _: asking.text(answer).split("\n")} | settings
-        if not asking.is_async:
-            return semcache.gather(client, requests, pack=most, **settings)
-
-        async def main():
-            return await semcache.gather(client, requests, pack=most, **settings)
-
-        return asking.run(main())
+        return asking.call(semcache.gather, client, requests, pack=most, **settings)
 
     return gather
-
-
-def texts_of(asking, answers):
-    return [asking.text(answer) for answer in answers]
 
 
 def sent(models):
@@ -81,7 +60,7 @@ def test_missing_calls_are_sent_together_and_each_is_found_alone(asking, models,
     client = asking.cached(models, cache)
     asking.ask(client, "d", max_tokens=100)
     answers = pack(client, calls_of("abcdefghia"))
-    assert texts_of(asking, answers) == expected("abcdefghia")
+    assert asking.texts(answers) == expected("abcdefghia")
     assert {type(answer) for answer in answers} == {asking.types()[0]}
     assert sent(models) == ["a\nb\nc\ne", "d", "f\ng\nh\ni"]
     assert asking.ask(client, "c", max_tokens=100) == answers[2]
@@ -106,12 +85,12 @@ def test_answers_of_a_pack_have_ids_and_shares_of_its_usage(asking, models, cach
 
 
 @settings(max_examples=30)
-@given(usage=st.dictionaries(st.text(), st.integers(0, 9999)), number=st.integers(1, 9))
+@given(usage=st.dictionaries(st.text("abc_"), st.integers(0, 9999)), number=st.integers(1, 9))
 def test_shares_add_up(usage, number):
     """Whatever is counted, the shares are the whole; a total is the sum of its parts in each."""
     parts = {"prompt_tokens": usage.get("a", 7), "completion_tokens": usage.get("b", 3)}
     whole = usage | parts | {"total_tokens": sum(parts.values()), "tier": "x", "details": {"cached": 5, "none": None}}
-    told = shares(whole, number)
+    told = shares_of_usage(whole, number)
     assert len(told) == number
     assert all(sum(share[name] for share in told) == whole[name] for name in usage.keys() | parts.keys())
     assert sum(share["details"]["cached"] for share in told) == 5
@@ -182,7 +161,7 @@ def test_pack_that_comes_to_nothing_is_sent_one_by_one(asking, models, cache, pa
     client = asking.cached(models, cache)
     with semcache.trace() as traced, pytest.warns(semcache.SemcacheWarning, match="one by one") as warned:
         answers = pack(client, calls_of("abc"), **settings)
-    assert texts_of(asking, answers) == expected("abc")
+    assert asking.texts(answers) == expected("abc")
     assert said in str(warned[0].message)
     in_vain = 1 if "split" in settings else 0
     assert models.calls == 3 + in_vain
@@ -207,7 +186,7 @@ def test_join_that_alters_what_it_is_given_alters_no_call(asking, models, cache,
     with pytest.warns(semcache.SemcacheWarning, match="one by one"):
         answers = pack(client, requests, join=careless, split=lambda *_: [])
     assert requests == calls_of("ab")
-    assert texts_of(asking, answers) == expected("ab")
+    assert asking.texts(answers) == expected("ab")
     assert sent(models) == ["a", "altered\nb", "b"]
 
 
@@ -222,7 +201,7 @@ def test_pack_that_was_cut_or_filtered_is_not_kept(asking, models, cache, pack, 
         (3, lambda _, number: [whole] * number),
     ):
         with semcache.trace() as traced:
-            assert texts_of(asking, pack(client, calls_of("abc"), split=split))[0] == "Answer to: a"
+            assert asking.texts(pack(client, calls_of("abc"), split=split))[0] == "Answer to: a"
         assert models.calls == calls
         assert len(traced.lookups) == 3
         assert all(event.reason.startswith("not kept: ") for event in traced.lookups)
@@ -237,7 +216,7 @@ def test_error_of_a_pack_is_the_error_of_its_calls(asking, models, cache, pack):
     models.fail(429)
     told = pack(client, calls_of("abcde"), most=3, max_concurrency=1, return_errors=True)
     assert all(isinstance(error, asking.rate_limit) for error in told[:3])
-    assert texts_of(asking, told[3:]) == expected("de")
+    assert asking.texts(told[3:]) == expected("de")
     assert models.calls == 3
 
 
@@ -281,7 +260,7 @@ def test_calls_in_a_pack_are_waited_for(models, cache):
     with semcache.trace() as traced:
         answers = semcache.gather(client, calls_of("cde"), **settings)
     first.join(GUARD)
-    assert texts_of(asking, told) + texts_of(asking, answers) == expected("abccde")
+    assert asking.texts(told) + asking.texts(answers) == expected("abccde")
     assert answers[0] == told[2]
     assert sent(models) == ["a\nb\nc", "d\ne"]
     assert [event.kind for event in traced.lookups] == ["miss", "miss", "hit"]
@@ -314,7 +293,7 @@ def test_follower_of_a_pack_that_comes_to_nothing_is_answered(models, cache):
 
     with pytest.warns(semcache.SemcacheWarning, match="one by one"):
         answers = asking.run(main())
-    assert texts_of(asking, answers) == expected("abcb")
+    assert asking.texts(answers) == expected("abcb")
     assert answers[1] == answers[3]
     assert models.calls == 4
     asking.close()
@@ -328,17 +307,30 @@ def test_near_match_goes_in_no_pack(asking, models, open_near, pack):
     asking.ask(client, "a", max_tokens=100)
     cache.flush()
     with semcache.trace() as traced, pytest.warns(semcache.SemcacheWarning, match="one by one"):
-        assert texts_of(asking, pack(client, calls_of("bcd"), split=lambda *_: [])) == expected("acd")
+        assert asking.texts(pack(client, calls_of("bcd"), split=lambda *_: [])) == expected("acd")
     assert sorted(str(event.tier) for event in traced.lookups) == ["None", "None", "None", "semantic"]
     assert sent(models) == ["a", "c", "c\nd", "d"]
 
 
-@pytest.mark.parametrize(("altered", "why"), [({"model": "big"}, "another model"), ({"temperature": 1}, "that differ")])
+@pytest.mark.parametrize(
+    ("altered", "why"), [({"model": "big"}, "another model"), ({"temperature": 1}, "sampling: temperature")]
+)
 def test_pack_asks_what_its_calls_ask(asking, models, cache, pack, altered, why):
     """Law 1: an answer of another model, or one that was drawn, is kept under no call's key."""
     client = asking.cached(models, cache)
     with pytest.warns(semcache.SemcacheWarning, match=why):
         answers = pack(client, calls_of("ab"), join=lambda requests: join(requests) | altered)
-    assert texts_of(asking, answers) == expected("ab")
+    assert asking.texts(answers) == expected("ab")
     assert {answer.model for answer in answers} == {"m"}
     assert models.calls == 2
+
+
+def test_pack_whose_answer_rests_on_what_the_server_keeps_is_not_sent(claude, models, cache):
+    """Law 1: what the server keeps, and may change, is in no key of the calls that `join` lets ask about it."""
+    client = claude.cached(models, cache)
+    with pytest.warns(semcache.SemcacheWarning, match="state of the server: container"):
+        semcache.gather(
+            client, calls_of("ab"), pack=2, join=lambda requests: join(requests) | {"container": "box_1"},
+            split=lambda answer, _: claude.text(answer).split("\n"),
+        )  # fmt: skip
+    assert sent(models) == ["a", "b"]

@@ -12,7 +12,7 @@ import sys
 import warnings
 
 import pytest
-from dialects import Asking
+from dialects import ASKED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,28 +22,8 @@ from semcache.wrap.clients.prefix import Told, least_tokens, tokens, unmarked, w
 
 MARK = {"type": "ephemeral"}
 LONG = "Answer in two sentences, politely, and only about the shop. " * 80  # 1,200 tokens
-ASKED = "Do you ship to Austria?"
 TOOL = {"name": "find", "description": LONG, "input_schema": {"type": "object", "properties": {}}}
 FUNCTION = {"type": "function", "function": {"name": "find", "description": LONG, "parameters": {"type": "object"}}}
-
-
-@pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def claude():
-    made = Asking("anthropic", is_async=False)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gpt():
-    made = Asking("openai", is_async=False)
-    yield made
-    made.close()
 
 
 def turn(role, *texts):
@@ -200,12 +180,11 @@ def test_breakpoint_of_the_caller_is_in_no_key(claude, models, cache):
 
 
 @pytest.mark.semantic
-def test_breakpoint_of_the_caller_is_in_no_scope(claude, models, open_cache):
+def test_breakpoint_of_the_caller_is_in_no_scope(claude, models, open_near):
     """Texts of calls that differ in their breakpoints alone may match nearly."""
     from dialects import OneWay
 
-    cache = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
-    cache.warm()
+    cache = open_near(embedder=OneWay())
     client = claude.cached(models, cache)
     claude.ask(client, [turn("user", ASKED)])
     cache.flush()
@@ -359,13 +338,13 @@ def key_of(body):
     return with_cache_key(body).get("prompt_cache_key")
 
 
-def test_calls_with_one_static_part_have_one_key(gpt, models, cache):
+def test_calls_with_one_static_part_have_one_key(plain, models, cache):
     """What the user says, and earlier turns, make no difference; model, tools and instructions do."""
-    client = gpt.cached(models, cache, prompt_cache="auto")
+    client = plain.cached(models, cache, prompt_cache="auto")
 
     def sent(*said, system=LONG, **parameters):
         messages = [{"role": "system", "content": system}, *({"role": "user", "content": text} for text in said)]
-        gpt.ask(client, messages, **parameters)
+        plain.ask(client, messages, **parameters)
         return models.asked[-1].body.get("prompt_cache_key")
 
     key = sent("a")
@@ -375,11 +354,11 @@ def test_calls_with_one_static_part_have_one_key(gpt, models, cache):
     assert sent("a", system="Be brief.") is None
 
 
-def test_key_of_the_caller_stays(gpt, models, cache):
+def test_key_of_the_caller_stays(plain, models, cache):
     """A call that names its own prompt_cache_key is left alone."""
-    client = gpt.cached(models, cache, prompt_cache="auto")
+    client = plain.cached(models, cache, prompt_cache="auto")
     messages = completion()["messages"]
-    gpt.ask(client, messages, extra_body={"prompt_cache_key": "mine"})
+    plain.ask(client, messages, extra_body={"prompt_cache_key": "mine"})
     assert models.asked[0].body["prompt_cache_key"] == "mine"
 
 
@@ -507,19 +486,19 @@ def test_moving_clock_is_warned_of_once(asking, models, cache):
     assert models.calls == 4
 
 
-def test_moving_id_in_a_template_of_the_user_is_warned_of(gpt, models, cache):
+def test_moving_id_in_a_template_of_the_user_is_warned_of(plain, models, cache):
     """A template that is all in the first message is looked at too; without the setting nobody is warned."""
     texts = [f"Ticket 550e8400-e29b-41d4-a716-44665544000{count}. {LONG} {ASKED}" for count in range(3)]
-    silent = gpt.cached(models, cache)
+    silent = plain.cached(models, cache)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for text in texts:
-            gpt.ask(silent, text)
-    client = gpt.cached(models, cache, prompt_cache="auto", version="2")
+            plain.ask(silent, text)
+    client = plain.cached(models, cache, prompt_cache="auto", version="2")
     for text in texts[:2]:
-        gpt.ask(client, text)
+        plain.ask(client, text)
     with pytest.warns(semcache.SemcacheWarning, match="an id near the start of the first message"):
-        gpt.ask(client, texts[2])
+        plain.ask(client, texts[2])
 
 
 def test_body_that_nobody_understands_is_sent_as_it_is(claude, models, cache):

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from dialects import Asking, OneWay
+from dialects import OneWay
 
 import semcache
 
@@ -30,29 +30,24 @@ def frame(body):
 
 @pytest.mark.semantic
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
-def test_no_answer_of_another_frame_is_given(models, open_cache, recording):
+def test_no_answer_of_another_frame_is_given(plain, models, open_near, recording):
     """Law 2: with a vector that is the same for every text, a near match still has all else in common."""
     models.reply = frame
-    cache = open_cache(
-        embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED, max_value="10MB"
-    )
-    cache.warm()
-    asking = Asking("openai", is_async=False)
-    client = asking.cached(models, cache)
+    cache = open_near(embedder=OneWay(), max_value="10MB")
+    client = plain.cached(models, cache)
     found = {"near": 0, "exact": 0}
     requests = [json.loads(line)["request"] for line in recording.read_text().splitlines()]
     for place, body in enumerate(requests):
         if place % 3:
-            told = asking.text(asking.ask(client, **body))
+            told = plain.text(plain.ask(client, **body))
         else:
-            told = asking.streamed(asking.read(client, usage=True, **body))
+            told = plain.streamed(plain.read(client, usage=True, **body))
         assert told == frame(body)
         event = semcache.last()
         if event.is_hit:
             found["near" if event.similarity is not None else "exact"] += 1
         if place % 20 == 0:
             cache.flush()
-    asking.close()
     assert models.calls == len(requests) - sum(found.values())
     # A recording in which no two requests share a frame has no near match to give.
     frames = [frame(body) for body in requests]

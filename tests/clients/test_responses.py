@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from itertools import groupby
 
 import openai
 import pydantic
 import pytest
-from dialects import Asking, OneWay
+from dialects import ASKED, Asking, OneWay
 
 import semcache
 from semcache.testing import Reply
@@ -18,7 +19,6 @@ types = pytest.importorskip("openai.types.responses", reason="this openai has no
 
 # What came last of the kinds of items below.
 KNOWS_ALL = hasattr(types.response_content_part_added_event, "PartReasoningText")
-ASKED = "Do you ship to Austria?"
 SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}}
 CITED = {"type": "url_citation", "start_index": 0, "end_index": 3, "title": "Shop", "url": "http://127.0.0.1/"}
 LIKELY = {"token": "Yes", "logprob": -0.1, "bytes": [89, 101, 115], "top_logprobs": []}
@@ -50,22 +50,14 @@ ITEMS = [
 @pytest.fixture
 def asking():
     """The responses API in the plain colour."""
-    made = Asking("openai-responses", is_async=False)
-    yield made
-    made.close()
+    with closing(Asking("openai-responses", is_async=False)) as made:
+        yield made
 
 
 @pytest.fixture
-def cache(open_cache):
-    return open_cache()
-
-
-@pytest.fixture
-def near(open_cache):
+def near(open_near):
     """A cache to which all texts look the same: only scopes tell them apart."""
-    made = open_cache(embedder=OneWay(), policy=semcache.Threshold(0.9, guards=None), tenant=semcache.SHARED)
-    made.warm()
-    return made
+    return open_near(embedder=OneWay())
 
 
 # What the server keeps
@@ -314,12 +306,14 @@ def test_details_of_usage_and_thought_are_kept(asking, models, cache):
 # What passes through
 
 
+class Ships(pydantic.BaseModel):
+    """What an answer is parsed as."""
+
+    ships: bool
+
+
 def test_other_calls_of_responses_pass_through(asking, models, cache):
     """parse, retrieve, cancel and compact are the SDK's, and its errors too."""
-
-    class Ships(pydantic.BaseModel):
-        ships: bool
-
     models.reply = lambda _: '{"ships": true}'
     client = asking.cached(models, cache)
     for _ in range(2):
@@ -337,10 +331,6 @@ def test_other_calls_of_responses_pass_through(asking, models, cache):
 
 def test_stream_that_is_parsed_is_cached(asking, models, cache):
     """responses.stream with a format is a stream like any other, whose text the SDK parses at a hit too."""
-
-    class Ships(pydantic.BaseModel):
-        ships: bool
-
     models.reply = lambda _: '{"ships": true}'
     client = asking.cached(models, cache)
     for _ in range(2):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from dialects import WAYS, Asking
-
-ASKED = "Do you ship to Austria?"
+from dialects import ASKED, WAYS, Asking
 
 
 @pytest.mark.parametrize("way", WAYS)

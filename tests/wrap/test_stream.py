@@ -26,7 +26,7 @@ class OriginError(Exception):
 def _nothing_is_left(request):
     """After each test no stream is held by any function that it made."""
     made = []
-    wrapping = semcache.wrap.function.Wrapping
+    wrapping = semcache.wrap.wrapping.Wrapping
     init = wrapping.__init__
 
     def watching(self, *args):

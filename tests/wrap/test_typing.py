@@ -97,6 +97,7 @@ SOURCE = """
 
         semcache.gather(3, [])  # error: call-overload
         semcache.gather(Client(), ["a"])  # error: list-item
+        semcache.gather(Client(), [], concurrency=2)  # error: call-overload
         bare(1)  # error: arg-type
         bare()  # error: call-arg
         plain("q", 3)  # error: call-arg

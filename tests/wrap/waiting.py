@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from threading import Condition
 
+from instruments import GUARD
+
 # Nothing here takes this long; what hangs fails.
-PATIENCE = 30
+PATIENCE = GUARD
 
 
 class Counter:

@@ -23,6 +23,7 @@ from semcache.recording import Taken, UnrecordedError, owner_of, packed
 from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own, words
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
+from semcache.wrap.clients.sdk import made_by_sdk
 from semcache.wrap.shared import Stream
 
 # What of a response's headers is kept with an answer.
@@ -243,7 +244,7 @@ class Asked:
         text = None if told is None else _text_of(self._dialect, told)
         return Taken(
             "llm", self.copied, partial(_as_chat, self._dialect),
-            partial(_text_of_chunks, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
+            partial(_text_of, self._dialect, chunks) if chunks else lambda: text, owner_of(self.tenant),
             len(self.copied) + sum(map(len, chunks)) + len(text or ""),
         )  # fmt: skip
 
@@ -258,7 +259,7 @@ class Asked:
             return answer
         known, answer = self._assembled
         if known != value:
-            answer = self._dialect.assemble(json.loads(f"[{','.join(value[1:])}]"))
+            answer = _assembled(self._dialect, value[1:])
             self._assembled = value, answer
         return answer
 
@@ -275,9 +276,7 @@ class Asked:
         if validate is not None:
             with suppress(ValueError):  # pydantic's ValidationError is one
                 return validate(data, strict=True)
-        make = self.client._process_response_data  # noqa: SLF001 - there is no public way
-        plain = json.loads(data) if is_text else data
-        return make(data=plain, cast_to=kind, response=_no_response(str(self.client.base_url)))
+        return made_by_sdk(self.client, json.loads(data) if is_text else data, kind)
 
 
 def _as_chat(dialect: Dialect, body: Json) -> Json:
@@ -285,16 +284,15 @@ def _as_chat(dialect: Dialect, body: Json) -> Json:
     return dialect.as_chat(unmarked(body) if is_marked(body) else body)
 
 
-def _text_of(dialect: Dialect, answer: Json) -> str | None:
-    with suppress(Exception):  # an answer that nobody here knows
-        return dialect.text(answer)
+def _text_of(dialect: Dialect, told: Json | list[str]) -> str | None:
+    """Return what an answer says, or the chunks of a stream."""
+    with suppress(Exception):  # an answer that nobody here knows, a stream that broke off
+        return dialect.text(_assembled(dialect, told) if isinstance(told, list) else told)
     return None
 
 
-def _text_of_chunks(dialect: Dialect, chunks: list[str]) -> str | None:
-    with suppress(Exception):  # a stream that broke off, or that nobody here knows
-        return dialect.text(dialect.assemble([json.loads(chunk) for chunk in chunks]))
-    return None
+def _assembled(dialect: Dialect, chunks: list[str]) -> Json:
+    return dialect.assemble(json.loads(f"[{','.join(chunks)}]"))
 
 
 def chunk_type(given: Mapping[str, Any]) -> Any:
@@ -323,11 +321,3 @@ def _validators(kind: Any) -> tuple[Callable[..., Any] | None, Callable[..., Any
         return None, None
     made = adapter(kind)
     return made.validate_python, made.validate_json
-
-
-@lru_cache(maxsize=8)
-def _no_response(url: str) -> Any:
-    """Return the response that the SDK names in its error, if what was kept does not validate."""
-    import httpx  # the client is there, so it is loaded
-
-    return httpx.Response(200, request=httpx.Request("POST", url))

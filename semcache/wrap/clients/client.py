@@ -16,6 +16,7 @@ from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.explain import Explanation
 from semcache.policy import Shadow
+from semcache.wrap.clients.conversation import body_of
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prompts import Prompts
 from semcache.wrap.clients.sdk import sdk_of
@@ -105,7 +106,7 @@ def _explain(self: Any, **parameters: Any) -> Explanation:
 
     engine = engine_of(self, parameters)
     given = posted(self, engine, parameters)
-    why_not = engine.why_not(given)
+    why_not = engine.why_not(body_of(given))
     if why_not is not None:
         return Explanation(said=[(tier.name, f"not asked: {why_not}") for tier in engine.cache.tiers])
     explanation: Explanation = engine.cache.explain(engine.request(self, given))

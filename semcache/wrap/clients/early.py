@@ -26,6 +26,7 @@ from msgpack import packb
 from semcache.wrap.clients.conversation import HOW_TO_ASK, is_left_out
 from semcache.wrap.clients.dialect import Json
 from semcache.wrap.clients.engine import Engine, Form
+from semcache.wrap.clients.sdk import SDKS
 
 # What the SDKs' methods take beside the parameters of the call, and what becomes of it.
 _OPTIONS = {"extra_headers": "headers", "extra_query": "params", "extra_body": "extra_json", "timeout": "timeout"}
@@ -175,11 +176,9 @@ def _posted(resource: Any, parameters: Mapping[str, Any]) -> tuple[str, Json]:
 def _is_sdks(method: Any) -> bool:
     """Say whether a method's code is the SDK's own: neither a user's subclass has it, nor has anybody wrapped it."""
     code = getattr(method, "__code__", None)
-    package = sys.modules.get(str(getattr(method, "__module__", "")).partition(".")[0])
-    home = getattr(package, "__file__", None)
-    if code is None or home is None:
-        return False
-    return Path(home).parent in Path(code.co_filename).parents and package.__name__ in ("openai", "anthropic")  # type: ignore[union-attr]
+    package = next((sdk.package for sdk in SDKS if sdk.has(method)), "")
+    home = getattr(sys.modules.get(package), "__file__", None)
+    return code is not None and home is not None and Path(home).parent in Path(code.co_filename).parents
 
 
 def _resource(make: Callable[[Any], Any], rest: list[str], create: Callable[[Any], Any]) -> Any:

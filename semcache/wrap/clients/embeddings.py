@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from semcache.cache import Cache
 from semcache.chain import Origin
-from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import Event
 from semcache.keys import KEY_BYTES, canonical
@@ -30,12 +29,13 @@ from semcache.recording import Told, owner_of
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.sdk import is_plain_post, made_by_sdk
+from semcache.wrap.clients.shares import shares_by_weight
 from semcache.wrap.default import default_cache
+from semcache.wrap.noting import bypass_event
 from semcache.wrap.told import telling
 
-_KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
-_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
-# What the SDK adds to the request's own options, and what of the body we say ourselves.
+# What of the body we say ourselves.
 _OURS = frozenset({"input", "encoding_format"})
 
 
@@ -64,11 +64,8 @@ class Embeddings:
         """Say whether a POST is what `embeddings.create` makes, in a way that is known."""
         if path != "/embeddings" or getattr(given.get("cast_to"), "__name__", "") != "CreateEmbeddingResponse":
             return False
-        options, body = given.get("options") or {}, given.get("body")
-        headers = map(str.lower, options.get("headers") or {})
-        is_plain = isinstance(body, Mapping) and not any(given.get(name) for name in ("files", "content", "stream"))
-        extra = options.get("extra_json") or {}
-        return is_plain and given.keys() <= _KNOWN and _RAW_HEADERS.isdisjoint(headers) and _OURS.isdisjoint(extra)
+        extra = (given.get("options") or {}).get("extra_json") or {}
+        return is_plain_post(given) and not given.get("stream") and _OURS.isdisjoint(extra)
 
     def post(self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any]) -> Any:  # noqa: ARG002 - as engines do
         """Answer a POST of a plain client."""
@@ -119,9 +116,7 @@ class Embeddings:
         error: BaseException | None = None,
     ) -> Plan[Outcome[Any]]:
         """Ask as the caller asked."""
-        told = current.get()
-        stage = self._stage if told is None else told.stage or self._stage
-        event = Event("bypass", self.name, cache.namespace, reason=reason, stage=stage)
+        event = bypass_event(cache, self.name, self._stage, reason)
         if cache.recorder.recording is not None:
             event.call = Told("embedding", body_of(given), owner_of(cache.tenant_of(None)))
         if error is not None:
@@ -178,7 +173,7 @@ class Embeddings:
         if all(value["tokens"] is not None for value in values):
             tokens = sum(value["tokens"] for value in values)
             told["usage"] = {**values[-1]["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
-        answer = client._process_response_data(data=told, cast_to=given["cast_to"], response=_no_response(client))  # noqa: SLF001 - there is no public way
+        answer = made_by_sdk(client, told, given["cast_to"])
         answer._request_id = getattr(sent[-1], "_request_id", None) if sent else None  # noqa: SLF001 - as the SDK sets it
         parser = (given.get("options") or {}).get("post_parser")
         return parser(answer) if callable(parser) else answer
@@ -209,7 +204,7 @@ def _told(answer: Any, asked: list[Any], sent: list[Any]) -> list[Json]:
         places = [row["index"] for row in rows]
         usage = told.pop("usage", None) or {}
         tokens = usage.get("prompt_tokens")
-        shares = [None] * len(rows) if tokens is None else _shared_out(tokens, [len(one) for one in asked])
+        shares = [None] * len(rows) if tokens is None else shares_by_weight(tokens, [len(one) for one in asked])
         kept = [
             {"embedding": _read(row.pop("embedding")), "row": row, "answer": told, "usage": usage, "tokens": share}
             for row, share in zip(rows, shares, strict=True)
@@ -220,17 +215,6 @@ def _told(answer: Any, asked: list[Any], sent: list[Any]) -> list[Json]:
         raise _UnlikeError(f"{len(rows)} embeddings came for {len(asked)} inputs")
     sent.append(answer)
     return kept
-
-
-def _shared_out(tokens: int, lengths: list[int]) -> list[int]:
-    """Share a request's tokens out among its inputs by their lengths, so that the shares add up to them."""
-    whole = sum(lengths) or 1
-    passed, shares = 0, []
-    for length in lengths:
-        before = tokens * passed // whole
-        passed += length
-        shares.append(tokens * passed // whole - before)
-    return shares
 
 
 def _read(embedding: Any) -> Any:
@@ -248,10 +232,3 @@ def _written(embedding: Any) -> Any:
 def _usage(value: Any) -> Usage | None:
     tokens = value.get("tokens") if isinstance(value, dict) else None
     return None if tokens is None else Usage(prompt_tokens=tokens)
-
-
-def _no_response(client: Any) -> Any:
-    """Return the response that the SDK names in its error, if what was kept does not validate."""
-    import httpx  # the client is there, so it is loaded
-
-    return httpx.Response(200, request=httpx.Request("POST", str(client.base_url)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
@@ -21,19 +22,18 @@ from semcache.inherit import tell_context
 from semcache.keys import digest
 from semcache.lookup import finish, load, lookup, probe
 from semcache.model import FOREVER, Facets, Request
-from semcache.plan import Outcome, Plan, arun, run
+from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.sdk import is_plain_post
 from semcache.wrap.clients.streams import areplay, astream, replay, stream
 from semcache.wrap.default import default_cache
+from semcache.wrap.noting import bypass_event, memory_event
 
-# What the SDKs' `post` takes; with anything else, or with files, a call goes through.
-_KNOWN = frozenset({"cast_to", "body", "options", "stream", "stream_cls", "files", "content"})
-_RAW_HEADERS = frozenset({"x-stainless-raw-response", "____stainless_override_cast_to"})
 _UNREAD = ("off", "refresh")
 # Why calls go by the cache.
 _OF_THE_SERVER, _SAMPLING = "state of the server: ", "sampling: "
@@ -78,13 +78,7 @@ class Engine:
         if not self.dialect.claims(path, getattr(given.get("cast_to"), "__name__", "")):
             return False
         options = given.get("options") or {}
-        if not isinstance(given.get("body"), Mapping) or given.get("files") or given.get("content"):
-            return False
-        headers = options.get("headers")
-        if headers and not _RAW_HEADERS.isdisjoint(map(str.lower, headers)):
-            return False
-        extra = options.get("extra_json")
-        if not given.keys() <= _KNOWN or "post_parser" in options or (extra and "stream" in extra):
+        if not is_plain_post(given) or "post_parser" in options or "stream" in (options.get("extra_json") or ()):
             return False
         if self.form is None and chunk_type(given):
             self.form = Form(path, given["cast_to"], given["stream_cls"])
@@ -95,30 +89,34 @@ class Engine:
     ) -> Any:
         """Answer a POST of a plain client; `packed` is its body as one byte string, where that is all of it."""
         asked, opened = self.open(client, given, send, packed)
-        is_stream = asked.chunk_type is not None
         if opened is None:
-            return replay(asked, given["stream_cls"], path) if is_stream else asked.found
-        if not is_stream:
-            return asked.taken(run(self.plan(asked, opened, blocks=True)).unwrap())
-        request, event = opened
-        if request is None or request.mode == "off":
-            return self._passed(event, send)
-        return stream(asked, request, event, given["stream_cls"], path)
+            return asked.found if asked.chunk_type is None else replay(asked, given["stream_cls"], path)
+        return run(self._answer(asked, opened, path, given, blocks=True)).unwrap()
 
     async def apost(
         self, client: Any, path: str, given: Mapping[str, Any], send: Callable[[], Any], packed: bytes = b""
     ) -> Any:
         """Answer a POST of an async client, as `post` does."""
         asked, opened = self.open(client, given, send, packed)
-        is_stream = asked.chunk_type is not None
         if opened is None:
-            return areplay(asked, given["stream_cls"], path) if is_stream else asked.found
-        if not is_stream:
-            return asked.taken((await arun(self.plan(asked, opened, blocks=False))).unwrap())
+            return asked.found if asked.chunk_type is None else areplay(asked, given["stream_cls"], path)
+        return (await arun(self._answer(asked, opened, path, given, blocks=False))).unwrap()
+
+    def _answer(
+        self, asked: Asked, opened: Opened, path: str, given: Mapping[str, Any], *, blocks: bool
+    ) -> Plan[Outcome[Any]]:
+        """Answer a call which memory did not."""
+        if asked.chunk_type is None:
+            outcome = yield from self.plan(asked, opened, blocks=blocks)
+            return outcome if outcome.error is not None else Outcome(asked.taken(outcome.value))
         request, event = opened
         if request is None or request.mode == "off":
-            return await self._passed(event, send)
-        return await astream(asked, request, event, given["stream_cls"], path)
+            self._passed(event)
+            begin = asked.send
+        else:
+            begin = partial(stream if blocks else astream, asked, request, event, given["stream_cls"], path)
+        begun: Outcome[Any] = yield Load(begin)
+        return begun
 
     def request(self, client: Any, given: Mapping[str, Any]) -> Request:
         """Return what a call means to the cache. Raises UnkeyableError, and what the user's callables raise."""
@@ -164,9 +162,9 @@ class Engine:
             known = b"" if asked.copied is not None else self._known(cache, where[0], packed)
             key = self._keys.get(known)
             if key is None:
-                bypass = self._bypassed(body)
-                if bypass is not None:
-                    return asked, (None, bypass)
+                why_not = self.why_not(body)
+                if why_not is not None:
+                    return asked, (None, self._bypassed(why_not))
                 meant = Meant(where, given, body, self.dialect, self._settings)
                 key = self._key(cache, meant)
                 self._learn(known, key)
@@ -212,25 +210,13 @@ class Engine:
             self._prefix = cache, prefix
         return prefix
 
-    def _bypassed(self, body: Json) -> Event | None:
+    def why_not(self, body: Json) -> str | None:
         """Say why a call goes by the cache, if it does."""
         state = self.dialect.state(body)
         if state is not None:
-            return self._bypass(_OF_THE_SERVER + state)
-        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
-        return None if sampled is None else self._sampled(sampled)
-
-    def is_sampled(self, body: Mapping[str, Any]) -> bool:
-        """Say whether a call asks for answers that differ, and these are not cached."""
-        return self._settings.sampling != "any" and self.dialect.samples(dict(body)) is not None
-
-    def why_not(self, given: Mapping[str, Any]) -> str | None:
-        """Say why a call goes by the cache, if it does, and tell nobody else."""
-        body = body_of(given)
-        state, sampled = self.dialect.state(body), self.dialect.samples(body)
-        if state is not None:
             return _OF_THE_SERVER + state
-        return None if sampled is None or self._settings.sampling == "any" else _SAMPLING + sampled
+        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
+        return None if sampled is None else _SAMPLING + sampled
 
     def _asks_usage(self, body: Json) -> bool:
         try:
@@ -308,37 +294,28 @@ class Engine:
 
     def memory_hit(self, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str) -> Event:
         """Make the event of a memory hit."""
-        cache = self.cache
-        return Event(
-            "hit", self.dialect.name, cache.namespace, "memory", key, age=cache.now() - kept.since,
-            load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
-            model=kept.facets.model, tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
-        )  # fmt: skip
+        return memory_event(self.cache, self.dialect.name, key, kept, key_ns, memory_ns, stage)
 
-    def _passed(self, event: Event, send: Callable[[], Any]) -> Any:
+    def _passed(self, event: Event) -> None:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
         event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else "mode: off"
         tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
-        return send()
 
-    def _bypass(self, reason: str) -> Event:
-        told = current.get()
-        stage = self._endpoint.stage if told is None else told.stage or self._endpoint.stage
-        return Event("bypass", self.dialect.name, self.cache.namespace, reason=reason, stage=stage)
-
-    def _sampled(self, parameter: str) -> Event:
-        self.cache.recorder.warn_once(
-            f"{self.dialect.name}: sampling",
-            f"a call of {self.dialect.name} asks by {parameter}= for answers that differ, and is not cached; "
-            'semcache.cached(client, cache, sampling="any") caches such calls too: all are then given one answer',
-        )
-        return self._bypass(_SAMPLING + parameter)
+    def _bypassed(self, why_not: str) -> Event:
+        if why_not.startswith(_SAMPLING):
+            self.cache.recorder.warn_once(
+                f"{self.dialect.name}: sampling",
+                f"a call of {self.dialect.name} asks by {why_not.removeprefix(_SAMPLING)}= for answers that differ, "
+                'and is not cached; semcache.cached(client, cache, sampling="any") caches such calls too: all are then '
+                "given one answer",
+            )
+        return bypass_event(self.cache, self.dialect.name, self._endpoint.stage, why_not)
 
     def _unkeyable(self, error: Exception) -> Event:
-        event = self._bypass("unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed")
+        reason, name = "unkeyable" if isinstance(error, UnkeyableError) else "text or tenant failed", self.dialect.name
+        event = bypass_event(self.cache, name, self._endpoint.stage, reason)
         event.fault("key", error)
-        name = self.dialect.name
         self.cache.recorder.warn_once(
             f"{name}: {type(error).__name__}", f"a call of {name} is not cached: {_told(error)}"
         )  # fmt: skip

@@ -6,7 +6,7 @@ Here it is told what it takes; what it does is in `gathering`.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypedDict, Unpack, overload
 
 from semcache.errors import ConfigurationError
 from semcache.plan import arun, run
@@ -35,27 +35,19 @@ class AsyncClient(Protocol):
     def __aenter__(self) -> Any: ...
 
 
+class _Settings(TypedDict, total=False):
+    max_concurrency: int
+    pack: int | None
+    join: Join | None
+    split: Split | None
+    return_errors: bool
+
+
+@overload
+def gather(client: PlainClient, requests: Iterable[Mapping[str, Any]], **settings: Unpack[_Settings]) -> list[Any]: ...
 @overload
 def gather(
-    client: PlainClient,
-    requests: Iterable[Mapping[str, Any]],
-    *,
-    max_concurrency: int = 8,
-    pack: int | None = None,
-    join: Join | None = None,
-    split: Split | None = None,
-    return_errors: bool = False,
-) -> list[Any]: ...
-@overload
-def gather(
-    client: AsyncClient,
-    requests: Iterable[Mapping[str, Any]],
-    *,
-    max_concurrency: int = 8,
-    pack: int | None = None,
-    join: Join | None = None,
-    split: Split | None = None,
-    return_errors: bool = False,
+    client: AsyncClient, requests: Iterable[Mapping[str, Any]], **settings: Unpack[_Settings]
 ) -> Coroutine[Any, Any, list[Any]]: ...
 def gather(
     client: Any,

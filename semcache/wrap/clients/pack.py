@@ -12,21 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import isawaitable
-from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from semcache.keep import Unkept
+from semcache.wrap.clients.shares import shares_of_usage
 
 if TYPE_CHECKING:  # it imports what the client has imported
     from semcache.wrap.clients.asked import Asked
     from semcache.wrap.clients.engine import Engine
-
-# What is the sum of which, in the words of the protocols.
-_TOTALS = (
-    ("total_tokens", "prompt_tokens", "completion_tokens"),
-    ("total_tokens", "input_tokens", "output_tokens"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +79,9 @@ class Pack:
                 raise TypeError("it asks for a stream")  # noqa: TRY301
             if joined.get("model") != self._parameters[places[0]].get("model"):
                 raise TypeError("it asks another model")  # noqa: TRY301
-            if self._engine.is_sampled(joined):
-                raise TypeError("it asks for answers that differ")  # noqa: TRY301
+            why_not = self._engine.why_not(dict(joined))
+            if why_not is not None:
+                raise TypeError(f"it would go by the cache: {why_not}")  # noqa: TRY301
             send = self._prepare(joined)
         except Exception as error:
             raise GivenUp("join= failed", error) from error
@@ -139,30 +134,9 @@ class Pack:
             return part.to_dict(mode="json", warnings=False)
         answer = {**deepcopy(self._engine.dialect.said(told, part)), "id": f"{told['id']}-{at + 1}"}
         if isinstance(told.get("usage"), dict):
-            answer["usage"] = shares(told["usage"], len(parts))[at]
+            answer["usage"] = shares_of_usage(told["usage"], len(parts))[at]
         return answer
 
 
 async def _listed(loaded: Any) -> list[Any]:
     return [await loaded]
-
-
-def shares(usage: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """Share a usage out: whole tokens to each, which add up to it, also where one number is the sum of two."""
-    told = [{name: _share(item, number)[at] for name, item in usage.items()} for at in range(number)]
-    for total, *parts in _TOTALS:
-        if all(isinstance(usage.get(name), int) for name in (total, *parts)):
-            adds_up = usage[total] == sum(usage[name] for name in parts)
-            for share in told if adds_up else ():
-                share[total] = sum(share[name] for name in parts)
-    return told
-
-
-def _share(item: Any, number: int) -> list[Any]:
-    if isinstance(item, Mapping):
-        return shares(item, number)
-    if isinstance(item, bool) or not isinstance(item, int | float):
-        return [item] * number
-    if isinstance(item, float):
-        return [item / number] * number
-    return [after - before for before, after in pairwise(item * at // number for at in range(number + 1))]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from semcache.events import Recorder
+from semcache.warning import ANTHROPIC, OPENAI
 from semcache.wrap.clients.conversation import body_of
 from semcache.wrap.clients.dialect import Json
 from semcache.wrap.clients.moving import Watch
 from semcache.wrap.clients.prefix import BYTES_PER_TOKEN, beginning, least_tokens, with_breakpoints, with_cache_key
 
 # How each SDK's provider is told.
-_TOLD: Mapping[str, Callable[[Json], Json]] = {"anthropic": with_breakpoints, "openai": with_cache_key}
+_TOLD: Mapping[str, Callable[[Json], Json]] = {ANTHROPIC: with_breakpoints, OPENAI: with_cache_key}
 
 
 class Prompts:
