@@ -149,9 +149,7 @@ class Stats:
 class Recorder:
     """Takes every event: sums it, remembers it for `last` and `trace`, and tells the observers."""
 
-    def __init__(
-        self, observers: list[Observer], meter: Meter | None = None, ledger: Ledger | None = None
-    ) -> None:
+    def __init__(self, observers: list[Observer], meter: Meter | None = None, ledger: Ledger | None = None) -> None:
         self.observers = observers
         self.recording: Tape | None = None
         self.ledger = ledger
