@@ -256,7 +256,7 @@ def test_redis_that_lost_its_blocks_is_told_them_anew(open_near, redis_url, redi
     assert asked(cache, "letter") == "about parcel"
     cache.report_wrong(hit=semcache.last())
     redis_server.cli("FLUSHALL")
-    until(lambda: cache.store.reports.blocked())
+    until(cache.store.reports.blocked)
     assert cache.store.reports.blocked()[0].words == words_of("letter")
 
 

@@ -126,8 +126,9 @@ class Reports:
 
     def named(self, response_id: str) -> bytes | None:
         """Return the key of the entry whose answer has this id, as far as it is known. Raises TierError."""
-        question = "SELECT key FROM answers WHERE namespace = ? AND response = ?"
-        found = self._ask(question, self._namespace, id_digest(response_id))
+        question = "SELECT key FROM answers WHERE namespace = ? AND response = ? AND written > ?"
+        since = self._store.now() - KEEP_SECONDS
+        found = self._ask(question, self._namespace, id_digest(response_id), since)
         return found[0][0] if found else None
 
     def _ask(self, question: str, *values: Any) -> list[Any]:
