@@ -71,10 +71,10 @@ class Served(NamedTuple):
 
 def near_of(request: Request, hit: Hit) -> Near:
     """Return what a near match was made of."""
-    neighbours = () if hit.evidence is None else hit.evidence.neighbours
-    found = next((near for near in neighbours if near.key == hit.key), None)
-    text, score = ("", None) if found is None else (found.text, found.score)
-    return Near(request.text or "", text, request.family, request.facets.tenant, score)
+    for near in () if hit.evidence is None else hit.evidence.neighbours:
+        if near.key == hit.key:
+            return Near(request.text or "", near.text, request.family, request.facets.tenant, near.score)
+    return Near(request.text or "", "", request.family, request.facets.tenant)
 
 
 def tenant_digest(tenant: str) -> bytes:
