@@ -27,6 +27,7 @@ from semcache.errors import (
 )
 from semcache.events import Event, SemcacheWarning, Stats, last
 from semcache.explain import Explanation
+from semcache.ledger import Served
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
@@ -40,6 +41,7 @@ from semcache.wrap.default import configure
 from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, CacheInfo, cached, check
 from semcache.wrap.retrieval import cached_retrieval
+from semcache.wrong import Reported
 
 if TYPE_CHECKING:
     from semcache.semantic.served import EmbeddingServer
@@ -69,9 +71,11 @@ __all__ = [
     "Pipeline",
     "Policy",
     "Recording",
+    "Reported",
     "Request",
     "SemcacheError",
     "SemcacheWarning",
+    "Served",
     "Shadow",
     "StageRow",
     "Stats",

@@ -114,7 +114,7 @@ class Cache(Meaning, Reports):
         warn_unmeasured(self.policy)
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
-        self.blocks, self.ledger = Blocks(), Ledger(self.clock.time)
+        self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
         self.recorder = Recorder(
             _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )

@@ -33,6 +33,8 @@ ROW_BYTES = 1024
 # The ids of answers: 36 bytes each, and what the store adds.
 MAX_NAMES = 100_000
 _MOST_WAITING = 10_000
+# Where there is no store, so many stay here.
+_MOST_HERE = 2_000
 # So much of a text is read for secrets: what is cut inside one is far behind what is kept.
 _MOST_READ = 4096
 _ID_BYTES = 16
@@ -87,6 +89,10 @@ def id_digest(response_id: str) -> bytes:
     return blake2b(response_id.encode("utf-8", "surrogatepass"), digest_size=_ID_BYTES).digest()
 
 
+# When, the keys asked and stored, how near, what it was made of, the id of the answer.
+_Noted = tuple[float, bytes, bytes | None, float, Near | None, str | None]
+
+
 class Taken(NamedTuple):
     """What a store is to keep: rows, and keys by the digests of their answers' ids."""
 
@@ -95,41 +101,41 @@ class Taken(NamedTuple):
 
 
 class Ledger:
-    """Rows on their way into the store; where there is none they stay here. `clock` is seconds since 1970."""
+    """Rows on their way into the store; where they `stay` there is none. `clock` is seconds since 1970."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, stay: bool = False) -> None:
         self._clock = clock
+        self._most = _MOST_HERE if stay else _MOST_WAITING
         self._redactor: Redactor | None = None
         # Noted without a lock: appending is atomic.
-        self._noted: deque[tuple[float, Event]] = deque(maxlen=_MOST_WAITING)
+        self._noted: deque[_Noted] = deque(maxlen=self._most)
         self._lock = Lock()
-        self._rows: deque[Served] = deque(maxlen=_MOST_WAITING)
+        self._rows: deque[Served] = deque(maxlen=self._most)
         self._names: dict[bytes, bytes] = {}
 
     def note(self, event: Event, answer: Any) -> None:
         """Note a lookup, where it was answered by a near match or has loaded an answer with an id."""
         if event.identify is not None and not event.failed and (event.near is not None or event.kind != "hit"):
             event.response_id = event.response_id or event.identify(answer)
-        if event.near is not None or event.response_id:
-            self._noted.append((self._clock(), event))
+        if (event.near is not None or event.response_id) and event.kind != "bypass":
+            similarity = event.similarity or 0.0
+            self._noted.append(
+                (self._clock(), event.key, event.neighbour, similarity, event.near, event.response_id)
+            )  # fmt: skip
 
     def _turn(self) -> None:
         """Make rows of what was noted; the lock is held."""
         while self._noted:
-            at, event = self._noted.popleft()
-            if event.near is not None and event.neighbour is not None:
-                self._rows.append(self._row(at, event, event.near, event.neighbour))
-            if event.response_id and event.kind != "bypass":
-                self._names.pop(digest := id_digest(event.response_id), None)
-                self._names[digest] = event.neighbour or event.key
+            at, asked, stored, similarity, near, response_id = self._noted.popleft()
+            if near is not None and stored is not None:
+                texts = self._shown(near.text), self._shown(near.neighbour)
+                whose = words_of(near.text), tenant_digest(near.tenant), near.family
+                self._rows.append(Served(at, asked, stored, similarity, *texts, *whose, response_id or ""))
+            if response_id:
+                self._names.pop(digest := id_digest(response_id), None)
+                self._names[digest] = stored or asked
                 if len(self._names) > _MOST_WAITING:
                     self._names.pop(next(iter(self._names)), None)
-
-    def _row(self, at: float, event: Event, near: Near, stored: bytes) -> Served:
-        return Served(
-            at, event.key, stored, event.similarity or 0.0, self._shown(near.text), self._shown(near.neighbour),
-            words_of(near.text), tenant_digest(near.tenant), near.family, event.response_id or "",
-        )  # fmt: skip
 
     def _shown(self, text: str) -> str:
         if self._redactor is None:
@@ -151,7 +157,7 @@ class Ledger:
     def put_back(self, taken: Taken) -> None:
         """Have what the store could not take wait again."""
         with self._lock:
-            room = _MOST_WAITING - len(self._rows)
+            room = self._most - len(self._rows)
             self._rows.extendleft(reversed(taken.rows[-room:] if room else []))
             self._names = dict(list({**taken.names, **self._names}.items())[-_MOST_WAITING:])
 

@@ -70,7 +70,7 @@ def until(condition):
 
 
 def test_near_match_that_was_wrong_is_not_served_again(open_store, report):
-    """The pair is blocked; the entry stays for its own text, and the reason is told."""
+    """Law 8: the pair is blocked; the entry stays for its own text, and the reason is told."""
     cache = open_store()
     put(cache)
     assert asked(cache, "letter") == "about parcel"
@@ -135,7 +135,7 @@ def test_exact_answer_that_was_wrong_goes_everywhere(open_store, report, is_foun
 
 @pytest.mark.parametrize("what", ["key", "hex", "text"])
 def test_report_finds_the_near_match_by_what_was_asked(open_store, report, what):
-    """The ledger knows what was given to a key, and to a text, however it is spelt."""
+    """Law 8: the ledger knows what was given to a key, and to a text, however it is spelt."""
     cache = open_store()
     put(cache)
     assert asked(cache, "letter") == "about parcel"
@@ -222,7 +222,7 @@ def test_text_of_a_tenant_means_that_tenants_alone(open_near, store):
 
 @pytest.mark.parametrize("store", ["disk", "redis"], indirect=True)
 def test_block_reaches_the_others_and_outlives_a_restart(open_store):
-    """Other processes hear of it by the log; whoever starts later knows it before it serves anything near."""
+    """Law 8: other processes hear of it by the log; whoever starts later knows it before it serves anything near."""
     one, other = open_store(), open_store()
     put(one)
     until(lambda: asked(other, "letter") == "about parcel")
@@ -256,6 +256,7 @@ def test_redis_that_lost_its_blocks_is_told_them_anew(open_near, redis_url, redi
     assert asked(cache, "letter") == "about parcel"
     cache.report_wrong(hit=semcache.last())
     redis_server.cli("FLUSHALL")
+    cache.redis._store._verify_at = 0.0  # it looks each second whether the log is whole: now
     until(cache.store.reports.blocked)
     assert cache.store.reports.blocked()[0].words == words_of("letter")
 
@@ -274,6 +275,26 @@ def test_store_that_cannot_keep_a_report_is_told_by_the_result(open_store, monke
     said = cache.report_wrong(hit=semcache.last())
     assert (said.is_durable, said.reason) == (False, "the store could not keep it, report it again: the disk is full")
     assert asked(cache, "letter") == "new"
+
+
+@pytest.mark.parametrize("store", ["disk", "redis"], indirect=True)
+@pytest.mark.parametrize("what", [{"key": b"k"}, {"text": "letter"}, {"response_id": "chatcmpl-1"}])
+def test_report_to_a_store_that_is_closed_fails_nobody(open_store, what):
+    """Law 10: the result says that nothing could be asked."""
+    cache = open_store()
+    cache.close()
+    said = cache.report_wrong(**what)
+    assert (bool(said), said.reason.startswith("the store or the index could not be asked")) == (False, True)
+
+
+def test_exact_answer_in_a_store_that_is_closed_is_not_dropped_durably(open_store):
+    """It is gone from this process, and the result says that it may not be elsewhere."""
+    cache = open_store()
+    put(cache)
+    event = semcache.last()
+    cache.close()
+    said = cache.report_wrong(hit=event)
+    assert said.is_durable is (cache.store is None)
 
 
 # Bounds
@@ -376,7 +397,7 @@ ANGLES = st.integers(-25, 25)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("sabcdef"), st.booleans()), max_size=30), st.lists(ANGLES, min_size=7))
 def test_no_pair_that_was_reported_is_served_again(open_near, calls, angles):
-    """Whatever is asked, loaded and reported in between, and whatever else is near."""
+    """Law 8: whatever is asked, loaded and reported in between, and whatever else is near."""
     cache = open_near(dict(zip("sabcdef", angles, strict=False)))
     texts = {cache.request(text=text).key: text for text in "sabcdef"}
     reported = set()
@@ -437,7 +458,7 @@ def test_rows_are_kept_for_seven_days(open_store):
 
 
 def test_rows_tell_no_tenant_and_are_narrowed_by_one(open_near, store):
-    """Tenants are digests; who names one, or asks inside its context, is told its rows alone."""
+    """Law 2: tenants are digests; who names one, or asks inside its context, is told its rows alone."""
     cache = open_near(DEGREES, **store, tenant=None)
     put(cache, tenant="acme")
     assert asked(cache, "letter", tenant="acme") == "about parcel"

@@ -274,7 +274,7 @@ class Reading:
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
         self._tell()
-        if event.identify is not None and not event.failed:
+        if event.identify is not None and not event.failed and (event.near is not None or not self._found):
             event.response_id = event.identify(self._value if self._value is not None else stream.items[:2])
         recorder = self._chain.recorder
         recorder.lookup(event, None if recorder.recording is None else self._items())
