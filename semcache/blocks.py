@@ -8,7 +8,7 @@ that was reported for two different texts answers its own text alone.
 Laws:
 - a text is known by its words: case, spaces and punctuation make no other text of it;
 - a block is of a key, not of one answer: what is loaded anew for that key answers the same question;
-- a mirror is bounded; who drops a block sees to it that the entry is gone (`wrong`).
+- a mirror is bounded; who reports sees to it that the entry of a block that gives way is gone first (`wrong`).
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class Blocks:
         self._lock = Lock()
         # By the entry's key, then by the words: replaced as a whole, so that who reads needs no lock.
         self._by_entry: dict[bytes, dict[bytes, Block]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, list(self._by_entry.values())))
+        return self._count
 
     def take(self, blocks: Iterable[Block]) -> None:
         """Know some more; of a pair that is known the higher similarity stands, and the later time."""
@@ -74,21 +75,33 @@ class Blocks:
                         *block[:2], max(block.similarity, known.similarity), max(block.written, known.written)
                     )
                 self._by_entry[block.stored] = {**standing, block.words: block}
+                self._count += known is None
+            if self._count > 2 * MAX_BLOCKS:  # the oldest were dropped by who reported, of which nobody is told
+                self._drop(self._listed()[:-MAX_BLOCKS])
 
     def drop(self, blocks: Iterable[Block]) -> None:
         """Know some no more."""
         with self._lock:
-            for block in blocks:
-                left = {w: one for w, one in self._by_entry.get(block.stored, {}).items() if w != block.words}
+            self._drop(blocks)
+
+    def _drop(self, blocks: Iterable[Block]) -> None:
+        for block in blocks:
+            standing = self._by_entry.get(block.stored, {})
+            if block.words in standing:
+                left = {words: one for words, one in standing.items() if words != block.words}
+                self._count -= 1
                 if left:
                     self._by_entry[block.stored] = left
                 else:
-                    self._by_entry.pop(block.stored, None)
+                    del self._by_entry[block.stored]
 
     def listed(self) -> list[Block]:
         """Return all, the oldest first."""
         with self._lock:
-            every = [block for blocks in self._by_entry.values() for block in blocks.values()]
+            return self._listed()
+
+    def _listed(self) -> list[Block]:
+        every = [block for blocks in self._by_entry.values() for block in blocks.values()]
         return sorted(every, key=lambda block: block.written)
 
     def is_closed(self, stored: bytes) -> bool:

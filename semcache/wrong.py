@@ -29,7 +29,7 @@ from semcache.policy.label import Label, Source
 
 if TYPE_CHECKING:
     from semcache.stores.redis_reported import Reporting
-    from semcache.stores.reported import Reports as FileReports
+    from semcache.stores.reported import FileReports
 
 # How near a text of the index is to itself: its vector comes back as float16.
 _ITSELF = 0.999

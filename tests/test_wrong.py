@@ -504,3 +504,28 @@ def test_followers_of_a_near_match_have_rows_too(open_near):
         embedder.gate.set()
         assert [call.result(GUARD) for call in calls] == ["about parcel"] * 2
     assert len(cache.blast(cache.request(text="letter").key)) == 2
+
+
+def test_who_reads_along_a_near_match_has_a_row_too(open_near):
+    """A stream that was found nearly may have readers who did not look for it themselves."""
+    embedder = Compass(DEGREES)
+    cache = open_near(embedder=embedder)
+
+    @semcache.cached(cache, text="question", version="1")
+    def answer(question):
+        yield f"about {question}"
+
+    assert list(answer("parcel")) == ["about parcel"]
+    assert cache.flush(GUARD)
+    flights = watch_flights(cache)
+    embedder.gate = threading.Event()
+    with Crew(2) as crew:
+        readers = [crew.submit(lambda: (list(answer("letter")), semcache.last())) for _ in range(2)]
+        until(lambda: any(stream._readers == 2 for stream in answer.cache_info.__self__.bound.streams.values()))
+        embedder.gate.set()
+        read = [reader.result(GUARD) for reader in readers]
+    assert [items for items, _ in read] == [["about parcel"]] * 2
+    assert sorted(event.tier for _, event in read) == ["flight", "semantic"]
+    assert len({event.neighbour for _, event in read}) == 1
+    assert len(cache.blast(read[0][1].key)) == 2
+    assert len(flights) == 0

@@ -82,7 +82,7 @@ def serve(connection: sqlite3.Connection, namespace: str, taken: Taken, now: flo
         connection.execute(f"DELETE FROM {table} WHERE {past}", (most, 1000, now - KEEP_SECONDS))  # noqa: S608 - as above
 
 
-class Reports:
+class FileReports:
     """The blocks, rows and ids of one namespace in a store's file."""
 
     def __init__(self, store: SqliteStore, namespace: str, max_bytes: int) -> None:

@@ -27,7 +27,7 @@ from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
-from semcache.stores.reported import Reports
+from semcache.stores.reported import FileReports
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.vectors import from_float16
 from semcache.stores.writer import PATIENCE_SECONDS, OnFault, Writer
@@ -67,7 +67,7 @@ class SqliteStore:
         self._inherited: list[object] = []
         self._is_closed = False
         self.now = clock.time
-        self.reports = Reports(self, namespace, max_bytes)
+        self.reports = FileReports(self, namespace, max_bytes)
         self._begin()
         self._writer.prepare()
         forking().add(self)
