@@ -133,7 +133,7 @@ class Writer:
             reason = reason_of(error)
             if reason == "damaged" and self._replace(error):
                 return  # they wait still, and are made in the new file
-            if reason == "record" and len(orders) > 1:
+            if reason in ("record", "space") and len(orders) > 1:  # a large one is no reason against an invalidation
                 for order in orders:
                     self._carry_out([order])
                 return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
 from instruments import GUARD
 
 from semcache.blocks import Block
+from semcache.errors import TierError
 from semcache.ledger import Ledger, Served, Taken, id_digest
 from semcache.marks import Marks
 from semcache.stores import redis_reported, reported
@@ -136,6 +138,27 @@ def test_file_that_cannot_be_given_the_tables_has_none(tmp_path):
         file.commit()
     assert tier.join().blocks == tier.reports.blocked() == tier.reports.served({}) == []
     assert tier.reports.named("chatcmpl-1") is None
+    tier.close()
+
+
+def test_change_that_finds_no_room_takes_no_invalidation_with_it(tmp_path):
+    """Law 8: what is made in one transaction with a large change is made without it where that does not fit."""
+    tier = DiskTier(
+        tmp_path / "cache.db", namespace="ns", ttl=60.0, clock=ManualClock(), timeout=10.0, on_fault=lambda *_: None
+    )
+    store, go = tier._store, threading.Event()
+
+    def full(_connection):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    store.change(lambda _connection: go.wait(GUARD))  # the others come together
+    failing, marked = store.change(full), store.mark([("tag", "x")])
+    go.set()
+    assert marked.result(GUARD)[0] > 0
+    with pytest.raises(TierError, match="full"):
+        failing.result(GUARD)
     tier.close()
 
 
