@@ -297,6 +297,19 @@ def test_exact_answer_in_a_store_that_is_closed_is_not_dropped_durably(open_stor
     assert said.is_durable is (cache.store is None)
 
 
+def test_report_holds_in_its_process_where_a_memcached_stands_alone(open_near, memcached_url):
+    """There is no log to tell others by: the pair is blocked here, and an exact answer goes as its key does."""
+    cache = open_near(DEGREES, memcached=memcached_url)
+    put(cache)
+    assert asked(cache, "letter") == "about parcel"
+    assert cache.report_wrong(hit=semcache.last()).blocked
+    assert asked(cache, "letter") == "new"
+    assert asked(cache, "parcel") == "about parcel"
+    assert cache.report_wrong(hit=semcache.last()).entries
+    cache.memory.clear()
+    assert asked(cache, "parcel") == "new"
+
+
 # Bounds
 
 
