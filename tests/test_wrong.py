@@ -407,24 +407,42 @@ def test_observers_are_told(open_near):
 ANGLES = st.integers(-25, 25)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from("sabcdef"), st.booleans()), max_size=30), st.lists(ANGLES, min_size=7))
-def test_no_pair_that_was_reported_is_served_again(open_near, calls, angles):
-    """Law 8: whatever is asked, loaded and reported in between, and whatever else is near."""
-    cache = open_near(dict(zip("sabcdef", angles, strict=False)))
+def never_again(open_one, calls):
+    """Ask, report and restart as told; no pair that was reported is ever served."""
+    cache, reported = open_one(), set()
     texts = {cache.request(text=text).key: text for text in "sabcdef"}
-    reported = set()
-    for text, is_wrong in [("s", False), *calls]:
+    for text, then in [("s", "go on"), *calls]:
         cache.get_or_load(cache.request(text=text), lambda text=text: text)
         event = semcache.last()
         cache.flush()
-        if event.neighbour is None:
-            continue
-        assert (text, texts[event.neighbour]) not in reported
-        if is_wrong:
-            cache.report_wrong(hit=event)
-            reported.add((text, texts[event.neighbour]))
+        if event.neighbour is not None:
+            assert (text, texts[event.neighbour]) not in reported
+            if then == "report":
+                assert cache.report_wrong(hit=event).is_durable
+                reported.add((text, texts[event.neighbour]))
+        if then == "restart":
+            cache.close()
+            cache = open_one()
     cache.close()
+
+
+def calls_that(*then):
+    return st.lists(st.tuples(st.sampled_from("sabcdef"), st.sampled_from(then)), max_size=30)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls_that("go on", "report"), st.lists(ANGLES, min_size=7))
+def test_no_pair_that_was_reported_is_served_again(open_near, calls, angles):
+    """Law 8: whatever is asked, loaded and reported in between, and whatever else is near."""
+    never_again(lambda: open_near(dict(zip("sabcdef", angles, strict=False))), calls)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls_that("go on", "report", "restart"), st.lists(ANGLES, min_size=7), st.uuids())
+def test_no_pair_that_was_reported_is_served_after_a_restart(open_near, tmp_path, calls, angles, name):
+    """Law 8: nor by whoever opens the store next."""
+    path = tmp_path / f"{name}.db"
+    never_again(lambda: open_near(dict(zip("sabcdef", angles, strict=False)), disk=path), calls)
 
 
 # The ledger
