@@ -115,3 +115,37 @@ def test_32_callers(pairs):
     )
     pairs.once(lambda: desk.ask(desk.rewording()))
     desk.cache.close()
+
+
+class Constant:
+    """An embedder that costs nothing: what is left of a near match is ours."""
+
+    identity = "constant"
+    dimension = 384
+
+    def __call__(self, texts):
+        return np.full((len(texts), 384), 384**-0.5, np.float32)
+
+
+def test_ledger(pairs, tmp_path):
+    """The bar: to note each near match for the ledger costs it 2%, where its embedding costs nothing."""
+    cache = semcache.Cache(
+        "bench", disk=tmp_path / "answers.db", embedder=Constant(), policy=semcache.Threshold(0.9, guards=None),
+        tenant=semcache.SHARED, timeouts=LONG,
+    )  # fmt: skip
+    cache.warm()
+    cache.get_or_load(cache.request(text="stored"), lambda: "answer")
+    assert cache.flush(60)
+    ledger, asked = cache.recorder.ledger, cache.request(text="asked")
+
+    def ask(noting):
+        cache.recorder.ledger = noting
+        assert cache.get_or_load(asked, lambda: "") == "answer"
+
+    pairs(
+        "near match with the ledger / without it", lambda: ask(ledger), lambda: ask(None), bar=1.02, number=50,
+        rounds=101,
+    )  # fmt: skip
+    assert cache.flush(60)
+    assert cache.blast(asked.key)
+    cache.close()

@@ -27,6 +27,7 @@ from semcache.errors import (
 )
 from semcache.events import Event, Stats, last
 from semcache.explain import Explanation
+from semcache.ledger import Served
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
@@ -42,6 +43,7 @@ from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, cached
 from semcache.wrap.retrieval import cached_retrieval
 from semcache.wrap.wrapping import CacheInfo, check
+from semcache.wrong import Reported
 
 if TYPE_CHECKING:
     from semcache.semantic.served import EmbeddingServer
@@ -71,9 +73,11 @@ __all__ = [
     "Pipeline",
     "Policy",
     "Recording",
+    "Reported",
     "Request",
     "SemcacheError",
     "SemcacheWarning",
+    "Served",
     "Shadow",
     "StageRow",
     "Stats",

@@ -14,14 +14,15 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from semcache.accounts import BOOK_SECONDS, Accounts
+from semcache.accounts import BOOK_SECONDS
+from semcache.blocks import Blocks
 from semcache.chain import Chain, Origin
 from semcache.codec import Codec
-from semcache.commands import Commands
 from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
+from semcache.ledger import Ledger
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
@@ -41,6 +42,7 @@ from semcache.stores.fork import forking
 from semcache.tier import Breaker, Clock, SystemClock, Tier
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
+from semcache.wrong import Reports
 
 if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
@@ -52,7 +54,7 @@ T = TypeVar("T")
 _EXIT_SECONDS = 10.0
 
 
-class Cache(Meaning, Commands, Accounts):
+class Cache(Meaning, Reports):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
@@ -112,8 +114,9 @@ class Cache(Meaning, Commands, Accounts):
         warn_unmeasured(self.policy)
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
+        self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
         self.recorder = Recorder(
-            _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices))
+            _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )
         recording = None if record is None else recording_of(record)
         self._book_at = self.now() + BOOK_SECONDS
@@ -134,7 +137,7 @@ class Cache(Meaning, Commands, Accounts):
         is_deaf = memcached is not None and not keeps_log
         parts = Parts(
             namespace, self.clock, Random(seed).random, self._marks, ttl, timeouts, self.recorder, is_deaf,  # noqa: S311 - spreads expiries, keeps no secret
-            0.0 if memcached is None else ttl.of("memcached"),
+            0.0 if memcached is None else ttl.of("memcached"), self.blocks,
         )  # fmt: skip
         is_store = not keeps_log and memcached is None
         self.memory = parts.memory(memory_bytes, is_store=is_store) if memory_bytes else None
@@ -187,7 +190,7 @@ class Cache(Meaning, Commands, Accounts):
 
         self.log.listener = Replica(
             self.memory, self.memcached, self.semantic, self.chain.flights, switch, passed,
-            lambda reason, error: recorder.fault(name, reason, error),
+            lambda reason, error: recorder.fault(name, reason, error), self.blocks,
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
         self._let_go.atexit = False
@@ -382,6 +385,7 @@ class Cache(Meaning, Commands, Accounts):
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
+        self.blocks.after_fork()
         if self.semantic is not None:
             self.semantic.batcher.after_fork_in_child()
         if self.memory is not None:

@@ -57,7 +57,7 @@ class Chain:
         facets = request.facets
         return Event(
             kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
-            tenant=facets.tenant if self.names_tenants else "",
+            tenant=facets.tenant if self.names_tenants else "", identify=request.identify,
         )  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def _facet_told(
         raise ConfigurationError("similarity= says how near a text= is to be: it goes with nothing else")
     facet, value = told[0]
     if facet == "key":
-        return facet, _key_bytes(value)
+        return facet, key_bytes(value)
     if facet == "function":
         return facet, _function_name(value)
     if facet == "tenant":
@@ -265,7 +265,8 @@ def _near_told(
     return text, similarity, as_tenant(tenant)
 
 
-def _key_bytes(key: bytes | str | None) -> bytes:
+def key_bytes(key: bytes | str | None) -> bytes:
+    """Return a key that was given as bytes, or as hex digits. Raises ConfigurationError."""
     try:
         return key if isinstance(key, bytes) else bytes.fromhex(key or "")
     except ValueError:

@@ -22,6 +22,7 @@ from semcache.trace import tracing
 from semcache.warning import warn
 
 if TYPE_CHECKING:
+    from semcache.ledger import Ledger, Near
     from semcache.recording import Call
     from semcache.recording.tape import Tape
 
@@ -33,7 +34,7 @@ EVENTS_FOLD_AT = 256
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
-Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode"]
+Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode", "reported"]
 
 
 @dataclass(slots=True)
@@ -41,12 +42,14 @@ class Event:
     """One fact.
 
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
-    "fault" for what went wrong away from a lookup, "invalidated", or "mode" for a switch of all replicas.
+    "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, or "reported".
     `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
     is told only by a cache that was made with `tenant_usage=True`. `call` is there for a recording, which takes it.
+    `near` tells both texts of a near match that was served, for `report_wrong` and the ledger; `identify` finds the id
+    of a client's answer, `response_id`, which is told where it was loaded or given for a near match.
     """
 
     kind: Kind
@@ -70,6 +73,9 @@ class Event:
     tenant: str = ""
     usage: Usage | None = None
     call: Call | None = field(default=None, repr=False, compare=False)
+    near: Near | None = field(default=None, repr=False, compare=False)
+    identify: Callable[[Any], str | None] | None = field(default=None, repr=False, compare=False)
+    response_id: str | None = None
 
     @property
     def is_hit(self) -> bool:
@@ -141,9 +147,10 @@ class Stats:
 class Recorder:
     """Takes every event: sums it, remembers it for `last` and `trace`, and tells the observers."""
 
-    def __init__(self, observers: list[Observer], meter: Meter | None = None) -> None:
+    def __init__(self, observers: list[Observer], meter: Meter | None = None, ledger: Ledger | None = None) -> None:
         self.observers = observers
         self.recording: Tape | None = None
+        self.ledger = ledger
         self.meter = meter or Meter()
         self._broken: set[int] = set()
         self._warned: set[str] = set()
@@ -226,6 +233,8 @@ class Recorder:
         """Take the event of a finished lookup; `answer` is what its caller is given, where that is known here."""
         if self.recording is not None:
             self.recording.take(event, answer)
+        if self.ledger is not None and (event.near is not None or event.identify is not None):
+            self.ledger.note(event, answer)
         if len(self._events) >= EVENTS_FOLD_AT or self.meter.is_over:
             self.fold()
         self._events.append(event)
@@ -309,6 +318,8 @@ class Recorder:
         self._lock = RLock()
         if self.recording is not None:
             self.recording.after_fork()
+        if self.ledger is not None:
+            self.ledger.after_fork()
         self.fold()
         self.meter.forget()
 

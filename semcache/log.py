@@ -21,6 +21,7 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, Protocol
 
+from semcache.blocks import Block
 from semcache.marks import Changes, Mark, Marks, Pair, Row
 from semcache.model import Mode
 from semcache.plan import Plan
@@ -81,6 +82,10 @@ class Listener(Protocol):
 
     def marked(self, marks: list[Mark], *, is_old: bool) -> None:
         """Drop what was invalidated; `is_old` says that it was before the log was followed, and so before all rows."""
+        ...
+
+    def blocked(self, blocks: list[Block]) -> None:
+        """Serve no more what was reported as wrong."""
         ...
 
     def added(self, rows: list[Row]) -> None:
@@ -249,6 +254,8 @@ class Log:
         """Take over what came: the marks first, so that nothing invalid is served a moment longer."""
         self._advance(changes.position)
         _tell(lambda: listener.marked(changes.marks, is_old=is_old))
+        if changes.blocks:
+            _tell(listener.blocked, changes.blocks)
         self._hear(changes.position)  # the store has taken the marks before it told of them
         if not changes.is_whole:
             _tell(lambda: listener.rebuild(is_reset=changes.is_reset))

@@ -39,6 +39,7 @@ from semcache.events import Event
 from semcache.flight import Abandoned, Flight, enter, leave
 from semcache.inherit import made_of, tell_found, tell_loaded
 from semcache.keep import encode, is_kept, keep, usage_of
+from semcache.ledger import near_of
 from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
@@ -157,6 +158,7 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
     tell_loaded(chain, request, value, landing.documents, landing.born)
     if landing.near is not None:
         event.similarity, event.neighbour = landing.near.similarity, landing.near.key
+        event.near = near_of(request, landing.near)
     return Outcome(value)
 
 
@@ -358,7 +360,7 @@ def note_hit(chain: Chain, request: Request, event: Event, tier: str, hit: Hit) 
     event.is_stale = hit.entry.life <= 0
     event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage
     if hit.similarity is not None:
-        event.similarity, event.neighbour = hit.similarity, hit.key
+        event.similarity, event.neighbour, event.near = hit.similarity, hit.key, near_of(request, hit)
 
 
 def note_time(event: Event, tier: Tier, nanoseconds: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple, Self
 
+from semcache.blocks import Block
 from semcache.model import Mode
 
 Pair = tuple[str, "str | bytes"]
@@ -133,7 +134,8 @@ class Changes:
     `mode` is the switch of all replicas, None where it was never set. Where `is_whole` is False some records were lost
     before they could be read: `marks` are then all there are, and the rows must be read anew. With `is_reset` the log
     is another one than before, so that what was learned from the old one is worth nothing. `log` names the log: what
-    was kept beside one of another name is not to be believed; empty where that is not known.
+    was kept beside one of another name is not to be believed; empty where that is not known. `blocks` are what was
+    reported as wrong.
     """
 
     position: int
@@ -143,3 +145,4 @@ class Changes:
     is_whole: bool = True
     is_reset: bool = False
     log: str = field(default="", compare=False)
+    blocks: list[Block] = field(default_factory=list)

@@ -155,7 +155,7 @@ class Request:
     want it in several forms, of which not each can be made of each other. `sources` are the documents that the answers
     of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
     `family` is a digest of what a tuned policy learns over, the scope without namespace, tenant and earlier turns;
-    empty where no policy asks for it.
+    empty where no policy asks for it. `identify` finds in a stored answer the id that its provider gave it.
     """
 
     key: bytes
@@ -172,12 +172,14 @@ class Request:
     accepts: Callable[[Any], bool] | None = None
     sources: Sources | None = None
     family: bytes = b""
+    identify: Callable[[Any], str | None] | None = None
 
     def at(self, key: bytes) -> Request:
         """Return the same request of another key; `replace` would take ten times as long."""
         return Request(
             key, self.scope, self.text, self.facets, self.tenanted, self.lives, self.mode, self.embedder,
             self.exact_only, self.stage, self.documents_of, self.accepts, self.sources, self.family,
+            self.identify,
         )  # fmt: skip
 
 

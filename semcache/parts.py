@@ -13,6 +13,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from semcache.blocks import Blocks
 from semcache.errors import ConfigurationError
 from semcache.events import Recorder
 from semcache.log import LOST_SECONDS
@@ -61,6 +62,7 @@ class Parts:
     recorder: Recorder
     is_deaf: bool
     others_ttl: float
+    blocks: Blocks
 
     def _fault(self, tier: str) -> Callable[[str, BaseException], None]:
         return partial(self.recorder.fault, tier)
@@ -92,7 +94,7 @@ class Parts:
         return RedisTier(
             redis, namespace=self.namespace, ttl=self.ttl.of("redis"), clock=self.clock, marks=self.marks,
             jitter=self.ttl.jitter, timeout=self.timeouts.of("redis"), random=self.random, others_ttl=self.others_ttl,
-            index_ttl=self.ttl.of("semantic"), on_fault=self._fault("redis"),
+            index_ttl=self.ttl.of("semantic"), on_fault=self._fault("redis"), blocks=self.blocks,
         )  # fmt: skip
 
     def disk(self, path: str | os.PathLike[str], max_bytes: int) -> DiskTier:
@@ -118,6 +120,8 @@ class Parts:
         now, ttl = self.clock.monotonic, self.ttl.of("semantic")
 
         def restore() -> Iterable[tuple[bytes, bytes, str, Any, float]]:
+            if store is not None:  # before any row can be found
+                self.blocks.take(store.reports.blocked())
             for row in store.rows(embedder.identity) if store else ():
                 yield row.key, row.scope, row.text, row.vector, now() + row_life(row.remaining, ttl)
 
@@ -135,5 +139,5 @@ class Parts:
         return SemanticTier(
             batcher, policy, values, ttl=ttl, timeout=self.timeouts.of("semantic"), clock=self.clock,
             jitter=self.ttl.jitter, random=self.random, warn=self.recorder.warn_once,
-            attach=attach if store else None, embedder=lambda: embedder.identity,
+            attach=attach if store else None, embedder=lambda: embedder.identity, blocks=self.blocks,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from semcache.blocks import Block, Blocks
 from semcache.log import LOST_SECONDS
 from semcache.marks import Mark, Row
 from semcache.model import Mode
@@ -33,7 +34,7 @@ class Replica:
     def __init__(
         self, memory: MemoryTier | None, memcached: MemcachedTier | None, semantic: SemanticTier | None,
         flights: Flights[Landing], switch: Callable[[Mode | None], None], passed: Callable[[], None],
-        on_fault: OnFault,
+        on_fault: OnFault, blocks: Blocks,
     ) -> None:  # fmt: skip
         self._memory = memory
         self._memcached = memcached
@@ -42,6 +43,7 @@ class Replica:
         self._switch = switch
         self.passed = passed
         self._on_fault = on_fault
+        self._blocks = blocks
         self._mode: Mode | None = None
 
     def marked(self, marks: list[Mark], *, is_old: bool) -> None:
@@ -55,6 +57,10 @@ class Replica:
             if self._semantic is not None and not is_old:
                 run(self._semantic.remove(facet, value, position))
             self._flights.close(facet, value)
+
+    def blocked(self, blocks: list[Block]) -> None:
+        """Serve no more what was reported as wrong."""
+        self._blocks.take(blocks)
 
     def added(self, rows: list[Row]) -> None:
         """Take the rows that others added."""

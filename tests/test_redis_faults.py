@@ -16,7 +16,9 @@ import pytest
 from instruments import GUARD, Crew, Origin, SlowWire
 
 import semcache
+from semcache.blocks import Block
 from semcache.errors import TierError
+from semcache.ledger import Served, Taken, id_digest
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.plan import run
@@ -233,7 +235,7 @@ def test_server_that_refuses_us_is_named_and_used_once_it_lets_us_in(open_cache,
 
 
 def live(cache, other, clear):
-    """Do all that caches do to their server: look up, keep, slide, match nearly, count, invalidate, switch, book."""
+    """Do all that caches do to their server: look up, keep, slide, match, count, invalidate, switch, book, report."""
     request = cache.request(text="stored", function="f", tags="t", ttl=60, sliding=True)
     cache.get_or_load(request, lambda: "answer")
     assert cache.flush(GUARD)
@@ -253,6 +255,13 @@ def live(cache, other, clear):
     cache.set_mode("live")
     cache.store.book("2001-09-09", {"hits": 1.0})
     assert cache.store.booked("2001-09-09")[("2001-09-09", "hits")] == 1.0
+    reports, block = cache.store.reports, Block(b"stored", b"words", 0.9, 1e9)
+    row = Served(cache.clock.time(), b"asked", b"stored", 0.9, "a", "b", b"words")
+    reports.serve_now(Taken([row], {id_digest("chatcmpl-1"): request.key}))
+    assert (reports.served({}), reports.named("chatcmpl-1")) == ([row], request.key)
+    reports.block([block])
+    reports.unblock([block])
+    assert reports.blocked() == []
 
 
 def rights_used(server):

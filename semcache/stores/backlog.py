@@ -6,7 +6,8 @@ it means out of `pending` at once, and keeps what was born before it from coming
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -55,8 +56,20 @@ class Switch:
         self.future.set_exception(failure)
 
 
+@dataclass(slots=True, eq=False)
+class Change:
+    """What else is to be written, in a transaction of the writer's; the future gives what it returns."""
+
+    make: Callable[[sqlite3.Connection], Any]
+    future: Future[Any]
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits that it was not made."""
+        self.future.set_exception(TierError(getattr(error, "reason", "unwritten"), str(error)))
+
+
 # What is durable when its future is done.
-Order: TypeAlias = Invalidation | Switch
+Order: TypeAlias = Invalidation | Switch | Change
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +164,12 @@ class Backlog:
         with self.lock:
             self._check_open()
             return self._order(Switch(mode, Future()))
+
+    def change(self, make: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+        """Queue a change of another kind."""
+        with self.lock:
+            self._check_open()
+            return self._order(Change(make, Future()))
 
     def _order(self, order: Order) -> Future[Any]:
         order.future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 
 from semcache.errors import TierError
+from semcache.stores import reported
 from semcache.stores.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
 
 # A write transaction waits this long at a time; between, the writer looks whether it is to stop.
@@ -61,6 +62,8 @@ class StoreFile:
             connection.execute("PRAGMA synchronous = NORMAL")
             if not self._is_ours(connection):
                 self._begin(connection)
+            for statement in reported.TABLES:  # a file of before there were these is given them
+                connection.execute(statement)
             connection.execute(f"PRAGMA journal_size_limit = {_LEFTOVER_WAL_BYTES}")
         except BaseException:
             connection.close()

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 
+from semcache.blocks import Block
 from semcache.errors import TierError
 from semcache.marks import Changes, Row
 from semcache.model import MODES, Mode
-from semcache.stores import schema
+from semcache.stores import reported, schema
 from semcache.stores.file import StoreFile
 from semcache.stores.vectors import from_float16
 
@@ -73,6 +74,9 @@ class Follower:
             changes.is_whole, changes.is_reset = False, True
             since = -1
         changes.marks = connection.execute(schema.MARKS_SINCE, (since, self._namespace)).fetchall()
+        if connection.execute(reported.HAS_TABLES).fetchone()[0]:
+            told = connection.execute(reported.BLOCKS_SINCE, (since, self._namespace))
+            changes.blocks = [Block(*block) for block in told]
         if since < 0:
             return changes, True
         now = self._now()

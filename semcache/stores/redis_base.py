@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
+from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Marks
 from semcache.stores import header
@@ -34,7 +35,7 @@ class RedisBase:
 
     def __init__(
         self, redis: Any, *, namespace: str, timeout: float, clock: Clock, marks: Marks, index_ttl: float, ttl: float,
-        on_fault: Callable[[str, BaseException], None],
+        on_fault: Callable[[str, BaseException], None], blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         address = address_of(redis)
         self.link = Link(address)
@@ -43,6 +44,7 @@ class RedisBase:
         self.is_followed = False
         self.pins = Pins(namespace)
         self._on_fault = on_fault
+        self.blocks = Blocks() if blocks is None else blocks
         self._steady = Link(address)  # marks and writes do not wait behind readers
         self._ledger = Ledger(self._steady, self.names)
         self.writer: Outbox[list[Command]] = Outbox(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
+from semcache.blocks import Block
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Mark, Row
 from semcache.model import MODES, Facets, Mode
@@ -22,8 +23,8 @@ from semcache.stores.redis_keys import (
     told_mode,
     unpack,
 )
-from semcache.stores.redis_marking import Marking
 from semcache.stores.redis_pins import records, row_of
+from semcache.stores.redis_reported import Reporting
 from semcache.stores.vectors import from_float16
 
 MAX_MARKS = 100_000
@@ -34,7 +35,7 @@ _VERIFY_SECONDS = 1.0
 _SILENT_SECONDS = _BLOCK_MS / 1000 + 1.0
 
 
-class Following(Marking):
+class Following(Reporting):
     """One thread's view of the log, over a connection of its own that `rest` can cut."""
 
     def join(self) -> Changes:
@@ -43,9 +44,9 @@ class Following(Marking):
         names = self.names
         replies = self._talk([
             ("TIME",), ("XINFO", "STREAM", names.log), ("ZSCORE", names.marks, self._own), self._ask_mode(),
-            ("HVALS", names.pinned),
+            ("HVALS", names.pinned), ("ZRANGE", names.wrong, 0, -1, "WITHSCORES"),
         ])  # fmt: skip
-        clock, info, own, mode, pinned = replies
+        clock, info, own, mode, pinned, wrong = replies
         self._last_seen, self._read_so_far, _ = _stream_told(info)
         own = self._checked(own)
         server = self._set_clock(clock)
@@ -61,10 +62,11 @@ class Following(Marking):
         self.pins.begin(self._checked(pinned))
         for key in self.pins.covered(self._marks):
             self._unpin_covered(key)
+        blocks = self._settle_blocks(wrong)
         self._heard(max([position, *(mark[2] for mark in marks)]))
         self.is_followed = True
         self._verify_at = time.monotonic() + _VERIFY_SECONDS
-        return Changes(position, marks, [], self._told_mode(), log=self._log)
+        return Changes(position, marks, [], self._told_mode(), log=self._log, blocks=blocks)
 
     @property
     def _log(self) -> str:
@@ -210,6 +212,8 @@ class Following(Marking):
             _, facet, value, position = record
             self._marks.mark(facet, value, position)
             changes.marks.append((facet, value, position))
+        elif kind == "w":
+            changes.blocks.append(Block(*record[1:]))
         elif kind == "o":
             _, mode, position = record
             self._hear_mode((int(position), mode) if mode in MODES else (0, ""))

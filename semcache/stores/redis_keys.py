@@ -12,6 +12,9 @@ Under `semcache:NAMESPACE:` stand
     mode        a sorted set: mode by position              the switch of all replicas is the latest; none is set back
     use:DAY     a hash: amount by name                      what all processes booked on a day, for 400 days
     booked:HEX  a string                                    the number of the last sums that a process booked, for a day
+    wrong       a sorted set: block by when it was made     near matches that were reported; bounded by who reports
+    served      a stream of rows                            near matches that were served; trimmed by age and number
+    id:HEX      a string: a key                             whose answer has this id, for seven days
 
 A position is a stream id as one number: 12 bits of sequence below the milliseconds since 2020. It fits a sorted set's
 score, which is exact up to 2**53, until 2089.
@@ -44,6 +47,7 @@ class Names:
         self.value, self._pin = base + b"v:", base + b"p:"
         self.keys, self.marks, self.gone, self.log = base + b"keys", base + b"marks", base + b"gone", base + b"log"
         self.mode, self.pinned = base + b"mode", base + b"pinned"
+        self.wrong, self.served, self._answer = base + b"wrong", base + b"served", base + b"id:"
         self._use, self._booked = base + b"use:", base + b"booked:"
 
     def of(self, key: bytes) -> bytes:
@@ -65,6 +69,10 @@ class Names:
     def booked(self, process: bytes) -> bytes:
         """Return where it stands what a process booked last."""
         return self._booked + process.hex().encode()
+
+    def answer(self, response: bytes) -> bytes:
+        """Return where the key of an answer stands, by the digest of its id."""
+        return self._answer + response.hex().encode()
 
 
 def position_of(stream_id: bytes) -> int:

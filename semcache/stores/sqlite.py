@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
+from semcache.stores.reported import FileReports
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.vectors import from_float16
 from semcache.stores.writer import PATIENCE_SECONDS, OnFault, Writer
@@ -65,6 +66,8 @@ class SqliteStore:
         self._on_fault = on_fault
         self._inherited: list[object] = []
         self._is_closed = False
+        self.now = clock.time
+        self.reports = FileReports(self, namespace, max_bytes)
         self._begin()
         self._writer.prepare()
         forking().add(self)
@@ -118,14 +121,14 @@ class SqliteStore:
 
     def position(self) -> int:
         """Return the log's latest position."""
-        return int(self._ask(schema.POSITION)[0][0])
+        return int(self.ask(schema.POSITION)[0][0])
 
     def rows(self, embedder: str) -> Iterator[IndexRow]:
         """Return the live index rows of this namespace and embedder, in order of position, a page at a time."""
         position = 0
         while True:
             now = self._clock.time()
-            page = self._ask(schema.INDEX_PAGE, position, embedder, now, self._namespace, _PAGE_ROWS)
+            page = self.ask(schema.INDEX_PAGE, position, embedder, now, self._namespace, _PAGE_ROWS)
             vectors = from_float16([row[4] for row in page])
             for (_, key, scope, text, _, expires), vector in zip(page, vectors, strict=True):
                 yield IndexRow(key, scope, text, vector, expires - now)
@@ -149,7 +152,7 @@ class SqliteStore:
         for at in range(0, len(keys), _PAGE_ROWS):
             page = keys[at : at + _PAGE_ROWS]
             question = f"SELECT key FROM entries WHERE key IN ({', '.join('?' * len(page))}) AND id NOT IN ({meant})"  # noqa: S608 - names of our own
-            found += [key for (key,) in self._ask(question, *page, *parameters)]
+            found += [key for (key,) in self.ask(question, *page, *parameters)]
         waiting = {key: record for key, record in list(self._pending.items()) if key in set(keys)}
         found = [key for key in found if key not in waiting]
         return found + [key for key, record in waiting.items() if not record.has([pair])]
@@ -160,7 +163,7 @@ class SqliteStore:
             return []
         meant, parameters = facets.meant(self._namespace, pairs)
         question = f"SELECT key FROM entries WHERE id IN ({meant}) AND ends > ?"  # noqa: S608 - names of our own
-        standing = [key for (key,) in self._ask(question, *parameters, self._clock.time())]
+        standing = [key for (key,) in self.ask(question, *parameters, self._clock.time())]
         return list(dict.fromkeys(standing + self._waiting_for(pairs)))
 
     def _waiting_for(self, pairs: list[Pair]) -> list[bytes]:
@@ -169,20 +172,21 @@ class SqliteStore:
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
         """Return the counters of this namespace by day and name, from a day on, once what we booked is in the file."""
         self._backlog.settle_booked(PATIENCE_SECONDS)
-        return {(day, name): amount for day, name, amount in self._ask(schema.BOOKED, self._namespace, since_day)}
+        return {(day, name): amount for day, name, amount in self.ask(schema.BOOKED, self._namespace, since_day)}
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries and bytes of the file, and what this process has done to it and still has to do."""
         found = {"entries": 0, "bytes": 0}
         with suppress(TierError):  # the file cannot be asked; the counts are known all the same
-            found = {"entries": self._ask(schema.COUNT)[0][0], "bytes": self._used_bytes()}
+            found = {"entries": self.ask(schema.COUNT)[0][0], "bytes": self._used_bytes()}
         return found | dict(self._writer.counts) | self._backlog.sizes()
 
     def _used_bytes(self) -> int:
         with self._reader() as connection:
             return changes.used_bytes(connection)
 
-    def _ask(self, question: str, *values: Any) -> list[Any]:
+    def ask(self, question: str, *values: Any) -> list[Any]:
+        """Return the rows that a question gives. Raises TierError."""
         with self._reader() as connection:
             return connection.execute(question, values).fetchall()
 
@@ -231,6 +235,11 @@ class SqliteStore:
         """Set the mode of all who use the namespace, durably."""
         self._writer.start()
         return self._backlog.switch(mode)
+
+    def change(self, make: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+        """Have a change made durably, in a transaction of the writer's."""
+        self._writer.start()
+        return self._backlog.change(make)
 
     def touch(self, key: bytes, when: float) -> None:
         """Remember that an entry was read."""

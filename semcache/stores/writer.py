@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from semcache.errors import TierError
 from semcache.stores import changes
-from semcache.stores.backlog import Backlog, Batch, Invalidation, Order
+from semcache.stores.backlog import Backlog, Batch, Change, Invalidation, Order
 from semcache.stores.file import WRITE_WAIT_SECONDS, StoreFile
 from semcache.stores.schema import reason_of, trouble
 from semcache.tier import Clock
@@ -133,7 +133,7 @@ class Writer:
             reason = reason_of(error)
             if reason == "damaged" and self._replace(error):
                 return  # they wait still, and are made in the new file
-            if reason == "record" and len(orders) > 1:
+            if reason in ("record", "space") and len(orders) > 1:  # a large one is no reason against an invalidation
                 for order in orders:
                     self._carry_out([order])
                 return
@@ -150,6 +150,8 @@ class Writer:
         for order in orders:
             if isinstance(order, Invalidation):
                 made.append(changes.mark(connection, self._namespace, order.pairs, order.unwritten, now))
+            elif isinstance(order, Change):
+                made.append(order.make(connection))
             else:
                 changes.switch(connection, self._namespace, order.mode)
                 made.append(None)

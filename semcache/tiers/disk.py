@@ -76,6 +76,7 @@ class DiskTier:
         self._store = SqliteStore(
             file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
         )
+        self.reports = self._store.reports
 
     def peek(self, key: bytes, grace: float = 0.0) -> Hit | Miss:
         """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit with no life left.

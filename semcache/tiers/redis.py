@@ -11,12 +11,14 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+from semcache.blocks import Blocks
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Marks, Pair, Row
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan
 from semcache.stores.redis import Asked, RedisStore
 from semcache.stores.redis_keys import Names
+from semcache.stores.redis_reported import Reporting
 from semcache.tier import Clock, Glance
 from semcache.together import together
 
@@ -38,6 +40,7 @@ class RedisTier:
         self, redis: Any, *, namespace: str, ttl: float, clock: Clock, marks: Marks,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
         random: Callable[[], float] | None = None, index_ttl: float = 3600.0, others_ttl: float = 0.0,
+        blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         self._namespace = namespace
         self._ttl = ttl
@@ -46,8 +49,13 @@ class RedisTier:
         self._is_closed = False
         self._store = RedisStore(
             redis, namespace=namespace, timeout=timeout, clock=clock, marks=marks, index_ttl=index_ttl,
-            ttl=max(ttl, others_ttl), on_fault=on_fault,
+            ttl=max(ttl, others_ttl), on_fault=on_fault, blocks=blocks,
         )  # fmt: skip
+
+    @property
+    def reports(self) -> Reporting:
+        """What the store keeps of near matches."""
+        return self._store
 
     def move(self, names: Names) -> None:
         """Keep all under other names; only before the first use. For a trial within the rights of a namespace."""

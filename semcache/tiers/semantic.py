@@ -4,7 +4,7 @@ Laws:
 - only texts of one scope are compared, inside the search (law 2);
 - the index holds keys; the answer comes from an exact tier, so expiry, eviction and invalidation hold here too; a
   neighbour without an answer is dropped and the next is tried (law 4);
-- nothing near is served without a policy that says so and a tenant whose answers may meet;
+- nothing near is served without a policy that says so and a tenant whose answers may meet, nor what was reported;
 - a near answer is not put back under the text that asked for it (law 3): `put` is only ever given loaded answers;
 - a model that is still loading is a miss, not a wait (law 10).
 """
@@ -16,6 +16,7 @@ from math import inf
 from time import perf_counter_ns
 from typing import Any, Protocol
 
+from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Row
 from semcache.model import Decision, Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
@@ -54,8 +55,10 @@ class SemanticTier:
         self, batcher: Batcher, policy: Policy, values: Sequence[Values], *, ttl: float, timeout: float, clock: Clock,
         jitter: float = 0.0, random: Callable[[], float], warn: Warn,
         attach: Callable[[bytes, Any], None] | None = None, embedder: Callable[[], str] = str,
+        blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         self.batcher = batcher
+        self._blocks = Blocks() if blocks is None else blocks
         self._embedder = embedder
         self.policy = policy
         self._values = values
@@ -152,7 +155,10 @@ class SemanticTier:
                 "set tenant= on the cache or the call (semcache.SHARED if all users may share answers)",
             )
         else:
-            return decision
+            reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
+            if reported is None:
+                return decision
+            reason = reported
         return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut)
 
     def _fetch(self, key: bytes) -> Plan[Hit | None]:

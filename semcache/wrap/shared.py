@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
+from semcache.ledger import Near
 from semcache.model import Entry, Request, Usage
 from semcache.plan import Call, Outcome, Plan, Wait
 
@@ -205,6 +206,7 @@ class Stream:
         self.usage: Usage | None = None
         # What was found or kept, and what the pipeline in which it is loaded may make it of.
         self.entry: Entry | None = None
+        self.near: tuple[float | None, bytes | None, Near | None] = None, None, None
         self._is_measured = False
         self._measuring = RLock()
         self._max_bytes = max_bytes

@@ -239,6 +239,7 @@ class Reading:
             if found is not None:
                 self._found, self._value = True, value
                 self._stream.usage, self._stream.entry = self._event.usage, found.entry
+                self._stream.near = self._event.similarity, self._event.neighbour, self._event.near
                 return Replayed(self._call.replayed(value))
         self._stream.born, self._stream.request = self._chain.position(), self._request
         return self._origin(self._make, self._stream.flight)
@@ -261,6 +262,7 @@ class Reading:
                 event.load_seconds = stream.pull_ns / 1e9
             elif not event.failed:
                 event.kind, event.tier = "hit", "flight"
+                event.similarity, event.neighbour, event.near = stream.near
             event.usage = stream.measured(lambda items: usage_of(self._call.usage, items, event))
         try:
             if stream.claim():
@@ -272,6 +274,8 @@ class Reading:
         if unread is not None and not self._found:
             event.reason = "not kept: closed before its end"
         self._tell()
+        if event.identify is not None and not event.failed and (event.near is not None or not self._found):
+            event.response_id = event.identify(self._value if self._value is not None else stream.items[:2])
         recorder = self._chain.recorder
         recorder.lookup(event, None if recorder.recording is None else self._items())
         return unread

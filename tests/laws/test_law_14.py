@@ -6,7 +6,9 @@ import pytest
 from instruments import GUARD
 
 import semcache
+from semcache.blocks import Block
 from semcache.errors import TierError
+from semcache.ledger import Served, Taken
 
 THEIRS = {b"theirs": b"precious", b"semcache:shop2:v:00": b"another service's"}
 
@@ -42,6 +44,14 @@ def live(cache):
     cache.store.book("2001-09-09", {"hits": 1.0})
     assert cache.flush(GUARD)
     assert cache.store.booked("2001-09-09")[("2001-09-09", "hits")] == 1.0
+    reports, row = cache.store.reports, Served(cache.clock.time(), b"asked", b"stored", 0.9, "a", "b", b"words")
+    reports.serve(Taken([row], {b"id": b"stored"}), print)
+    assert cache.flush(GUARD)
+    assert reports.served({}) == [row]
+    reports.block([Block(b"stored", b"words", 0.9, 1e9), Block(b"stored", b"others", 0.9, 1e9)])
+    reports.unblock([Block(b"stored", b"others", 0.9, 1e9)])
+    assert len(reports.blocked()) == 1
+    assert cache.report_wrong(response_id="chatcmpl-none").reason
     cache.stats()
 
 
@@ -65,14 +75,14 @@ def test_invalidating_a_whole_namespace_leaves_the_others_alone(cache, redis_ser
 
 
 def test_every_key_has_an_expiry(cache, redis_server):
-    """Law 14: every key has an expiry; but for the modes of all replicas and what is pinned, of which there are few."""
+    """Law 14: every key has an expiry; but for the modes, what is pinned and what was reported, which are bounded."""
     live(cache)
     cache.close()
     names = set(redis_server.cli("KEYS", "semcache:shop:*"))
     forever = {name for name in names if redis_server.cli("PTTL", name) < 0}
     pinned = {name for name in forever if name.startswith(b"semcache:shop:p:")}
     assert len(pinned) == 1
-    assert forever - pinned == {b"semcache:shop:mode", b"semcache:shop:pinned"}
+    assert forever - pinned == {b"semcache:shop:mode", b"semcache:shop:pinned", b"semcache:shop:wrong"}
 
 
 def test_what_is_pinned_is_bounded(cache, monkeypatch):

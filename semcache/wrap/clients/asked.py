@@ -295,6 +295,16 @@ def _assembled(dialect: Dialect, chunks: list[str]) -> Json:
     return dialect.assemble(json.loads(f"[{','.join(chunks)}]"))
 
 
+def id_of(kept: Any) -> str | None:
+    """Return the id that a provider gave an answer, as it is kept; of a stream its first event tells it."""
+    with suppress(Exception):  # an answer that nobody here knows
+        told = kept["answer"] if isinstance(kept, dict) else json.loads(kept[1])
+        for part in (told, told.get("message"), told.get("response")):
+            if isinstance(part, dict) and isinstance(part.get("id"), str):
+                return str(part["id"])
+    return None
+
+
 def chunk_type(given: Mapping[str, Any]) -> Any:
     """Return what the chunks of a stream are: the argument of the SDK's stream class."""
     return next(iter(get_args(given.get("stream_cls"))), None)

@@ -25,7 +25,7 @@ from semcache.model import FOREVER, Facets, Request
 from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
-from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type
+from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type, id_of
 from semcache.wrap.clients.conversation import Meant, Where, body_of
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
@@ -240,7 +240,7 @@ class Engine:
         request = cache.complete(
             key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
         )  # fmt: skip
-        request.accepts = asked.accepts
+        request.accepts, request.identify = asked.accepts, id_of
         if request.family:
             request.family = meant.family()
         return request
