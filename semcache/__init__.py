@@ -30,7 +30,7 @@ from semcache.explain import Explanation
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
-from semcache.policy import Policy, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
+from semcache.policy import ErrorBudget, Policy, PolicyStatus, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
 from semcache.recording import Recording
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
@@ -59,6 +59,7 @@ __all__ = [
     "DecodeError",
     "EmbeddingServer",
     "EncodeError",
+    "ErrorBudget",
     "Event",
     "Explanation",
     "Hit",
@@ -68,6 +69,7 @@ __all__ = [
     "Neighbour",
     "Pipeline",
     "Policy",
+    "PolicyStatus",
     "Recording",
     "Request",
     "SemcacheError",

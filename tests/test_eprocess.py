@@ -105,8 +105,17 @@ def test_the_lowest_cut_that_holds_is_open() -> None:
 def test_a_cut_without_labels_does_not_bar_those_below() -> None:
     """The second beginning opens where nothing lies at the first; cuts between them have what the first would give."""
     start = CUTS.index(0.91)
-    tallies = [(0, 0)] * start + [(1000, 0)] * (len(CUTS) - start)
+    tallies = [(0, 0)] * start + [(1000 + place, 0) for place in range(len(CUTS) - start)]
     assert lowest_open(tallies, 0.02, spent(0.05, 1)) == len(CUTS) - 1
+
+
+def test_nothing_is_served_below_the_labels() -> None:
+    """What lies lower than every label may be as good, but nothing of it was seen."""
+    seen = CUTS.index(0.93)
+    tallies = [(0, 0)] * seen + [(1000, 0)] * (len(CUTS) - seen)
+    assert lowest_open(tallies, 0.02, spent(0.05, 1)) == CUTS.index(0.91)  # where its test began
+    tallies = [(1000, 0)] * len(CUTS)
+    assert lowest_open(tallies, 0.02, spent(0.05, 1)) == 0
 
 
 def test_no_cut_over_the_budget_is_opened_in_a_sequence_that_is_looked_at_always() -> None:
@@ -132,7 +141,6 @@ def test_the_counts_of_two_processes_are_the_evidence_of_one() -> None:
     one, other = (120, 1), (80, 0)
     both = evidence(one[0] + other[0], one[1] + other[1], 0.05)
     assert both == evidence(200, 1, 0.05)
-    assert lowest_open([(200, 1)] * len(CUTS), 0.05, 0.05) == len(CUTS) - 1
 
 
 def test_alpha_is_spent_but_once() -> None:

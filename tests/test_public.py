@@ -8,8 +8,9 @@ import semcache
 
 NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
-    "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError",
-    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Recording", "Request", "SemcacheError",
+    "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "ErrorBudget", "Event", "Explanation", "Hit",
+    "InvalidationError", "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "PolicyStatus", "Recording",
+    "Request", "SemcacheError",
     "SemcacheWarning", "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError",
     "Tuned",
     "UnkeyableError", "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil, log, log1p, pi
 
 from semcache.errors import ConfigurationError
@@ -70,24 +71,29 @@ def evidence(right: float, wrong: float, budget: float) -> float:
 
 
 def lowest_open(tallies: Sequence[tuple[float, float]], budget: float, alpha: float) -> int | None:
-    """Return the place of the lowest cut that is open; None where none is.
+    """Return the place of the lowest cut to serve from; None where none is open.
 
     `tallies` are the labels at or above each of CUTS, (right, wrong). A cut is tested with its own share of alpha and
     what the cut before it hands on, which is all it had if it is open, and nothing if it is not (the fallback
-    procedure: Wiens and Dmitrienko 2005).
+    procedure: Wiens and Dmitrienko 2005). Of the open cuts the lowest is taken that has labels of its own: below them
+    nothing was seen.
     """
-    lowest, level = None, 0.0
+    opened, level = [], 0.0
     for place, (right, wrong) in enumerate(tallies):
         level += alpha * _WEIGHTS[place]
         if level <= 0:
             continue
         if evidence(right, wrong, budget) >= 1 / level:
-            lowest = place
+            opened.append(place)
         else:
             level = 0.0
-    return lowest
+    return next(
+        (place for place in reversed(opened) if not place or tallies[place] != tallies[place - 1]),
+        opened[0] if opened else None,
+    )
 
 
+@lru_cache(1024)
 def labels_needed(budget: float, alpha: float, wrong_share: float = 0.0) -> int | None:
     """Return about how many labels at or above one of ANCHORS open it, at a share of wrong ones; None: no number."""
     if wrong_share >= budget:
