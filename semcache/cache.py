@@ -22,6 +22,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
+from semcache.labelling import Labelling, tell_policy
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
@@ -32,6 +33,7 @@ from semcache.model import MODES, Mode, Request, Tenant, Usage
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
+from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
@@ -62,7 +64,8 @@ class Cache(Meaning, Commands, Accounts):
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
     are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
-    the file of `semcache tune` says), `tenant` whose may meet.
+    the file of `semcache tune` says), `tenant` whose may meet. Of what a policy that learns serves, the share `audit`
+    is loaded all the same, to be compared.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
@@ -85,6 +88,7 @@ class Cache(Meaning, Commands, Accounts):
         policy: Policy | str | os.PathLike[str] | None = None,
         tenant: Tenant | None = None,
         mode: Mode = "live",
+        audit: float = 0.02,
         ttl: TTL | None = None,
         timeouts: Timeouts | None = None,
         max_value: Size = "1MB",
@@ -97,8 +101,7 @@ class Cache(Meaning, Commands, Accounts):
         seed: int | None = None,
     ) -> None:
         check_stores(namespace, disk, redis, memcached)
-        if mode not in MODES:
-            raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+        _check_mode(mode, audit)
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
             raise ConfigurationError(
                 f'ttl is semcache.TTL(disk="1d"), timeouts semcache.Timeouts(disk="25ms"); got {ttl!r}, {timeouts!r}'
@@ -163,12 +166,26 @@ class Cache(Meaning, Commands, Accounts):
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
             names_tenants=tenant_usage,
+            labelling=self._labelling(codec, audit),
         )
         self._listen()
         if recording is not None:
             self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
             weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         _watch(self)
+
+    def _labelling(self, codec: Codec, audit: float) -> Labelling | None:
+        """Let a policy that learns do so; it must not hold the cache itself. Raises ConfigurationError."""
+        if not isinstance(self.policy, Learner) or self.semantic is None:
+            return None
+        recorder, namespace, reference = self.recorder, self.namespace, weakref.ref(self)
+
+        def is_in_use() -> bool:
+            cache = reference()
+            return cache is not None and not cache.is_closed
+
+        self.policy.bind(is_in_use, self.clock.time, audit, lambda what, _: tell_policy(recorder, namespace, what))
+        return Labelling(self.policy, codec, recorder, self.now)
 
     def _listen(self) -> None:
         """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
@@ -316,6 +333,8 @@ class Cache(Meaning, Commands, Accounts):
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
         # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
+        if self.chain.labelling is not None:
+            is_done = self.chain.labelling.flush(timeout) and is_done
         self._book()
         tape = self.recorder.recording
         is_done = (tape is None or tape.flush(timeout)) and is_done
@@ -379,6 +398,8 @@ class Cache(Meaning, Commands, Accounts):
         """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
         self.chain.crew.after_fork()
+        if self.chain.labelling is not None:
+            self.chain.labelling.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
@@ -388,6 +409,13 @@ class Cache(Meaning, Commands, Accounts):
             self.memory.after_fork_in_child()
             if self.store is not None:  # nobody follows the log here until the first miss
                 self.memory.lose(LOST_SECONDS)
+
+
+def _check_mode(mode: object, audit: object) -> None:
+    if mode not in MODES:
+        raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+        raise ConfigurationError(f"audit is a share of the near matches, from 0 to 1; got {audit!r}")
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

@@ -35,7 +35,7 @@ _OURS = ("semcache.", "openai.", "anthropic.")
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
-Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode"]
+Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode", "policy"]
 
 
 @dataclass(slots=True)
@@ -43,7 +43,8 @@ class Event:
     """One fact.
 
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
-    "fault" for what went wrong away from a lookup, "invalidated", or "mode" for a switch of all replicas.
+    "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, or
+    "policy" for what a policy that learns opens or closes.
     `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.

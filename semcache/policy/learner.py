@@ -60,6 +60,11 @@ def rank_of(neighbour: Neighbour) -> float:
     return neighbour.similarity if neighbour.score is None else neighbour.score
 
 
+def is_match(neighbour: Neighbour) -> bool:
+    """Say whether a neighbour is near enough for some cut to serve it."""
+    return rank_of(neighbour) >= FLOOR
+
+
 class Learner:
     """Learns from labels which near matches may be served; what is served of them its subclasses say."""
 
@@ -443,7 +448,7 @@ class InFamily:
         """Reject what a guard refuses or no open cut serves."""
         learner, similarity = self._learner, neighbour.similarity
         # A match that no cut can ever serve need not be looked into.
-        refusal = learner.guards.check(text, neighbour.text) if rank_of(neighbour) >= FLOOR else None
+        refusal = learner.guards.check(text, neighbour.text) if is_match(neighbour) else None
         if refusal is not None:
             return Decision(Verdict.REJECT, refusal.reason, similarity, guard=refusal.guard)
         place, is_own = learner.place(self.name, self.others)

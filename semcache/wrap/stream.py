@@ -20,7 +20,8 @@ from semcache.events import Event
 from semcache.flight import Flight
 from semcache.inherit import made_of, tell_context, tell_found, tell_loaded
 from semcache.keep import is_kept, keep, to_entry, usage_of
-from semcache.lookup import find, takes_near
+from semcache.labelling import answer_text
+from semcache.lookup import compare, find, takes_near
 from semcache.model import Evidence, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
@@ -125,6 +126,12 @@ def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any,
     return wrapper
 
 
+def _items_text(value: Any) -> str | None:
+    """Return what a generator's items say, without what it returned."""
+    items = value[:-1]
+    return "".join(items) if all(isinstance(item, str) for item in items) else answer_text(items)
+
+
 def _refuse_sent(sent: object) -> None:
     if sent is not None:
         raise TypeError("a cached generator takes no values by send(): call its __wrapped__ instead")
@@ -161,6 +168,8 @@ class Reading:
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
         refreshes = b"refresh" if request.mode == "refresh" else b""
+        if request.says is None:
+            request.says = _items_text
         self._at = (request.key + refreshes, loop, takes_near(request), call.variant)
         self._stream = self._board()
 
@@ -330,4 +339,5 @@ class Reading:
             stream.entry = entry
             yield from keep(self._chain, led, entry, self._evidence, event, exact=True)
             yield from keep(self._chain, led, entry, self._evidence, event, exact=False)
+            yield from compare(self._chain, led, entry, self._evidence, None)
         event.took("put", perf_counter_ns() - began)

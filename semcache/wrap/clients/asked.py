@@ -197,6 +197,12 @@ class Asked:
 
     # Both
 
+    def says(self, value: Any) -> str | None:
+        """Return the text of what is stored, an answer or chunks."""
+        if isinstance(value, dict):
+            return _text_of(self._dialect, value["answer"])
+        return _text_of_chunks(self._dialect, [chunk for chunk in value if isinstance(chunk, str)])
+
     def accepts(self, value: Any) -> bool:
         """Say whether a stored answer serves this call; what is made of it then is kept for `taken` or `replayed`."""
         with suppress(Exception):  # not our form, or another version's: a miss, which is loaded over

@@ -255,6 +255,7 @@ class Engine:
             key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
         )  # fmt: skip
         request.accepts = asked.accepts
+        request.says = asked.says
         if request.family:
             request.family = meant.family()
         return request
