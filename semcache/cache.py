@@ -10,6 +10,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,18 +23,17 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.labelling import Labelling, tell_policy
+from semcache.labelling import labelling_of
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
 from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
-from semcache.model import MODES, Mode, Request, Tenant, Usage
-from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
+from semcache.model import Mode, Request, Tenant, Usage
+from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
-from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
@@ -101,7 +101,7 @@ class Cache(Meaning, Commands, Accounts):
         seed: int | None = None,
     ) -> None:
         check_stores(namespace, disk, redis, memcached)
-        _check_mode(mode, audit)
+        check_mode(mode, audit)
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
             raise ConfigurationError(
                 f'ttl is semcache.TTL(disk="1d"), timeouts semcache.Timeouts(disk="25ms"); got {ttl!r}, {timeouts!r}'
@@ -166,26 +166,23 @@ class Cache(Meaning, Commands, Accounts):
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
             names_tenants=tenant_usage,
-            labelling=self._labelling(codec, audit),
+            labelling=None
+            if self.semantic is None
+            else labelling_of(
+                self.policy,
+                codec,
+                self.recorder,
+                self.clock,
+                audit=audit,
+                namespace=namespace,
+                is_in_use=partial(_is_open, weakref.ref(self)),
+            ),
         )
         self._listen()
         if recording is not None:
             self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
             weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         _watch(self)
-
-    def _labelling(self, codec: Codec, audit: float) -> Labelling | None:
-        """Let a policy that learns do so; it must not hold the cache itself. Raises ConfigurationError."""
-        if not isinstance(self.policy, Learner) or self.semantic is None:
-            return None
-        recorder, namespace, reference = self.recorder, self.namespace, weakref.ref(self)
-
-        def is_in_use() -> bool:
-            cache = reference()
-            return cache is not None and not cache.is_closed
-
-        self.policy.bind(is_in_use, self.clock.time, audit, lambda what, _: tell_policy(recorder, namespace, what))
-        return Labelling(self.policy, codec, recorder, self.now)
 
     def _listen(self) -> None:
         """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
@@ -411,11 +408,9 @@ class Cache(Meaning, Commands, Accounts):
                 self.memory.lose(LOST_SECONDS)
 
 
-def _check_mode(mode: object, audit: object) -> None:
-    if mode not in MODES:
-        raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
-    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
-        raise ConfigurationError(f"audit is a share of the near matches, from 0 to 1; got {audit!r}")
+def _is_open(reference: weakref.ref[Cache]) -> bool:
+    cache = reference()
+    return cache is not None and not cache.is_closed
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

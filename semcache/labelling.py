@@ -18,8 +18,10 @@ from semcache.codec import Codec
 from semcache.events import Event, Recorder, logger
 from semcache.model import Decision, Evidence, Request, Verdict
 from semcache.plan import Call, Crew, Plan, Spawn
+from semcache.policy import Policy
 from semcache.policy.label import Label, Source
 from semcache.policy.learner import Learner, rank_of
+from semcache.tier import Clock
 
 JUDGE_SECONDS = 30.0
 _AT_ONCE = 4
@@ -45,6 +47,17 @@ def tell_policy(recorder: Recorder, namespace: str, what: str) -> None:
     if "alarm" in what:
         logger.warning("%s", what)
     recorder.tell(Event("policy", namespace=namespace, reason=what))
+
+
+def labelling_of(
+    policy: Policy, codec: Codec, recorder: Recorder, clock: Clock, *, audit: float, namespace: str,
+    is_in_use: Callable[[], bool],
+) -> Labelling | None:  # fmt: skip
+    """Let a policy that learns do so for a cache; None for another. Raises ConfigurationError."""
+    if not isinstance(policy, Learner):
+        return None
+    policy.bind(is_in_use, clock.time, audit, lambda what, _: tell_policy(recorder, namespace, what))
+    return Labelling(policy, codec, recorder, clock.monotonic)
 
 
 @dataclass(slots=True, eq=False)
