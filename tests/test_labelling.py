@@ -10,6 +10,7 @@ from instruments import GUARD, Origin
 
 import semcache
 from semcache.labelling import JUDGE_SECONDS, answer_text
+from semcache.policy.label import Label, Source
 
 pytestmark = pytest.mark.semantic
 
@@ -31,8 +32,6 @@ def told(cache):
 
 def opened(policy, cache, count=400):
     """Have labels of a good family open its near matches."""
-    from semcache.policy.label import Label, Source
-
     request = cache.request(text=WORDS[0])
     policy.within(request)
     for number in range(count):
@@ -232,3 +231,59 @@ def test_an_audit_that_is_no_share_is_refused(open_cache, audit):
     """Before any store is opened."""
     with pytest.raises(semcache.ConfigurationError, match="audit is a share"):
         semcache.Cache(audit=audit)
+
+
+def test_an_alarm_is_an_event_and_a_warning(open_near, caplog):
+    """Observers hear of what opens and closes; an alarm stands in the log too."""
+    heard = []
+    policy = semcache.ErrorBudget(0.05)
+    cache = open_near(policy=policy, audit=1.0, observers=[heard.append])
+    opened(policy, cache, 1000)
+    opened_at = len(heard)
+    request = cache.request(text=WORDS[0])
+    for number in range(60):
+        at = b"bad %d" % number
+        policy.learn(Label(request.family, at, at, "a", "b", 0.97, 0.97, False, Source.AUDIT))
+    reasons = [event.reason for event in heard if event.kind == "policy"]
+    assert opened_at
+    assert any("opened" in reason for reason in reasons)
+    assert any("alarm" in reason for reason in reasons)
+    assert "alarm" in caplog.text
+
+
+def test_answers_that_change_close_the_family_through_the_cache(open_near):
+    """With every hit audited, the origin's new answers close what was open within 200 requests."""
+    policy = semcache.ErrorBudget(0.05)
+    cache = open_near({f"how do I pay {number}": 0.01 * number for number in range(99)}, policy=policy, audit=1.0)
+    opened(policy, cache, 1000)
+    cache.get_or_load(cache.request(text=WORDS[0]), lambda: "By card.")
+    cache.flush()
+    words = iter(f"how do I pay {'so ' * number}" for number in range(1, 200))
+    asked = 0
+    while policy.status().families[0].state == "open":
+        asked += 1
+        origin = Origin("By wire." if asked % 4 == 0 else "By card.")
+        cache.get_or_load(cache.request(text=next(words)), origin)
+        cache.flush()
+    assert asked < 200
+    assert policy.status().families[0].alarms <= 1
+
+
+def test_explain_says_what_the_policy_waits_for(open_near):
+    """It is asked without learning from the question."""
+    cache = open_near(policy=semcache.ErrorBudget(0.05))
+    cache.get_or_load(cache.request(text=WORDS[0]), lambda: "By card.")
+    cache.flush()
+    told = cache.explain(cache.request(text=WORDS[1]))
+    assert told.decision.reason == "no cut is open yet for all other families together"
+    assert cache.policy.status().others.asked == 1
+
+
+def test_caches_refuse_a_policy_that_learns_for_another(open_near):
+    """Until that one is closed."""
+    policy = semcache.ErrorBudget(0.05)
+    first = open_near(policy=policy)
+    with pytest.raises(semcache.ConfigurationError, match="one for each cache"):
+        open_near(policy=policy)
+    first.close()
+    assert open_near(policy=policy).policy is policy

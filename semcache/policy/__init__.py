@@ -12,6 +12,7 @@ from typing import Protocol
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request
 from semcache.policy.budget import ErrorBudget, Shadow
+from semcache.policy.learner import Learner
 from semcache.policy.status import FamilyStatus, Offer, PolicyStatus, Share
 from semcache.policy.threshold import Threshold, UnmeasuredThresholdWarning
 from semcache.policy.tuned import Tuned
@@ -44,6 +45,8 @@ def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
             "policy is None, has decide(), as semcache.ErrorBudget(0.01), or is the path of a file that `semcache "
             f"tune` wrote; got {policy!r}"
         )
+    if isinstance(policy, Learner):
+        policy.check_free()
     return policy
 
 

@@ -100,10 +100,14 @@ class Learner(Telling):
         self._pairs: OrderedDict[bytes, None] = OrderedDict()
         self._entries: OrderedDict[bytes, int] = OrderedDict()
 
-    def bind(self, owner: Callable[[], bool], now: Callable[[], float], audit: float, tell: Tell) -> None:
-        """Work for a cache; `owner` says whether it is in use still. Raises ConfigurationError for a second one."""
+    def check_free(self) -> None:
+        """Refuse to work for two caches at once. Raises ConfigurationError."""
         if self._owner is not None and self._owner():
             raise ConfigurationError(f"{self!r} learns for another cache already: make one for each cache")
+
+    def bind(self, owner: Callable[[], bool], now: Callable[[], float], audit: float, tell: Tell) -> None:
+        """Work for a cache; `owner` says whether it is in use still. Raises ConfigurationError for a second one."""
+        self.check_free()
         self._owner, self._time, self._audit, self._tell = owner, now, audit, tell
         self._begin()
 

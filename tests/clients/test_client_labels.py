@@ -1,0 +1,28 @@
+"""What clients answer is compared by the text that its reader sees, in every protocol and form."""
+
+from __future__ import annotations
+
+import pytest
+from dialects import OneWay
+
+import semcache
+from semcache.testing import Reply
+
+pytestmark = pytest.mark.semantic
+
+
+@pytest.mark.parametrize("forms", ["plain", "streamed", "mixed"])
+def test_a_clients_answers_are_compared_as_texts(asking, models, open_cache, forms):
+    """Ids, times and pieces differ from answer to answer, and say nothing; the text does."""
+    cache = open_cache(embedder=OneWay(), tenant=semcache.SHARED, audit=1.0)
+    cache.warm()
+    client = asking.cached(models, cache)
+    replies = {"how do I pay": "By card.", "how can I pay": "By card.", "how might I pay": "By wire."}
+    models.reply = lambda told: Reply(next(reply for text, reply in replies.items() if text in repr(told)))
+    for number, text in enumerate(replies):
+        is_plain = forms == "plain" or (forms == "mixed" and number % 2 == 0)
+        (asking.ask if is_plain else asking.read)(client, text)
+        cache.flush()
+    told = cache.policy.status().families[0]
+    assert (told.labels, told.wrong.count) == (2, 1)
+    assert told.about.endswith(" m")
