@@ -49,6 +49,7 @@ def spent(alpha: float, test: int) -> float:
     return 6 * alpha / (pi * pi * test * test)
 
 
+@lru_cache(4096)  # neighbouring cuts have the same labels, most of the time
 def evidence(right: float, wrong: float, budget: float) -> float:
     """Return the e-value of these labels against "the wrong share is at least the budget"; at most about 1e12.
 

@@ -27,11 +27,12 @@ from semcache.policy.tally import (
     SEASONS,
     Booked,
     Family,
+    Fresh,
     Trial,
     base_of,
+    booked_as,
     day_of,
     kept,
-    name_of,
     read,
     season_of,
 )  # fmt: skip
@@ -92,7 +93,9 @@ class Learner(Telling):
         self._open: dict[str, int | None] = {}
         self._detectors: dict[str, Detector] = {}
         self._about: dict[str, str] = {}
-        self._mine: Booked = {}
+        self._mine: Fresh = {}
+        self._returned: Booked = {}
+        self._changed: set[str] = set()
         self._labels_here: Counter[str] = Counter()
         self._since = self._time()
         self._season = season_of(self._since)
@@ -224,9 +227,11 @@ class Learner(Telling):
         """Count whether the origin gave an identical request the same answer again."""
         at = self._at(request)
         with self._lock:
+            told = self._turn()
             for name in (at.name, at.others):
                 family = self._family(name)
                 self._add(family, "same" if same is True else "differs", None)
+        self._tell_all(told)
 
     def _is_again(self, label: Label) -> bool:
         """Say whether a right label repeats what is known: of a pair one counts, of an entry some."""
@@ -251,30 +256,23 @@ class Learner(Telling):
                 )  # of equals the one that was used longest ago
                 self._families.pop(least, None)
                 self._open.pop(least, None)
-            family = Family(name, season_of(self._time()))
+            family = Family(name, self._season)
         self._families[name] = family
         return family
 
     def _labels_of(self, name: str) -> float:
         return sum(sum(map(sum, counts.by_cut.values())) for counts in self._families[name].tests.values())
 
-    def _trial(self, family: Family) -> Trial:
-        return Trial(season_of(self._time()), self.generation, family.alarms)
-
     def _add(self, family: Family, kind: str, place: int | None) -> None:
         if place is None and kind not in ALONE:
             return
-        trial = self._trial(family)
+        trial = Trial(self._season, self.generation, family.alarms)
         family.counts(trial).add(kind, place, 1.0)
         booked = self._mine if family.is_shared else family.waiting
-        at = (day_of(trial.season), name_of(family.name, trial, kind, place))
+        at = (family.name, trial, kind, place)
         booked[at] = booked.get(at, 0.0) + 1.0
-        self._base(family)
-
-    def _base(self, family: Family) -> None:
-        """Have the store know when a family began, and its alarms; the lock is held."""
-        booked = self._mine if family.is_shared else family.waiting
-        booked.setdefault((day_of(season_of(self._time())), base_of(family)), 1.0)
+        if family.is_shared:
+            self._changed.add(family.name)
 
     def _share(self, family: Family) -> None:
         """Let a family's counts go to the store, once it has labels enough to be worth a place there."""
@@ -283,6 +281,7 @@ class Learner(Telling):
             for at, amount in family.waiting.items():
                 self._mine[at] = self._mine.get(at, 0.0) + amount
             family.waiting = {}
+            self._changed.add(family.name)
 
     def _settle(self, family: Family, fresh: list[tuple[int, bool, float]]) -> list[tuple[str, str]]:
         """Find the cut anew, and look whether what came says that what is served has changed; the lock is held.
@@ -300,7 +299,7 @@ class Learner(Telling):
             bad = sum(count for right, count in served if not right)
             if served and detector.add(good, bad):
                 family.alarms += 1
-                self._base(family)
+                self._changed.add(name)
                 told.append((_ALARM, name))
         after = self._lowest(family, self.budget)
         if self._has_labels(family, self.budget) or name in self._open or name.startswith(OTHERS):
@@ -321,17 +320,26 @@ class Learner(Telling):
     def taken(self) -> dict[str, dict[str, float]]:
         """Take what was counted here since the last time, by day and name, to be added to a store's sums."""
         with self._lock:
-            mine, self._mine = self._mine, {}
+            mine = self._unbooked()
+            self._mine, self._returned, self._changed = {}, {}, set()
         days: dict[str, dict[str, float]] = {}
         for (day, name), amount in mine.items():
             days.setdefault(day, {})[name] = amount
         return days
 
+    def _unbooked(self) -> Booked:
+        """Return what no store knows yet, and of each family in it when it began, and its alarms; the lock is held."""
+        booked = booked_as(self._mine)
+        for at, amount in self._returned.items():
+            booked[at] = booked.get(at, 0.0) + amount
+        day = day_of(self._season)
+        return booked | {(day, base_of(self._families[name])): 1.0 for name in self._changed & self._families.keys()}
+
     def put_back(self, day: str, amounts: Mapping[str, float]) -> None:
         """Have what a store could not take counted as not booked."""
         with self._lock:
             for name, amount in amounts.items():
-                self._mine[day, name] = self._mine.get((day, name), 0.0) + amount
+                self._returned[day, name] = self._returned.get((day, name), 0.0) + amount
 
     def days(self) -> list[str]:
         """Return the days under which a store may have counts that are not too old."""
@@ -340,12 +348,11 @@ class Learner(Telling):
 
     def take_over(self, booked: Mapping[tuple[str, str], float]) -> None:
         """Count from now on with what a store tells of all processes, and what was not booked yet."""
-        season = season_of(self._time())
-        told: list[tuple[str, str]] = []
         with self._lock:
-            sums = dict(booked)
+            told = self._turn()
+            season, sums = self._season, dict(booked)
             old = self._families
-            for booked_later in (self._mine, *[family.waiting for family in old.values()]):
+            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in old.values()]):
                 for at, amount in booked_later.items():
                     sums[at] = sums.get(at, 0.0) + amount
             self._families = dict(kept(read(sums, range(season - SEASONS + 1, season + 1))))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ def season_of(seconds: float) -> int:
     return int(seconds // _SEASON_SECONDS)
 
 
+@lru_cache(16)
 def day_of(season: int) -> str:
     """Return the day under which a season's counts stand in a store; no usage stands under such a one."""
     return f"{(_EPOCH + timedelta(days=season * SEASON_DAYS)).date().isoformat()}t"
@@ -50,6 +52,10 @@ class Trial(NamedTuple):
     season: int
     generation: int
     alarms: int
+
+
+# What was counted since it was booked last: family, trial, kind and place of the cut.
+Fresh = dict[tuple[str, Trial, str, int | None], float]
 
 
 @dataclass(slots=True)
@@ -79,7 +85,7 @@ class Family:
         self.alarms = 0
         self.tests: dict[Trial, Counts] = {}
         # What is not for the store yet: most families that are met are never met again.
-        self.waiting: Booked = {}
+        self.waiting: Fresh = {}
         self.is_shared = name.startswith(OTHERS)
 
     def counts(self, test: Trial) -> Counts:
@@ -128,6 +134,11 @@ class Family:
         """Drop what is too old."""
         for test in [test for test in self.tests if test.season <= season - SEASONS]:
             del self.tests[test]
+
+
+def booked_as(fresh: Fresh) -> Booked:
+    """Return counts under the days and names that they have in a store."""
+    return {(day_of(at[1].season), name_of(*at)): amount for at, amount in fresh.items()}
 
 
 def name_of(family: str, test: Trial, kind: str, place: int | None) -> str:
