@@ -153,6 +153,30 @@ def test_a_second_test_is_given_less_of_alpha():
     assert needed > 115 + 20
 
 
+def test_a_retrained_score_begins_a_test_of_its_own():
+    """What opened the old one opens nothing now, and the new one needs more labels than the first did."""
+    bench = Bench()
+    bench.label(200)
+    assert bench.verdict() == "reuse"
+    bench.policy.rescored(2)
+    assert bench.verdict() == "reject"
+    bench.label(115)
+    assert bench.verdict() == "reject"
+    bench.label(60)
+    assert bench.verdict() == "reuse"
+
+
+def test_a_learned_score_ranks_in_the_place_of_the_cosine():
+    """Where a neighbour has one, cut and labels are of it."""
+    bench = Bench()
+    bench.label(200, score=0.97)
+    scored = [Neighbour(b"stored", 0.5, "how to pay", score=0.99), Neighbour(b"stored", 0.99, "how to pay", score=0.5)]
+    within = bench.policy.within(bench.request())
+    decisions = [within.decide("how do i pay", neighbour) for neighbour in scored]
+    assert [decision.verdict.value for decision in decisions] == ["reuse", "reject"]
+    assert decisions[0].reason.startswith("score 0.9900 >= ")
+
+
 def test_old_evidence_fades():
     """What was learned some seasons ago serves nothing today, labels or not."""
     bench = Bench()

@@ -223,6 +223,16 @@ class Learner(Telling):
                     told += self._settle(family, [(place, is_right, 1.0)])
         self._tell_all(told)
 
+    def rescored(self, generation: int) -> None:
+        """Begin anew with another score, the second, third ...: what labels said of the one before says nothing of it.
+
+        No label that trained it is counted: its tests begin here, each with its share of alpha.
+        """
+        with self._lock:
+            self.generation = generation
+            told = [one for family in self._families.values() for one in self._settle(family, [])]
+        self._tell_all(told)
+
     def compared_with_itself(self, request: Request, same: bool | None) -> None:  # noqa: FBT001 - what it was found to be
         """Count whether the origin gave an identical request the same answer again."""
         at = self._at(request)
