@@ -115,6 +115,7 @@ def test_families_are_bounded():
         bench.label(1, family=b"%d" % number)
         bench.policy.saw(bench.request(b"%d" % number), None)
     assert len(bench.policy.status().families) < 50
+    assert len(bench.policy._labels_here) < 50
     assert bench.policy.status().others.labels == 300
     assert len(bench.policy.taken()) == 1
 

@@ -41,10 +41,8 @@ from semcache.policy.telling import Telling
 FLOOR = CUTS[-1]
 # Where nothing is served, all near matches are loaded anyway: half of them make the bound, the others may train.
 LEARNING_SHARE = 0.5
-BUDGETS = (0.01, 0.02, 0.05, 0.1)
 _CAP = 20
 _MOST_REMEMBERED = 8192
-_DAY_SECONDS = 86_400.0
 _REST_SECONDS = 30.0
 _DRAWN = 2**32
 _WORTH_LABELS = 8
@@ -194,6 +192,7 @@ class Learner(Telling):
             return []
         self._season = season
         told = []
+        self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
         for family in self._families.values():
             family.forget(season)
             told += self._settle(family, [])
@@ -261,23 +260,22 @@ class Learner(Telling):
         family = self._families.pop(name, None)
         if family is None:
             if len(self._families) >= MAX_FAMILIES:
-                least = min(
-                    (known for known in self._families if not known.startswith(OTHERS)), key=self._labels_of, default=""
-                )  # of equals the one that was used longest ago
-                self._families.pop(least, None)
-                self._open.pop(least, None)
+                known = (each for each in self._families.values() if not each.name.startswith(OTHERS))
+                least = min(known, key=lambda each: each.weight, default=None)  # the oldest of equals
+                self._drop(least.name if least else "")
             family = Family(name, self._season)
         self._families[name] = family
         return family
 
-    def _labels_of(self, name: str) -> float:
-        return sum(sum(map(sum, counts.by_cut.values())) for counts in self._families[name].tests.values())
+    def _drop(self, name: str) -> None:
+        for kept_by_name in (self._families, self._open, self._detectors, self._labels_here):
+            kept_by_name.pop(name, None)
 
     def _add(self, family: Family, kind: str, place: int | None) -> None:
         if place is None and kind not in ALONE:
             return
         trial = Trial(self._season, self.generation, family.alarms)
-        family.counts(trial).add(kind, place, 1.0)
+        family.add(trial, kind, place, 1.0)
         booked = self._mine if family.is_shared else family.waiting
         at = (family.name, trial, kind, place)
         booked[at] = booked.get(at, 0.0) + 1.0
@@ -371,8 +369,8 @@ class Learner(Telling):
                 family.is_shared = family.is_shared or not family.waiting
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
                 told += self._settle(family, _grown(old.get(name), family))
-            for name in self._open.keys() - self._families.keys():
-                del self._open[name]
+            for name in old.keys() - self._families.keys():
+                self._drop(name)
         self._tell_all(told)
 
 

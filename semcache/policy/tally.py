@@ -76,13 +76,14 @@ class Counts:
 class Family:
     """The counts of one scope family; `first` is its first season, `alarms` how many there were.
 
-    `is_shared` says that its counts are for the store too.
+    `weight` is how many labels it has had, and `is_shared` says that its counts are for the store too.
     """
 
     def __init__(self, name: str, season: int) -> None:
         self.name = name
         self.first = season
         self.alarms = 0
+        self.weight = 0.0
         self.tests: dict[Trial, Counts] = {}
         # What is not for the store yet: most families that are met are never met again.
         self.waiting: Fresh = {}
@@ -94,6 +95,12 @@ class Family:
         if found is None:
             found = self.tests[test] = Counts()
         return found
+
+    def add(self, test: Trial, kind: str, place: int | None, amount: float) -> None:
+        """Add to a count of a test."""
+        self.counts(test).add(kind, place, amount)
+        if place is not None and kind != "met":
+            self.weight += amount
 
     def number(self, test: Trial) -> int:
         """Return the number of a test among all there ever were of this family, from 1 on.
@@ -132,6 +139,7 @@ class Family:
 
     def forget(self, season: int) -> None:
         """Drop what is too old."""
+        self.waiting = {at: amount for at, amount in self.waiting.items() if at[1].season > season - SEASONS}
         for test in [test for test in self.tests if test.season <= season - SEASONS]:
             del self.tests[test]
 
@@ -175,21 +183,17 @@ def _take(family: Family, season: int, part: str, told: str, amount: float) -> b
         return True
     kind, _, place = told.partition(".")
     if kind in ALONE and not place:
-        family.counts(Trial(season, int(one), int(two))).add(kind, None, amount)
+        family.add(Trial(season, int(one), int(two)), kind, None, amount)
         return True
     if kind not in BY_CUT or not place.isdecimal() or int(place) >= len(CUTS):
         return False
-    family.counts(Trial(season, int(one), int(two))).add(kind, int(place), amount)
+    family.add(Trial(season, int(one), int(two)), kind, int(place), amount)
     family.alarms = max(family.alarms, int(two))
     return True
 
 
 def kept(families: Mapping[str, Family], most: int = MAX_FAMILIES) -> Iterator[tuple[str, Family]]:
-    """Return the families with most counted, the others' always among them."""
-
-    def weight(name: str) -> tuple[bool, float]:
-        counts = families[name].tests.values()
-        return name.startswith(OTHERS), sum(sum(sum(one) for one in each.by_cut.values()) for each in counts)
-
-    for name in sorted(families, key=weight, reverse=True)[:most]:
+    """Return the families with most labels, the others' always among them."""
+    names = sorted(families, key=lambda name: (name.startswith(OTHERS), families[name].weight), reverse=True)
+    for name in names[:most]:
         yield name, families[name]
