@@ -110,6 +110,7 @@ def last() -> Event | None:
 class Stats:
     """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
 
+    `policy` says in a few words what decides on near matches, and what it has learned.
     `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
     """
 
@@ -133,6 +134,7 @@ class Stats:
     prices: str = ""
     tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
     recording: dict[str, int] = field(default_factory=dict)
+    policy: str = ""
 
     @property
     def hit_rate(self) -> float:

@@ -279,6 +279,15 @@ def test_explain_says_what_the_policy_waits_for(open_near):
     assert cache.policy.status().others.asked == 1
 
 
+def test_stats_say_what_was_learned(open_near):
+    """In a few words; the whole is the policy's status."""
+    policy = semcache.ErrorBudget(0.05)
+    cache = open_near(policy=policy)
+    assert cache.stats().policy == "ErrorBudget(0.05, confidence=0.95): 0 labels, nothing near is served"
+    opened(policy, cache)
+    assert cache.stats().policy.endswith(": 400 labels, near matches from 0.95 on are served")
+
+
 def test_caches_refuse_a_policy_that_learns_for_another(open_near):
     """Until that one is closed."""
     policy = semcache.ErrorBudget(0.05)

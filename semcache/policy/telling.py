@@ -31,6 +31,15 @@ class Telling:
     _about: dict[str, str]
     _labels_here: Counter[str]
 
+    def __str__(self) -> str:
+        """Say in a few words what it has learned."""
+        with self._lock:
+            labels = sum(int(self._labels(family, "right", "wrong")) for family in self._families.values()
+                         if not family.name.startswith(OTHERS))  # fmt: skip
+            cuts = [CUTS[place] for place in self._open.values() if place is not None]
+        served = f"near matches from {min(cuts):g} on are served" if cuts else "nothing near is served"
+        return f"{self!r}: {labels} labels, {served}"
+
     def status(self) -> PolicyStatus:
         """Return what is known: print it, or read its fields."""
         with self._lock:
