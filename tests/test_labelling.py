@@ -190,6 +190,53 @@ def test_an_audited_match_is_served_where_its_load_fails(open_near, ask):
     assert origin.calls == 1
 
 
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_audited_streams_fall_back_on_their_near_match(open_near, colour):
+    """A stream that is drawn is loaded, too; where that fails before its first item, the near answer is read."""
+    policy = semcache.ErrorBudget(0.05)
+    cache = open_near(policy=policy, audit=1.0)
+    answers = Origin(["By ", "card."])
+
+    if colour == "sync":
+
+        @semcache.cached(cache, text="question", version="1")
+        def answer(question):
+            yield from answers()
+
+        def read(question):
+            return "".join(answer(question))
+    else:
+
+        @semcache.cached(cache, text="question", version="1")
+        async def answer(question):
+            for piece in answers():
+                yield piece
+
+        def read(question):
+            async def pieces():
+                return "".join([piece async for piece in answer(question)])
+
+            return asyncio.run(pieces())
+
+    assert read(WORDS[0]) == "By card."
+    cache.flush()
+    request = answer.request(WORDS[0])
+    policy.within(request)
+    for number in range(400):
+        at = b"%d" % number
+        policy.learn(Label(request.family, at, at, "a", "b", 0.99, 0.99, True, Source.AUDIT))
+    answers.answer = ["By wire", "."]
+    assert read(WORDS[1]) == "By wire."
+    cache.flush()
+    assert policy.status().families[0].wrong.count == 1
+    answers.answer = OSError("down")
+    with semcache.trace() as seen:
+        assert read("may I pay my bill, and how") in ("By card.", "By wire.")
+    assert (seen.lookups[-1].kind, seen.lookups[-1].tier, seen.lookups[-1].failed) == ("hit", "semantic", False)
+    cache.flush()
+    assert cache.explain(answer.request("may I pay my bill, and how")).tier != "memory"
+
+
 def test_the_origins_own_disagreement_is_measured(open_near, clock):
     """An identical request that is loaded anew is compared with what it was answered before."""
     cache = open_near(policy=None)
