@@ -42,8 +42,8 @@ def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
         return Tuned.read(policy)
     if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
         raise ConfigurationError(
-            "policy is None, has decide(), as semcache.ErrorBudget(0.01) or semcache.Threshold(0.92), or is the path of "
-            f"a file that `semcache tune` wrote; got {policy!r}"
+            "policy is None, has decide(), as semcache.ErrorBudget(0.01) or semcache.Threshold(0.92), or is the path "
+            f"of a file that `semcache tune` wrote; got {policy!r}"
         )
     if isinstance(policy, Learner):
         policy.check_free()
