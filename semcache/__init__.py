@@ -31,7 +31,7 @@ from semcache.ledger import Served
 from semcache.meter import UsageRow
 from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usage, Verdict
 from semcache.pipeline import Pipeline, pipeline, stage
-from semcache.policy import Policy, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
+from semcache.policy import ErrorBudget, Policy, PolicyStatus, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
 from semcache.recording import Recording
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
@@ -63,6 +63,7 @@ __all__ = [
     "DecodeError",
     "EmbeddingServer",
     "EncodeError",
+    "ErrorBudget",
     "Event",
     "Explanation",
     "Hit",
@@ -72,6 +73,7 @@ __all__ = [
     "Neighbour",
     "Pipeline",
     "Policy",
+    "PolicyStatus",
     "Recording",
     "Reported",
     "Request",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
 from semcache.events import Recorder
-from semcache.meter import UsageRow, columns_of, first_day, rows_of
+from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
+from semcache.policy import Policy
+from semcache.policy.learner import Learner
 from semcache.tier import Clock
 from semcache.ttl import Duration
 
@@ -32,6 +34,7 @@ class Accounts:
     # Whether what is counted goes to the store: a trial is no traffic.
     books: bool = True
     clock: Clock
+    policy: Policy
     _book_at: float
 
     def _book_when_due(self) -> None:
@@ -49,11 +52,20 @@ class Accounts:
         """
         if self.store is None or not self.books:
             return
-        for day, amounts in self.recorder.taken().items():
+        self._hand_over(self.recorder.taken(), self.recorder.put_back)
+        if isinstance(self.policy, Learner):
+            self._hand_over(self.policy.taken(), self.policy.put_back)
             try:
-                self.store.book(day, amounts)
+                self.policy.take_over(self.store.tallied(self.policy.days()))
+            except TierError as error:  # until it can be read, we go on with what we know
+                self.recorder.fault(self.store.name, error.reason, error)
+
+    def _hand_over(self, taken: dict[str, Amounts], put_back: Callable[[str, Amounts], None]) -> None:
+        for day, amounts in taken.items():
+            try:
+                self.store.book(day, amounts)  # type: ignore[union-attr]
             except TierError:
-                self.recorder.put_back(day, amounts)
+                put_back(day, amounts)
 
     def usage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:
         """Return what the lookups saved and cost, in all processes that use the namespace, from a day in UTC on.

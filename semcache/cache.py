@@ -10,6 +10,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,6 +23,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
+from semcache.labelling import labelling_of
 from semcache.ledger import Ledger
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
@@ -29,8 +31,8 @@ from semcache.many import lookup_many
 from semcache.marks import Marks
 from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
-from semcache.model import MODES, Mode, Request, Tenant, Usage
-from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
+from semcache.model import Mode, Request, Tenant, Usage
+from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
 from semcache.policy.threshold import warn_unmeasured
@@ -64,7 +66,8 @@ class Cache(Meaning, Reports):
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
     are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
-    the file of `semcache tune` says), `tenant` whose may meet.
+    the file of `semcache tune` says), `tenant` whose may meet. Of what a policy that learns serves, the share `audit`
+    is loaded all the same, to be compared.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
@@ -87,6 +90,7 @@ class Cache(Meaning, Reports):
         policy: Policy | str | os.PathLike[str] | None = None,
         tenant: Tenant | None = None,
         mode: Mode = "live",
+        audit: float = 0.02,
         ttl: TTL | None = None,
         timeouts: Timeouts | None = None,
         max_value: Size = "1MB",
@@ -99,8 +103,7 @@ class Cache(Meaning, Reports):
         seed: int | None = None,
     ) -> None:
         check_stores(namespace, disk, redis, memcached)
-        if mode not in MODES:
-            raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+        check_mode(mode, audit)
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
             raise ConfigurationError(
                 f'ttl is semcache.TTL(disk="1d"), timeouts semcache.Timeouts(disk="25ms"); got {ttl!r}, {timeouts!r}'
@@ -166,6 +169,17 @@ class Cache(Meaning, Reports):
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
             names_tenants=tenant_usage,
+            labelling=None
+            if self.semantic is None
+            else labelling_of(
+                self.policy,
+                codec,
+                self.recorder,
+                self.clock,
+                audit=audit,
+                namespace=namespace,
+                is_in_use=partial(_is_open, weakref.ref(self)),
+            ),
         )
         self._listen()
         if recording is not None:
@@ -299,6 +313,7 @@ class Cache(Meaning, Reports):
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
         stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
+        stats.policy = str(self.policy)
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 
@@ -319,6 +334,8 @@ class Cache(Meaning, Reports):
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
         # What loads behind the callers first, then the index: what it embeds is written by the store.
         is_done = self.chain.crew.wait(timeout)
+        if self.chain.labelling is not None:
+            is_done = self.chain.labelling.flush(timeout) and is_done
         self._book()
         tape = self.recorder.recording
         is_done = (tape is None or tape.flush(timeout)) and is_done
@@ -382,6 +399,8 @@ class Cache(Meaning, Reports):
         """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
         self.chain.crew.after_fork()
+        if self.chain.labelling is not None:
+            self.chain.labelling.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
@@ -392,6 +411,11 @@ class Cache(Meaning, Reports):
             self.memory.after_fork_in_child()
             if self.store is not None:  # nobody follows the log here until the first miss
                 self.memory.lose(LOST_SECONDS)
+
+
+def _is_open(reference: weakref.ref[Cache]) -> bool:
+    cache = reference()
+    return cache is not None and not cache.is_closed
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

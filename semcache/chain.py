@@ -9,6 +9,7 @@ from typing import Any
 from semcache.codec import Codec
 from semcache.events import Event, Kind, Recorder
 from semcache.flight import Flights
+from semcache.labelling import Labelling
 from semcache.model import Hit, Request, Usage
 from semcache.plan import Crew
 from semcache.sources import Birth
@@ -37,7 +38,8 @@ class Chain:
     """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
 
     `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
-    loads anew, behind the callers, what was served stale. With `names_tenants` events say whose calls they are.
+    loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns.
+    With `names_tenants` events say whose calls they are.
     """
 
     tiers: Sequence[tuple[Tier, Breaker]]
@@ -51,6 +53,7 @@ class Chain:
     flights: Flights[Landing] = field(default_factory=Flights)
     in_place: int | None = None
     names_tenants: bool = False
+    labelling: Labelling | None = None
 
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""

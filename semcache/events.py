@@ -34,7 +34,7 @@ EVENTS_FOLD_AT = 256
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
-Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode", "reported"]
+Kind = Literal["hit", "miss", "bypass", "refresh", "fault", "invalidated", "mode", "reported", "policy"]
 
 
 @dataclass(slots=True)
@@ -42,7 +42,8 @@ class Event:
     """One fact.
 
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
-    "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, or "reported".
+    "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, "reported", or
+    "policy" for what a policy that learns opens or closes.
     `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
@@ -113,6 +114,7 @@ def last() -> Event | None:
 class Stats:
     """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
 
+    `policy` says in a few words what decides on near matches, and what it has learned.
     `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
     """
 
@@ -136,6 +138,7 @@ class Stats:
     prices: str = ""
     tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
     recording: dict[str, int] = field(default_factory=dict)
+    policy: str = ""
 
     @property
     def hit_rate(self) -> float:

@@ -40,7 +40,7 @@ from semcache.flight import Abandoned, Flight, enter, leave
 from semcache.inherit import made_of, tell_found, tell_loaded
 from semcache.keep import encode, is_kept, keep, usage_of
 from semcache.ledger import near_of
-from semcache.model import Evidence, Hit, Miss, Request
+from semcache.model import Entry, Evidence, Hit, Miss, Request
 from semcache.plan import Follow, Load, Outcome, Plan, Spawn, run
 from semcache.tier import Breaker, Tier
 
@@ -173,12 +173,13 @@ def takes_near(request: Request) -> bool:
 
 
 def lead(
-    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None
-) -> Plan[Outcome[Any]]:
-    """Find the answer, or load and keep it; land the flight with it."""
+    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None,
+    known: Hit | None = None,
+) -> Plan[Outcome[Any]]:  # fmt: skip
+    """Find the answer, or load and keep it; land the flight with it. `known` is what is loaded anew."""
     evidence, stale, value = None, None, None
     if request.mode != "refresh":
-        found, value, evidence = yield from find(chain, request, event)
+        found, value, evidence = yield from find(chain, request, event, audits=True)
         if found is not None and found.entry.life > -request.lives.stale_while_revalidate:
             if found.entry.life <= 0:
                 yield from revalidate(chain, request, origin)
@@ -187,13 +188,28 @@ def lead(
         stale = found
     born = chain.position()
     outcome = yield from load(origin, flight, event)
+    if outcome.error is not None and stale is None and evidence is not None and evidence.audited is not None:
+        stale, value = evidence.audited  # it would have been served
+        chain.labelling.failed()  # type: ignore[union-attr]
     if outcome.error is not None and stale is not None:
         event.fault("origin", outcome.error)
         note_hit(chain, request, event, stale.tier, stale)
         land_hit(chain, flight, stale)
         return Outcome(value)
-    yield from settle(chain, request, origin, event, flight, outcome, born, evidence)
+    kept = yield from settle(chain, request, origin, event, flight, outcome, born, evidence)
+    yield from compare(chain, request, kept, evidence, known or stale)
     return outcome
+
+
+def compare(
+    chain: Chain, request: Request, kept: Entry | None, evidence: Evidence | None, known: Hit | None
+) -> Plan[None]:
+    """Have what was loaded compared, behind the caller, with its near match, or with what was known of it before."""
+    if chain.labelling is None or kept is None:
+        return
+    yield from chain.labelling.label(request, evidence, kept.value)
+    if known is not None:
+        yield from chain.labelling.again(request, known.entry.value, kept.value)
 
 
 def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
@@ -208,8 +224,8 @@ def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
 def settle(
     chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None,
     outcome: Outcome[Any], born: int, evidence: Evidence | None,
-) -> Plan[None]:  # fmt: skip
-    """Keep what was loaded, if it is worth it, and give it to the followers, once it can be found."""
+) -> Plan[Entry | None]:  # fmt: skip
+    """Keep what was loaded, if it is worth it, and give it to the followers, once it can be found; return what is."""
     began = perf_counter_ns()
     entry = None if outcome.error is not None else encode(chain, request, outcome.value, born, event)
     kept = entry is not None and is_kept(chain, request, origin.keeps, entry, outcome.value, event)
@@ -226,6 +242,7 @@ def settle(
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
     event.took("put", perf_counter_ns() - began)
+    return entry if kept else None
 
 
 def revalidate(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
@@ -248,7 +265,7 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         if found is not None and found.entry.life > 0:
             land_hit(chain, flight, found)
             return
-        outcome = yield from lead(chain, request, origin, event, flight)
+        outcome = yield from lead(chain, request, origin, event, flight, found)
     except BaseException:
         chain.flights.abandon(flight)
         raise
@@ -281,9 +298,12 @@ def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[O
     return outcome
 
 
-def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
+def find(
+    chain: Chain, request: Request, event: Event, *, audits: bool = False
+) -> Plan[tuple[Hit | None, Any, Evidence | None]]:
     """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss.
 
+    Who `audits` loads a near match that is drawn for it, though it would be served.
     What is stale in one tier may be fresh in the next, where another process has loaded it; a near match is asked for
     only where there is not even a stale answer.
     """
@@ -296,6 +316,8 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
         if found.evidence is not None:
             evidence = found.evidence
             note_evidence(event, evidence)
+        if is_audited(chain, tier, request, event, found, value, audits=audits):
+            continue
         if isinstance(found, Hit) and found.entry.life <= 0:
             stale = (found, value) if stale is None or found.entry.life > stale[0].entry.life else stale
         elif isinstance(found, Hit):
@@ -307,9 +329,30 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
             event.reason = found.reason
     if stale is None:
         return None, None, evidence
-    if stale[0].entry.life > -request.lives.stale_while_revalidate:
-        note_hit(chain, request, event, stale[0].tier, stale[0])
+    note_stale(chain, request, event, stale[0])
     return *stale, evidence
+
+
+def note_stale(chain: Chain, request: Request, event: Event, stale: Hit) -> None:
+    """Take over a stale answer, where it is served as it is."""
+    if stale.entry.life > -request.lives.stale_while_revalidate:
+        note_hit(chain, request, event, stale.tier, stale)
+
+
+def is_audited(
+    chain: Chain, tier: Tier, request: Request, event: Event, found: Hit | Miss, value: Any, *, audits: bool
+) -> bool:  # fmt: skip
+    """Have a policy that learns know what a near tier said; say whether what it found is loaded, to be compared."""
+    if tier.exact or chain.labelling is None:
+        return False
+    evidence = found.evidence
+    chain.labelling.saw(request, evidence)
+    decision = chain.labelling.explores(evidence) if audits and isinstance(found, Hit) else None
+    if decision is None or evidence is None or not isinstance(found, Hit):
+        return False
+    evidence.audited = found, value
+    event.decision, event.reason = decision, "audit"
+    return True
 
 
 def fill(chain: Chain, request: Request, hit: Hit, event: Event, place: int) -> Plan[None]:

@@ -154,8 +154,9 @@ class Request:
     in `facets`. `accepts` says of a stored answer whether this caller can use it (None: any): callers of one key may
     want it in several forms, of which not each can be made of each other. `sources` are the documents that the answers
     of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
-    `family` is a digest of what a tuned policy learns over, the scope without namespace, tenant and earlier turns;
-    empty where no policy asks for it. `identify` finds in a stored answer the id that its provider gave it.
+    `family` is a digest of what a policy learns over, the scope without namespace, tenant and earlier turns;
+    empty where no policy asks for it. `identify` finds in a stored answer the id that its provider gave it; `says`
+    returns its text, as its reader sees it (None: the answer itself, or its JSON).
     """
 
     key: bytes
@@ -173,13 +174,14 @@ class Request:
     sources: Sources | None = None
     family: bytes = b""
     identify: Callable[[Any], str | None] | None = None
+    says: Callable[[Any], str | None] | None = None
 
     def at(self, key: bytes) -> Request:
         """Return the same request of another key; `replace` would take ten times as long."""
         return Request(
             key, self.scope, self.text, self.facets, self.tenanted, self.lives, self.mode, self.embedder,
             self.exact_only, self.stage, self.documents_of, self.accepts, self.sources, self.family,
-            self.identify,
+            self.identify, self.says,
         )  # fmt: skip
 
 
@@ -249,17 +251,36 @@ class Hit:
 
 
 @dataclass(slots=True)
+class Match:
+    """The near match of a request: the first neighbour that no guard refuses and whose answer, `value`, is at hand.
+
+    `is_drawn` says that it is one of the sample that bounds are made of.
+    """
+
+    neighbour: Neighbour
+    value: bytes
+    is_drawn: bool = False
+
+    @property
+    def key(self) -> bytes:
+        return self.neighbour.key
+
+
+@dataclass(slots=True)
 class Evidence:
     """What a miss learned on its way, so that the store that follows computes nothing twice.
 
     `vector` is a float32[d] unit vector of the request's text, `neighbours` the nearest rows, nearest first, and
-    `stages` the nanoseconds that embed, search and decide took.
+    `stages` the nanoseconds that embed, search and decide took. `match` is there for a policy that learns, `audited`
+    what would have been served, with its answer, and is loaded to be compared.
     """
 
     vector: Any = None
     neighbours: list[Neighbour] = field(default_factory=list)
     decision: Decision | None = None
     stages: dict[str, int] = field(default_factory=dict)
+    match: Match | None = None
+    audited: tuple[Hit, Any] | None = None
 
 
 @dataclass(slots=True)

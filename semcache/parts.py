@@ -18,6 +18,7 @@ from semcache.errors import ConfigurationError
 from semcache.events import Recorder
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
+from semcache.model import MODES
 from semcache.policy import Policy
 from semcache.tier import Clock
 from semcache.tiers.memory import MemoryTier
@@ -43,6 +44,14 @@ def check_stores(namespace: object, disk: object, redis: object, memcached: obje
         raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
     if disk is not None and redis is not None:
         raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
+
+
+def check_mode(mode: object, audit: object) -> None:
+    """Refuse a mode that there is not, and an audit that is no share. Raises ConfigurationError."""
+    if mode not in MODES:
+        raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
+    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+        raise ConfigurationError(f"audit is a share of the near matches, from 0 to 1; got {audit!r}")
 
 
 @dataclass(frozen=True, slots=True)

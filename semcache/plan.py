@@ -148,19 +148,23 @@ class Exchange:
 
 
 class Spawn:
-    """Begin a plan behind the caller, in a thread or a task of its own; sends back whether there was room for it."""
+    """Begin a plan behind the caller, in a thread or a task of its own; sends back whether there was room for it.
 
-    __slots__ = ("crew", "plan")
+    What may block goes `in_thread`, whoever calls.
+    """
 
-    def __init__(self, plan: Callable[[], Plan[Any]], crew: Crew) -> None:
+    __slots__ = ("crew", "in_thread", "plan")
+
+    def __init__(self, plan: Callable[[], Plan[Any]], crew: Crew, *, in_thread: bool = False) -> None:
         self.plan = plan
         self.crew = crew
+        self.in_thread = in_thread
 
     def run(self) -> bool:
         return self.crew.start_thread(self.plan)
 
     async def arun(self) -> bool:
-        return self.crew.start_task(self.plan)
+        return self.crew.start_thread(self.plan) if self.in_thread else self.crew.start_task(self.plan)
 
 
 class Crew:

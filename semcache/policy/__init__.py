@@ -10,11 +10,17 @@ import os
 from typing import Protocol
 
 from semcache.errors import ConfigurationError
-from semcache.model import Decision, Neighbour, Request, Verdict
+from semcache.model import Decision, Neighbour, Request
+from semcache.policy.budget import ErrorBudget, Shadow
+from semcache.policy.learner import Learner
+from semcache.policy.status import FamilyStatus, Offer, PolicyStatus, Share
 from semcache.policy.threshold import Threshold, UnmeasuredThresholdWarning
 from semcache.policy.tuned import Tuned
 
-__all__ = ["Policy", "Shadow", "Threshold", "Tuned", "UnmeasuredThresholdWarning", "as_policy", "within"]
+__all__ = [
+    "ErrorBudget", "FamilyStatus", "Offer", "Policy", "PolicyStatus", "Shadow", "Share", "Threshold", "Tuned",
+    "UnmeasuredThresholdWarning", "as_policy", "within",
+]  # fmt: skip
 
 
 class Policy(Protocol):
@@ -28,17 +34,6 @@ class Policy(Protocol):
         ...
 
 
-class Shadow:
-    """The policy where none is given: near matches are found and recorded, never served."""
-
-    def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
-        """Reject, whatever is asked."""
-        return Decision(Verdict.REJECT, "shadow: no policy is set", neighbour.similarity)
-
-    def __repr__(self) -> str:
-        return "Shadow()"
-
-
 def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
     """Return the policy that a setting means; a path is a tuned policy's. Raises ConfigurationError."""
     if policy is None:
@@ -47,9 +42,11 @@ def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
         return Tuned.read(policy)
     if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
         raise ConfigurationError(
-            "policy is None, has decide(), as semcache.Threshold(0.92), or is the path of a file that `semcache tune` "
-            f"wrote; got {policy!r}"
+            "policy is None, has decide(), as semcache.ErrorBudget(0.01) or semcache.Threshold(0.92), or is the path "
+            f"of a file that `semcache tune` wrote; got {policy!r}"
         )
+    if isinstance(policy, Learner):
+        policy.check_free()
     return policy
 
 

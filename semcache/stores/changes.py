@@ -242,7 +242,7 @@ def book(connection: sqlite3.Connection, namespace: str, amounts: Mapping[tuple[
         latest = max(day for day, _ in amounts)
         connection.execute(
             "DELETE FROM counters WHERE namespace = ? AND day < date(?, ?)",
-            (namespace, latest, f"-{_COUNTER_DAYS} days"),
+            (namespace, latest[:10], f"-{_COUNTER_DAYS} days"),
         )
 
 

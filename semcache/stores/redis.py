@@ -258,6 +258,14 @@ class RedisStore(Following):
         today = datetime.fromtimestamp(self.now() + _DAY_SECONDS, UTC).date()  # one more, for the clocks of others
         first = max(_date(since_day), today - timedelta(seconds=KEEP_SECONDS))
         days = [(first + timedelta(number)).isoformat() for number in range((today - first).days + 1)]
+        return self._tallies(days)
+
+    def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
+        """Return what all processes booked under some days, once what we booked is there. Raises TierError."""
+        self.writer.settle(PATIENT_SECONDS)
+        return self._tallies(days)
+
+    def _tallies(self, days: list[str]) -> dict[tuple[str, str], float]:
         replies = self._send([("HGETALL", self.names.use(day)) for day in days]) if days else []
         found: dict[tuple[str, str], float] = {}
         for day, reply in zip(days, replies, strict=True):

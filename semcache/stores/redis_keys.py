@@ -10,7 +10,8 @@ Under `semcache:NAMESPACE:` stand
     gone        a sorted set: key by position               the same of single keys, kept no longer than a load takes
     log         a stream of records                         added, pinned, marked, mode; trimmed by age and number
     mode        a sorted set: mode by position              the switch of all replicas is the latest; none is set back
-    use:DAY     a hash: amount by name                      what all processes booked on a day, for 400 days
+    use:DAY     a hash: amount by name                      what all processes booked on a day, for 400 days;
+                of a season's first day, with a letter behind it, the labels and counts of a policy that learns
     booked:HEX  a string                                    the number of the last sums that a process booked, for a day
     wrong       a sorted set: block by when it was made     near matches that were reported; bounded by who reports
     served      a stream of rows                            near matches that were served; trimmed by age and number

@@ -92,7 +92,9 @@ INDEX_PAGE = """
 PINNED = """
     SELECT (SELECT value FROM meta WHERE name = 'pinned'), (SELECT value FROM meta WHERE name = 'pinned_bytes')"""
 IS_PINNED = "SELECT 1 FROM entries WHERE key = ? AND is_pinned = 1"
-BOOKED = "SELECT day, name, amount FROM counters WHERE namespace = ? AND day >= ?"
+# What stands under a day with a letter behind it is no usage.
+BOOKED = "SELECT day, name, amount FROM counters WHERE namespace = ? AND day >= ? AND length(day) = 10"
+TALLIED = "SELECT name, amount FROM counters WHERE namespace = ? AND day = ?"
 
 # What a follower asks, all in one read transaction; `mode` stands in meta under MODE and the namespace.
 MODE = "mode "

@@ -174,6 +174,15 @@ class SqliteStore:
         self._backlog.settle_booked(PATIENCE_SECONDS)
         return {(day, name): amount for day, name, amount in self.ask(schema.BOOKED, self._namespace, since_day)}
 
+    def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
+        """Return the counters that stand under some days, once what we booked is in the file."""
+        self._backlog.settle_booked(PATIENCE_SECONDS)
+        return {
+            (day, name): amount
+            for day in days
+            for name, amount in self.ask(schema.TALLIED, self._namespace, day)
+        }  # fmt: skip
+
     def stats(self) -> Mapping[str, int | float]:
         """Return entries and bytes of the file, and what this process has done to it and still has to do."""
         found = {"entries": 0, "bytes": 0}

@@ -243,6 +243,10 @@ class DiskTier:
         """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
 
+    def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
+        """Return what all processes have booked under some days. Raises TierError."""
+        return self._store.tallied(days)
+
     def position(self) -> int:
         """Return the log's position now: where loads that begin now are born."""
         return self._store.position()

@@ -187,6 +187,10 @@ class RedisTier:
         """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
 
+    def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
+        """Return what all processes have booked under some days. Raises TierError."""
+        return self._store.tallied(days)
+
     # Life
 
     def stats(self) -> Mapping[str, int | float]:

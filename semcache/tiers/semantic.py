@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Row
-from semcache.model import Decision, Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
+from semcache.model import Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy, within
+from semcache.policy.learner import Learner, is_match, rank_of
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
@@ -69,6 +70,7 @@ class SemanticTier:
         self._random = random
         self._warn = warn
         self._attach = attach
+        self._learns = isinstance(policy, Learner)
         # Of the rows put last: our own invalidations come back to us from the log, perhaps when there is a new row.
         self._births: dict[bytes, int] = {}
 
@@ -122,6 +124,8 @@ class SemanticTier:
         """Ask the policy about each neighbour; also tell those whose answers are gone."""
         gone: list[bytes] = []
         trouble: Exception | None = None
+        if any(neighbour.score is not None for neighbour in neighbours):
+            neighbours = sorted(neighbours, key=rank_of, reverse=True)  # what ranks first is what a cut would serve
         for neighbour in neighbours:
             decision = self._judge(request, neighbour)
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
@@ -135,7 +139,10 @@ class SemanticTier:
                 gone.append(neighbour.key)
                 if evidence.decision is decision:
                     evidence.decision = None
-            elif decision.verdict is Verdict.REUSE:
+                continue
+            if self._learns and evidence.match is None and not decision.guard and is_match(neighbour):
+                evidence.match = Match(neighbour, found.entry.value)
+            if decision.verdict is Verdict.REUSE:
                 return Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence), gone
         if trouble is not None:
             raise trouble

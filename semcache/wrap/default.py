@@ -11,7 +11,7 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
-from semcache.policy import Policy, Threshold, Tuned
+from semcache.policy import ErrorBudget, Policy, Threshold, Tuned
 from semcache.policy.guards import GUARDS
 
 _lock = Lock()
@@ -78,8 +78,21 @@ def _environment() -> dict[str, Any]:
             settings[name] = value
     policy = os.environ.get("SEMCACHE_POLICY")
     if policy:
-        settings["policy"] = policy_of(policy)
+        settings["policy"] = budget_of(policy) or policy_of(policy)
     return settings
+
+
+def budget_of(text: str) -> ErrorBudget | None:
+    """Return the policy that "budget:0.01" names; None for other text. Raises ConfigurationError."""
+    kind, _, share = text.partition(":")
+    if kind != "budget":
+        return None
+    try:
+        return ErrorBudget(float(share))
+    except ValueError as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f'an error budget is a share, as in "budget:0.01"; got {text!r}') from error
 
 
 def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Policy | None:

@@ -207,6 +207,8 @@ class Stream:
         # What was found or kept, and what the pipeline in which it is loaded may make it of.
         self.entry: Entry | None = None
         self.near: tuple[float | None, bytes | None, Near | None] = None, None, None
+        # Gives what is read instead where the origin fails before its first item.
+        self.instead: Callable[[Exception], Origin] | None = None
         self._is_measured = False
         self._measuring = RLock()
         self._max_bytes = max_bytes
@@ -257,6 +259,10 @@ class Stream:
             began = perf_counter_ns()
             item = yield Call(self.origin.pull)
             self.pull_ns += perf_counter_ns() - began
+            instead, self.instead = self.instead, None
+            if instead is not None and isinstance(item, End) and isinstance(item.error, Exception):
+                self.origin = instead(item.error)
+                item = self.origin.pull()
             self._take(item)
             return item
         finally:

@@ -20,8 +20,9 @@ from semcache.events import Event
 from semcache.flight import Flight
 from semcache.inherit import made_of, tell_context, tell_found, tell_loaded
 from semcache.keep import is_kept, keep, to_entry, usage_of
-from semcache.lookup import find, takes_near
-from semcache.model import Evidence, Request, Usage
+from semcache.labelling import answer_text
+from semcache.lookup import compare, find, note_hit, takes_near
+from semcache.model import Evidence, Hit, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call
 from semcache.wrap.shared import PENDING, AsyncGeneratorOrigin, End, GeneratorOrigin, Origin, Replayed, Stream, packed
@@ -125,6 +126,12 @@ def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any,
     return wrapper
 
 
+def _items_text(value: Any) -> str | None:
+    """Return what a generator's items say, without what it returned."""
+    items = value[:-1]
+    return "".join(items) if all(isinstance(item, str) for item in items) else answer_text(items)
+
+
 def _refuse_sent(sent: object) -> None:
     if sent is not None:
         raise TypeError("a cached generator takes no values by send(): call its __wrapped__ instead")
@@ -161,6 +168,8 @@ class Reading:
         self._evidence: Evidence | None = None
         # Who may not be given a near match reads no stream that may be one's.
         refreshes = b"refresh" if request.mode == "refresh" else b""
+        if request.says is None:
+            request.says = _items_text
         self._at = (request.key + refreshes, loop, takes_near(request), call.variant)
         self._stream = self._board()
 
@@ -235,14 +244,26 @@ class Reading:
         """Find the items in a tier, or start the origin."""
         self._led = True
         if self._request.mode != "refresh":
-            found, value, self._evidence = yield from find(self._chain, self._request, self._event)
+            found, value, self._evidence = yield from find(self._chain, self._request, self._event, audits=True)
             if found is not None:
-                self._found, self._value = True, value
-                self._stream.usage, self._stream.entry = self._event.usage, found.entry
-                self._stream.near = self._event.similarity, self._event.neighbour, self._event.near
-                return Replayed(self._call.replayed(value))
+                return self._replay(found, value)
+            if self._evidence is not None and self._evidence.audited is not None:
+                self._stream.instead = partial(self._fall_back, *self._evidence.audited)
         self._stream.born, self._stream.request = self._chain.position(), self._request
         return self._origin(self._make, self._stream.flight)
+
+    def _replay(self, found: Hit, value: Any) -> Replayed:
+        self._found, self._value = True, value
+        self._stream.usage, self._stream.entry = self._event.usage, found.entry
+        self._stream.near = self._event.similarity, self._event.neighbour, self._event.near
+        return Replayed(self._call.replayed(value))
+
+    def _fall_back(self, found: Hit, value: Any, error: Exception) -> Replayed:
+        """Read the near match that was to be compared, which would have been served, where its load failed."""
+        self._chain.labelling.failed()  # type: ignore[union-attr]
+        self._event.fault("origin", error)
+        note_hit(self._chain, self._request, self._event, found.tier, found)
+        return self._replay(found, value)
 
     def _leave(self) -> bool:
         """Read no more; True for the last reader."""
@@ -334,4 +355,5 @@ class Reading:
             stream.entry = entry
             yield from keep(self._chain, led, entry, self._evidence, event, exact=True)
             yield from keep(self._chain, led, entry, self._evidence, event, exact=False)
+            yield from compare(self._chain, led, entry, self._evidence, None)
         event.took("put", perf_counter_ns() - began)

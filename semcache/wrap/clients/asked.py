@@ -198,6 +198,11 @@ class Asked:
 
     # Both
 
+    def says(self, value: Any) -> str | None:
+        """Return the text of what is stored, an answer or chunks."""
+        is_answer = isinstance(value, dict)
+        return _text_of(self._dialect, value["answer"] if is_answer else [one for one in value if isinstance(one, str)])
+
     def accepts(self, value: Any) -> bool:
         """Say whether a stored answer serves this call; what is made of it then is kept for `taken` or `replayed`."""
         with suppress(Exception):  # not our form, or another version's: a miss, which is loaded over

@@ -240,7 +240,7 @@ class Engine:
         request = cache.complete(
             key, self._prefix[1], rest, text, meant.tenant, lives, facets, exact_only, self._endpoint.stage
         )  # fmt: skip
-        request.accepts, request.identify = asked.accepts, id_of
+        request.accepts, request.identify, request.says = asked.accepts, id_of, asked.says
         if request.family:
             request.family = meant.family()
         return request

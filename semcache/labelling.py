@@ -1,0 +1,218 @@
+"""Labels without people: where a request was loaded although there was a near match, the two answers are compared.
+
+Laws: nothing here makes a caller wait, but for the load of a match that is audited, nor can it fail one; what compares
+runs behind the callers, so many at once and so many a second; what raises, or takes too long, does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from threading import Lock
+from typing import Any
+
+from semcache.codec import Codec
+from semcache.events import Event, Recorder, logger
+from semcache.model import Decision, Evidence, Request, Verdict
+from semcache.plan import Call, Crew, Plan, Spawn
+from semcache.policy import Policy
+from semcache.policy.label import Label, Source
+from semcache.policy.learner import Learner, rank_of
+from semcache.tier import Clock
+
+JUDGE_SECONDS = 30.0
+_AT_ONCE = 4
+# Labels a second, and how many may come together: judges may cost money.
+_RATE, _BURST = 50.0, 100.0
+_JUDGED_RATE, _JUDGED_BURST = 1.0, 20.0
+
+
+def answer_text(value: object) -> str | None:
+    """Return what an answer says as a text: itself, or the JSON of what is plain data; None for all else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict | list | tuple | int | float | None):
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return None
+    return None
+
+
+def tell_policy(recorder: Recorder, namespace: str, what: str) -> None:
+    """Tell the observers, and where it is an alarm the log too, what a policy that learns has done."""
+    if "alarm" in what:
+        logger.warning("%s", what)
+    recorder.tell(Event("policy", namespace=namespace, reason=what))
+
+
+def labelling_of(
+    policy: Policy, codec: Codec, recorder: Recorder, clock: Clock, *, audit: float, namespace: str,
+    is_in_use: Callable[[], bool],
+) -> Labelling | None:  # fmt: skip
+    """Let a policy that learns do so for a cache; None for another. Raises ConfigurationError."""
+    if not isinstance(policy, Learner):
+        return None
+    policy.bind(is_in_use, clock.time, audit, lambda what, _: tell_policy(recorder, namespace, what))
+    return Labelling(policy, codec, recorder, clock.monotonic)
+
+
+@dataclass(slots=True, eq=False)
+class _Comparison:
+    """Two answers, as they are stored, that are compared until `deadline`; `settle` takes what was found."""
+
+    request: Request
+    cached: bytes
+    fresh: bytes
+    settle: Callable[[bool | None], None]
+    deadline: float
+
+
+class Labelling:
+    """Compares answers for a policy that learns; `now` is a monotonic clock, in seconds."""
+
+    def __init__(self, policy: Learner, codec: Codec, recorder: Recorder, now: Callable[[], float]) -> None:
+        self.policy = policy
+        self._decode = codec.decode
+        self._now = now
+        self._crew = Crew(lambda error: recorder.fault("labels", type(error).__name__, error), _AT_ONCE)
+        judge = policy.comparator.judge
+        self._has_judge = judge is not None
+        self._is_async = iscoroutinefunction(judge) or iscoroutinefunction(getattr(judge, "__call__", None))  # noqa: B004
+        self._rate, self._burst = (_JUDGED_RATE, _JUDGED_BURST) if self._has_judge else (_RATE, _BURST)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = Lock()
+        self._waiting: set[_Comparison] = set()
+        self._room, self._filled_at = self._burst, self._now()
+
+    def saw(self, request: Request, evidence: Evidence | None) -> None:
+        """Take note of what the near tier said, and draw whether its match is one of the sample."""
+        match = None if evidence is None else evidence.match
+        self.policy.saw(request, None if match is None else match.neighbour)
+        if match is not None:
+            match.is_drawn = self.policy.draw(request, match.neighbour) is Source.AUDIT
+
+    def explores(self, evidence: Evidence | None) -> Decision | None:
+        """Return the decision to load a match that would be served, where it is drawn; else None."""
+        match = None if evidence is None else evidence.match
+        if match is None or not self.policy.explores(Source.AUDIT if match.is_drawn else Source.MISS):
+            return None
+        told = evidence.decision if evidence is not None else None
+        return Decision(
+            Verdict.EXPLORE, "audit: loaded to be compared", match.neighbour.similarity, told.cut if told else None
+        )
+
+    def failed(self) -> None:
+        """Say that the load of an audited match failed."""
+        self.policy.failed()
+
+    def label(self, request: Request, evidence: Evidence | None, fresh: bytes) -> Plan[None]:
+        """Compare the near match of a request, if it had one, with what was loaded, behind the caller."""
+        match = None if evidence is None else evidence.match
+        if match is None or match.key == request.key:
+            return
+        near, source = match.neighbour, Source.AUDIT if match.is_drawn else Source.MISS
+
+        def settle(is_right: bool | None) -> None:  # noqa: FBT001 - what was found
+            self.policy.learn(Label(
+                request.family, request.key, near.key, request.text or "", near.text, near.similarity, rank_of(near),
+                is_right, source,
+            ))  # fmt: skip
+
+        yield from self._compare(request, match.value, fresh, settle)
+
+    def again(self, request: Request, old: bytes, fresh: bytes) -> Plan[None]:
+        """Compare two answers that the origin gave to one request."""
+        if request.scope is not None:
+            yield from self._compare(
+                request, old, fresh, lambda same: self.policy.compared_with_itself(request, same=same)
+            )
+
+    def _compare(
+        self, request: Request, cached: bytes, fresh: bytes, settle: Callable[[bool | None], None]
+    ) -> Plan[None]:
+        self.sweep()
+        comparison = _Comparison(request, cached, fresh, settle, self._now() + JUDGE_SECONDS)
+        if not self._has_room():
+            self.policy.unlabelled["too many a second"] += 1
+            return
+        with self._lock:
+            self._waiting.add(comparison)
+        begun = yield Spawn(lambda: self._carry_out(comparison), self._crew, in_thread=not self._is_async)
+        if not begun:
+            with self._lock:
+                self._waiting.discard(comparison)
+            self.policy.unlabelled["too many at once"] += 1
+
+    def _has_room(self) -> bool:
+        now = self._now()
+        with self._lock:
+            self._room = min(self._burst, self._room + (now - self._filled_at) * self._rate)
+            self._filled_at = now
+            if self._room < 1:
+                return False
+            self._room -= 1
+            return True
+
+    def _carry_out(self, comparison: _Comparison) -> Plan[None]:
+        told, is_told = [self._text(comparison, data) for data in (comparison.cached, comparison.fresh)], False
+        said: bool | None = None
+        try:
+            if None not in told:
+                said = yield Call(self._asked, *told)
+            is_told = True
+        finally:  # a task of the user's loop may be cancelled: then nothing is known, as if it had not begun
+            with self._lock:
+                is_ours = comparison in self._waiting
+                self._waiting.discard(comparison)
+        if is_ours and is_told:
+            comparison.settle(said)
+
+    def _asked(self, cached: str, fresh: str) -> Any:
+        """Ask the comparator, in a context of its own: what a judge calls is none of the caller's work."""
+        comparator = self.policy.comparator
+        if not self._has_judge:
+            return comparator.equivalent(cached, fresh)
+        import asyncio
+
+        asking = comparator.aequivalent(cached, fresh)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return Context().run(asyncio.run, asking)
+        return asking
+
+    def _text(self, comparison: _Comparison, data: bytes) -> str | None:
+        try:
+            value = self._decode(data)
+            says = comparison.request.says
+            return answer_text(value) if says is None else says(value)
+        except Exception:  # noqa: BLE001 - answers that nobody here can read are compared by nobody
+            return None
+
+    def sweep(self) -> None:
+        """Settle what takes too long: it is not known."""
+        now = self._now()
+        with self._lock:
+            late = [comparison for comparison in self._waiting if now >= comparison.deadline]
+            self._waiting.difference_update(late)
+        for comparison in late:
+            self.policy.comparator.troubles[f"no word within {JUDGE_SECONDS:g} s"] += 1
+            comparison.settle(None)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait for what is being compared, at most as long as a judge may take; False where some is not done."""
+        is_done = self._crew.wait(JUDGE_SECONDS if timeout is None else min(timeout, JUDGE_SECONDS))
+        self.sweep()
+        return is_done
+
+    def after_fork(self) -> None:
+        """Begin anew: what was compared is the parent's."""
+        self._crew.after_fork()
+        self._begin()
+        self.policy.after_fork()

@@ -1,0 +1,65 @@
+"""The policies that learn: `ErrorBudget`, which serves what the labels allow, and `Shadow`, which serves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from semcache.model import Decision, Neighbour, Verdict
+from semcache.policy.eprocess import CUTS, check_budget
+from semcache.policy.equivalent import Comparator, Judge
+from semcache.policy.guards import GUARDS
+from semcache.policy.learner import Learner, rank_of
+
+
+class ErrorBudget(Learner):
+    """Serves near matches of which at most a share of `max_wrong` is wrong, as its labels prove it with `confidence`.
+
+    It learns from the traffic itself: what is loaded although there was a near match is compared with that match's
+    answer. So at first it serves nothing, and at 0.01 needs some 600 labels of good matches; `status()` says how
+    many it has. `judge` takes the stored answer and the fresh one and says True, False or None (it does not know, which
+    counts as wrong), or an awaitable of it; without one answers are the same where texts, numbers and JSON are.
+    `guards` are the names of those that are on (docs/trust.md). Make one for each cache. Raises ConfigurationError.
+    """
+
+    budget: float
+
+    def __init__(
+        self, max_wrong: float, confidence: float = 0.95, *, guards: Iterable[str] | None = GUARDS,
+        judge: Judge | Comparator | None = None,
+    ) -> None:  # fmt: skip
+        budget, confidence = check_budget(max_wrong, confidence)
+        super().__init__(budget, confidence, guards, judge)
+
+    def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:
+        """Serve what is at or above the lowest open cut."""
+        rank, similarity = rank_of(neighbour), neighbour.similarity
+        if place is None:
+            return Decision(Verdict.REJECT, f"no cut is open yet for {why}", similarity)
+        cut = CUTS[place]
+        if rank < cut:
+            return Decision(Verdict.REJECT, "below the cut", similarity, cut)
+        what = "similarity" if neighbour.score is None else "score"
+        return Decision(Verdict.REUSE, f"{what} {rank:.4f} >= {cut:g}, open for {why}", similarity, cut)
+
+    def __repr__(self) -> str:
+        return f"ErrorBudget({self.budget:g}, confidence={self.confidence:g})"
+
+
+class Shadow(Learner):
+    """The policy where none is given: near matches are found, compared and recorded, never served.
+
+    `status()` says what an ErrorBudget would have served. `judge` and `guards` are as there.
+    """
+
+    def __init__(
+        self, *, confidence: float = 0.95, guards: Iterable[str] | None = GUARDS,
+        judge: Judge | Comparator | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(None, confidence, guards, judge)
+
+    def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the same for all
+        """Reject, whatever is asked."""
+        return Decision(Verdict.REJECT, "shadow: no policy is set", neighbour.similarity)
+
+    def __repr__(self) -> str:
+        return "Shadow()"

@@ -1,0 +1,424 @@
+"""What policies that learn have in common: labels in, cuts out, one state for all processes.
+
+Laws: thread-safe, and quick where callers wait (`decide` takes no lock); a bound is made of the labels of a sample
+alone, which is drawn by hash, whatever a match looks like; what is served in a scope family is what its own labels
+allow, or, with too few of them, what those of all such families together allow; state is counts, bounded in number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from threading import Lock
+
+from semcache.errors import ConfigurationError
+from semcache.model import Decision, Neighbour, Request, Verdict
+from semcache.policy.eprocess import CUTS, Detector, check_budget, place_of
+from semcache.policy.equivalent import Comparator, Judge
+from semcache.policy.guards import Guards
+from semcache.policy.label import Label, Source
+from semcache.policy.tally import (
+    ALONE,
+    BY_CUT,
+    MAX_FAMILIES,
+    OTHERS,
+    SEASONS,
+    Booked,
+    Family,
+    Fresh,
+    Trial,
+    base_of,
+    booked_as,
+    day_of,
+    kept,
+    read,
+    season_of,
+)  # fmt: skip
+from semcache.policy.telling import Telling
+
+FLOOR = CUTS[-1]
+# Where nothing is served, all near matches are loaded anyway: half of them make the bound, the others may train.
+LEARNING_SHARE = 0.5
+_CAP = 20
+_MOST_REMEMBERED = 8192
+_REST_SECONDS = 30.0
+_DRAWN = 2**32
+_WORTH_LABELS = 8
+_ALARM = (
+    "alarm: more of what is served is wrong than the budget allows; nothing near is served until fresh labels allow it"
+)
+
+# Told (what happened, the family's name).
+Tell = Callable[[str, str], None]
+
+
+def rank_of(neighbour: Neighbour) -> float:
+    """Return what ranks a near match: the learned score, where there is one, else the cosine."""
+    return neighbour.similarity if neighbour.score is None else neighbour.score
+
+
+def is_match(neighbour: Neighbour) -> bool:
+    """Say whether a neighbour is near enough for some cut to serve it."""
+    return rank_of(neighbour) >= FLOOR
+
+
+class Learner(Telling):
+    """Learns from labels which near matches may be served; what is served of them its subclasses say."""
+
+    def __init__(
+        self, budget: float | None, confidence: float, guards: Iterable[str] | None, judge: Judge | Comparator | None
+    ) -> None:
+        self.budget = budget
+        self.confidence = check_budget(0.5 if budget is None else budget, confidence)[1]
+        self.guards = Guards(guards)
+        self.comparator = judge if isinstance(judge, Comparator) else Comparator(judge=judge)
+        self.generation = 1
+        self.unlabelled: Counter[str] = Counter()
+        self._audit = 0.02
+        self._owner: Callable[[], bool] | None = None
+        self._time: Callable[[], float] = time.time
+        self._tell: Tell = lambda _what, _name: None
+        self._embedder = ""
+        self._others = OTHERS
+        self._names: dict[bytes, str] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = Lock()
+        self._families: dict[str, Family] = {}
+        self._open: dict[str, int | None] = {}
+        self._detectors: dict[str, Detector] = {}
+        self._about: dict[str, str] = {}
+        self._mine: Fresh = {}
+        self._returned: Booked = {}
+        self._changed: set[str] = set()
+        self._labels_here: Counter[str] = Counter()
+        self._since = self._time()
+        self._season = season_of(self._since)
+        self._rests_until = 0.0
+        self._pairs: OrderedDict[bytes, None] = OrderedDict()
+        self._entries: OrderedDict[bytes, int] = OrderedDict()
+
+    def check_free(self) -> None:
+        """Refuse to work for two caches at once. Raises ConfigurationError."""
+        if self._owner is not None and self._owner():
+            raise ConfigurationError(f"{self!r} learns for another cache already: make one for each cache")
+
+    def bind(self, owner: Callable[[], bool], now: Callable[[], float], audit: float, tell: Tell) -> None:
+        """Work for a cache; `owner` says whether it is in use still. Raises ConfigurationError for a second one."""
+        self.check_free()
+        self._owner, self._time, self._audit, self._tell = owner, now, audit, tell
+        self._begin()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: what the parent has counted is the parent's to book."""
+        self._begin()
+
+    # Deciding
+
+    def within(self, request: Request) -> InFamily:
+        """Return what decides in the scope family of a request."""
+        return self._at(request)
+
+    def _at(self, request: Request) -> InFamily:
+        if request.embedder != self._embedder:  # labels of another embedder's matches say nothing of this one's
+            self._embedder, self._names = request.embedder, {}
+            self._others = f"{OTHERS}:{_digest(request.embedder.encode())}"
+        return InFamily(self, self._name(request.family), self._others)
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        """Decide as in a scope family of which nothing is known."""
+        return InFamily(self, self._others, self._others).decide(text, neighbour)
+
+    def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:
+        """Say whether a near match that no guard refuses may be served, where the lowest open cut has this place."""
+        raise NotImplementedError
+
+    def place(self, name: str, others: str) -> tuple[int | None, bool]:
+        """Return the place of the lowest open cut of a family, and whether it is the family's own."""
+        found = self._open.get(name, -1)  # nobody holds the lock here: it is looked at once
+        return (self._open.get(others), False) if found == -1 else (found, True)
+
+    def draw(self, request: Request, neighbour: Neighbour) -> Source:
+        """Say what a label of this near match may be used for.
+
+        One share is drawn while nothing is served, another while something is: both depend on the past alone, not on
+        the match, so the labels of the sample are wrong as often as all near matches are.
+        """
+        at = self._at(request)
+        drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key)[:4], "big") / _DRAWN
+        share = self._audit if self.place(at.name, at.others)[0] is not None else max(self._audit, LEARNING_SHARE)
+        return Source.AUDIT if drawn < share else Source.MISS
+
+    def explores(self, source: Source) -> bool:
+        """Say whether a near match that would be served is loaded, to be compared: not while the origin fails."""
+        return source is Source.AUDIT and self._time() >= self._rests_until
+
+    def failed(self) -> None:
+        """Say that the origin failed where it was asked for a comparison: for some time it is not asked so."""
+        self._rests_until = self._time() + _REST_SECONDS
+
+    def _name(self, family: bytes) -> str:
+        names = self._names
+        name = names.get(family)
+        if name is None:
+            if len(names) >= _MOST_REMEMBERED:
+                names.clear()
+            name = names[family] = _digest(family + self._embedder.encode())
+        return name
+
+    # Learning
+
+    def saw(self, request: Request, neighbour: Neighbour | None) -> None:
+        """Count a request that no exact tier answered, and its near match, if it has one."""
+        at = self._at(request)
+        with self._lock:
+            told = self._turn()
+            if at.name not in self._about and len(self._about) < _MOST_REMEMBERED:
+                self._about[at.name] = " ".join(filter(None, (request.facets.function, request.facets.model)))
+            for name in (at.name, at.others):
+                family = self._family(name)
+                self._add(family, "asked", None)
+                if neighbour is not None:
+                    self._add(family, "met", place_of(rank_of(neighbour)))
+        self._tell_all(told)
+
+    def _turn(self) -> list[tuple[str, str]]:
+        """Let go of what is too old with each new season, and of what it allowed; the lock is held."""
+        season = season_of(self._time())
+        if season == self._season:
+            return []
+        self._season = season
+        told = []
+        self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
+        for family in self._families.values():
+            family.forget(season)
+            told += self._settle(family, [])
+        return told
+
+    def learn(self, label: Label) -> None:
+        """Take a label; a person's report counts as a wrong one of the sample."""
+        place = place_of(label.score)
+        if place is None:
+            return
+        name, others = self._name(label.family), self._others
+        with self._lock:
+            told = self._turn()
+            is_right = label.is_right is True and label.source is not Source.REPORT
+            kind = "right" if is_right else "wrong"
+            if label.source is Source.MISS:
+                kind = f"miss_{kind}"
+            elif is_right and self._is_again(label):
+                kind = "again"
+            # Who has labels enough of its own is no longer one of the others, neither served nor counted there.
+            for at in (name,) if name in self._open else (name, others):
+                family = self._family(at)
+                self._add(family, kind, place)
+                if label.source is not Source.MISS:
+                    self._labels_here[at] += 1
+                    self._share(family)
+                    told += self._settle(family, [(place, is_right, 1.0)])
+        self._tell_all(told)
+
+    def rescored(self, generation: int) -> None:
+        """Begin anew with another score, the second, third ...: what labels said of the one before says nothing of it.
+
+        No label that trained it is counted: its tests begin here, each with its share of alpha.
+        """
+        with self._lock:
+            self.generation = generation
+            told = [one for family in self._families.values() for one in self._settle(family, [])]
+        self._tell_all(told)
+
+    def compared_with_itself(self, request: Request, same: bool | None) -> None:  # noqa: FBT001 - what it was found to be
+        """Count whether the origin gave an identical request the same answer again."""
+        at = self._at(request)
+        with self._lock:
+            told = self._turn()
+            for name in (at.name, at.others):
+                family = self._family(name)
+                self._add(family, "same" if same is True else "differs", None)
+        self._tell_all(told)
+
+    def _is_again(self, label: Label) -> bool:
+        """Say whether a right label repeats what is known: of a pair one counts, of an entry some."""
+        pair = label.asked + label.stored
+        entry = self._entries.get(label.stored, 0)
+        if pair in self._pairs or entry >= _CAP:
+            return True
+        self._pairs[pair] = None
+        self._entries[label.stored] = entry + 1
+        for remembered in (self._pairs, self._entries):
+            if len(remembered) > _MOST_REMEMBERED:
+                remembered.popitem(last=False)
+        return False
+
+    def _family(self, name: str) -> Family:
+        """Return a family's counts, begun in the place of the one with fewest labels; the lock is held."""
+        family = self._families.pop(name, None)
+        if family is None:
+            if len(self._families) >= MAX_FAMILIES:
+                known = (each for each in self._families.values() if not each.name.startswith(OTHERS))
+                least = min(known, key=lambda each: each.weight, default=None)  # the oldest of equals
+                self._drop(least.name if least else "")
+            family = Family(name, self._season)
+        self._families[name] = family
+        return family
+
+    def _drop(self, name: str) -> None:
+        for kept_by_name in (self._families, self._open, self._detectors, self._labels_here):
+            kept_by_name.pop(name, None)
+
+    def _add(self, family: Family, kind: str, place: int | None) -> None:
+        if place is None and kind not in ALONE:
+            return
+        trial = Trial(self._season, self.generation, family.alarms)
+        family.add(trial, kind, place, 1.0)
+        booked = self._mine if family.is_shared else family.waiting
+        at = (family.name, trial, kind, place)
+        booked[at] = booked.get(at, 0.0) + 1.0
+        if family.is_shared:
+            self._changed.add(family.name)
+
+    def _share(self, family: Family) -> None:
+        """Let a family's counts go to the store, once it has labels enough to be worth a place there."""
+        if not family.is_shared and self._labels(family, "right", "wrong", "again") >= _WORTH_LABELS:
+            family.is_shared = True
+            for at, amount in family.waiting.items():
+                self._mine[at] = self._mine.get(at, 0.0) + amount
+            family.waiting = {}
+            self._changed.add(family.name)
+
+    def _settle(self, family: Family, fresh: list[tuple[int, bool, float]]) -> list[tuple[str, str]]:
+        """Find the cut anew, and look whether what came says that what is served has changed; the lock is held.
+
+        `fresh` are labels (place, is right, how many); returns what there is to tell.
+        """
+        if self.budget is None:
+            return []
+        told: list[tuple[str, str]] = []
+        name, before = family.name, self._open.get(family.name)
+        if before is not None:
+            served = [(right, count) for place, right, count in fresh if place <= before]
+            detector = self._detectors.setdefault(name, Detector(self.budget))
+            good = sum(count for right, count in served if right)
+            bad = sum(count for right, count in served if not right)
+            if served and detector.add(good, bad):
+                family.alarms += 1
+                self._changed.add(name)
+                told.append((_ALARM, name))
+        after = self._lowest(family, self.budget)
+        if self._has_labels(family, self.budget) or name in self._open or name.startswith(OTHERS):
+            self._open[name] = after
+        if after != before:
+            if after is None:
+                self._detectors.pop(name, None)
+            if not told:
+                told.append((_change(before, after), name))
+        return told
+
+    def _tell_all(self, told: list[tuple[str, str]]) -> None:
+        for what, name in told:
+            self._tell(f"{self._about.get(name) or name}: {what}", name)
+
+    # The state of all processes
+
+    def taken(self) -> dict[str, dict[str, float]]:
+        """Take what was counted here since the last time, by day and name, to be added to a store's sums."""
+        with self._lock:
+            mine = self._unbooked()
+            self._mine, self._returned, self._changed = {}, {}, set()
+        days: dict[str, dict[str, float]] = {}
+        for (day, name), amount in mine.items():
+            days.setdefault(day, {})[name] = amount
+        return days
+
+    def _unbooked(self) -> Booked:
+        """Return what no store knows yet, and of each family in it when it began, and its alarms; the lock is held."""
+        booked = booked_as(self._mine)
+        for at, amount in self._returned.items():
+            booked[at] = booked.get(at, 0.0) + amount
+        day = day_of(self._season)
+        return booked | {(day, base_of(self._families[name])): 1.0 for name in self._changed & self._families.keys()}
+
+    def put_back(self, day: str, amounts: Mapping[str, float]) -> None:
+        """Have what a store could not take counted as not booked."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._returned[day, name] = self._returned.get((day, name), 0.0) + amount
+
+    def days(self) -> list[str]:
+        """Return the days under which a store may have counts that are not too old."""
+        season = season_of(self._time())
+        return [day_of(one) for one in range(season - SEASONS + 1, season + 1)]
+
+    def take_over(self, booked: Mapping[tuple[str, str], float]) -> None:
+        """Count from now on with what a store tells of all processes, and what was not booked yet."""
+        with self._lock:
+            told = self._turn()
+            season, sums = self._season, dict(booked)
+            old = self._families
+            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in old.values()]):
+                for at, amount in booked_later.items():
+                    sums[at] = sums.get(at, 0.0) + amount
+            self._families = dict(kept(read(sums, range(season - SEASONS + 1, season + 1))))
+            for name, family in self._families.items():
+                family.waiting = old[name].waiting if name in old else {}
+                family.is_shared = family.is_shared or not family.waiting
+                family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
+                told += self._settle(family, _grown(old.get(name), family))
+            for name in old.keys() - self._families.keys():
+                self._drop(name)
+        self._tell_all(told)
+
+
+class InFamily:
+    """Decides in one scope family; `others` are all that have not labels enough, together."""
+
+    __slots__ = ("_learner", "name", "others")
+
+    def __init__(self, learner: Learner, name: str, others: str) -> None:
+        self._learner = learner
+        self.name = name
+        self.others = others
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        """Reject what a guard refuses or no open cut serves."""
+        learner, similarity = self._learner, neighbour.similarity
+        # A match that no cut can ever serve need not be looked into.
+        refusal = learner.guards.check(text, neighbour.text) if is_match(neighbour) else None
+        if refusal is not None:
+            return Decision(Verdict.REJECT, refusal.reason, similarity, guard=refusal.guard)
+        place, is_own = learner.place(self.name, self.others)
+        return learner.decision(place, "this scope family" if is_own else "all other families together", neighbour)
+
+
+def _grown(old: Family | None, new: Family) -> list[tuple[int, bool, float]]:
+    """Return the labels that others have added: (place of the cut, whether they are right, how many)."""
+    if old is None or old.alarms != new.alarms:
+        return []
+    fresh = []
+    for trial, counts in new.tests.items():
+        known = old.tests.get(trial)
+        for kind in BY_CUT[:3]:
+            before = known.by_cut[kind] if known else [0.0] * len(CUTS)
+            rows = zip(counts.by_cut[kind], before, strict=True)
+            fresh += [(place, kind != "wrong", more - one) for place, (more, one) in enumerate(rows) if more > one]
+    return fresh
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if after is None:
+        return "closed: the labels no longer allow any cut"
+    how = "opened" if before is None else "lowered" if after > before else "tightened"
+    return f"{how}: near matches from {CUTS[after]:g} on are served"
+
+
+def _digest_bytes(data: bytes) -> bytes:
+    return blake2b(data, digest_size=8).digest()
+
+
+def _digest(data: bytes) -> str:
+    return _digest_bytes(data).hex()

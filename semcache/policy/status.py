@@ -1,0 +1,131 @@
+"""What a policy that learns tells its owner: labels had and needed, what it serves, how much of that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from semcache.policy.bounds import upper_bound
+
+State = Literal["open", "closed", "alarm"]
+_BOTH_SIDES = 0.975
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of labels, with its 95% interval (Clopper and Pearson); `share` is None without labels."""
+
+    count: int
+    labels: int
+
+    @property
+    def share(self) -> float | None:
+        return self.count / self.labels if self.labels else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return its ends, 0 and 1 without labels."""
+        if not self.labels:
+            return 0.0, 1.0
+        right = self.labels - self.count
+        return 1 - upper_bound(right, self.labels, _BOTH_SIDES), upper_bound(self.count, self.labels, _BOTH_SIDES)
+
+    def __str__(self) -> str:
+        if not self.labels:
+            return "not known"
+        low, high = self.interval
+        return f"{self.count / self.labels:.2%} [{low:.2%}, {high:.2%}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a budget would serve: from which cut on, which share of the requests that no exact tier answered, how wrong.
+
+    `cut` is None where nothing can be served yet; `needed` are then the labels that are missing, at the present wrong
+    share (None: no number is enough), and `days` when they will be there.
+    """
+
+    budget: float
+    cut: float | None
+    served: float
+    wrong: Share
+    needed: int | None
+    days: float | None
+
+    def __str__(self) -> str:
+        if self.cut is not None:
+            return (
+                f"at {self.budget:.3g} wrong: from {self.cut:g} on, {self.served:.1%} of requests served, "
+                f"{self.wrong} of them wrong"
+            )
+        return f"at {self.budget:.3g} wrong: nothing yet; {_missing(self.needed, self.days)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyStatus:
+    """What is known of one scope family, or of all that have not labels enough of their own together ("others").
+
+    `labels` may make a bound, `needed` is how many there must be for a cut to open (None: at the present wrong share no
+    number is enough); `informing` labels only inform. `wrong` is of what the cut serves, without one of all near
+    matches from the lowest cut on. `origin` is how often the origin answered an identical request otherwise.
+    """
+
+    name: str
+    about: str
+    state: State
+    cut: float | None
+    labels: int
+    needed: int | None
+    days: float | None
+    wrong: Share
+    origin: Share
+    informing: int
+    asked: int
+    near: int
+    alarms: int
+    is_by_itself: bool
+    offers: tuple[Offer, ...] = ()
+
+    def __str__(self) -> str:
+        where = self.about or self.name
+        cut = f" from {self.cut:g} on" if self.cut is not None else ""
+        if not self.is_by_itself and not self.about.startswith("all"):
+            cut = " (too few labels: the others' cut decides)"
+        lines = [f"{where}: {self.state}{cut}; {self.labels} labels, {self.wrong} wrong"]
+        if self.cut is None:
+            lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
+        if self.origin.labels:
+            lines.append(f"  the origin itself answered identical requests otherwise: {self.origin}")
+        lines += [f"  {offer}" for offer in self.offers]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """What a policy that learns knows; print it. `budget` is None in shadow, where nothing near is served.
+
+    `unlabelled` counts what was to be compared and was not, by why; `opened` labels of which nobody knew.
+    """
+
+    budget: float | None
+    confidence: float
+    others: FamilyStatus | None
+    families: tuple[FamilyStatus, ...] = ()
+    unlabelled: dict[str, int] = field(default_factory=dict)
+    troubles: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        what = "shadow: nothing near is served" if self.budget is None else f"at most {self.budget:.3g} wrong"
+        lines = [f"{what}, at {self.confidence:.0%} confidence"]
+        told = [*self.families, *([self.others] if self.others else [])]
+        lines += [str(one) for one in told] or ["no near match was met yet"]
+        lines += [f"not compared: {count} ({why})" for why, count in self.unlabelled.items()]
+        lines += [f"the judge failed {count} times: {why}" for why, count in self.troubles.items()]
+        return "\n".join(lines)
+
+
+def _missing(labels: int | None, days: float | None) -> str:
+    if labels is None:
+        return "at this wrong share no number of labels is enough"
+    when = "" if days is None else f", in about {days:.1f} days"
+    return f"{max(labels, 1)} labels are missing{when}"
