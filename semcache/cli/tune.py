@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     labels.add_argument(
         "--pairs", metavar="PAIRS.jsonl",
-        help='labelled pairs that teach the score too, and prove nothing: {"a": "...", "b": "...", "equal": true} a line',
+        help='labelled pairs that teach the score too, but prove nothing, as {"a": "", "b": "", "equal": true}',
     )  # fmt: skip
     near = parser.add_argument_group("near matches")
     near.add_argument(

@@ -43,7 +43,7 @@ class Network:
         hidden = rows @ self.first
         hidden += self.bias
         np.maximum(hidden, 0, out=hidden)
-        said: NDArray[float32] = hidden @ self.second + np.float32(self.level)
+        said: NDArray[float32] = (hidden @ self.second + np.float32(self.level)).astype(np.float32)
         return said
 
     def scaled(self, centre: NDArray[float32], scale: NDArray[float32]) -> Network:
@@ -148,5 +148,5 @@ def sigmoid(odds: NDArray[float32]) -> NDArray[float32]:
     """Return the chance that log odds mean."""
     import numpy as np
 
-    chance: NDArray[float32] = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
+    chance: NDArray[float32] = (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)
     return chance

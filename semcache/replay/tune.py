@@ -186,8 +186,8 @@ def make_ways(
     ways = []
     for name, ranked, cuts, proves, sure, score in settings:
         on_miss, always = make_worlds(ranked, progress, cuts, name)
-        studies = [Study(worlds, labels, families, proves, reports, sure) for worlds in (on_miss, always)]
-        ways.append(Way(name, *studies, score))
+        study, other = (Study(worlds, labels, families, proves, reports, sure) for worlds in (on_miss, always))
+        ways.append(Way(name, study, other, score))
     return ways
 
 

@@ -164,7 +164,6 @@ def _ways(outcome: Outcome) -> Iterator[Line]:
     heads = f"{'near hits, of requests (95%)':<30}" + "".join(
         f"{f'at most {100 * row.budget:.3g}%':>17}" for row in outcome.rows
     )
-    yield []
     yield [("  " + heads, "head")]
     yield [("  " + "─" * len(heads), "note")]
     for name in outcome.row.columns:
@@ -237,8 +236,8 @@ def _told_of(outcome: Outcome) -> str:
         told += f" of the first {count(taught.begin, 'request')}, which prove nothing for it"
     if taught.score.correction is None:
         told += "; they bear out nothing beyond the cosine"
-    taken = "the learned score" if outcome.row.way.name == LEARNED else "the cosine"
-    return f"{told}. {taken} is taken at {100 * outcome.tuning.budget:.3g}%; each was proved with 97.5% confidence."
+    taken = "score" if outcome.row.way.name == LEARNED else "cosine"
+    return f"{told}. At {100 * outcome.tuning.budget:.3g}% the {taken} is taken; each was proved with 97.5% confidence."
 
 
 def _of(rate: Rate) -> str:
@@ -247,9 +246,10 @@ def _of(rate: Rate) -> str:
 
 def _conclusion(outcome: Outcome, target: str, width: int) -> Iterator[Line]:
     row, share = outcome.row, f"{100 * outcome.tuning.budget:.3g}%"
+    of = "" if outcome.policy.score is None else " of the learned score"
     if outcome.policy.cuts:
         told = (
-            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)} on are wrong; "
+            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)}{of} on are wrong; "
             f"on the rest of the recording these were {percent(row.served.near.share)} of the requests. {target} holds "
             f"the policy: try it with `semcache replay OTHER.jsonl --policy {target}`, use it with Cache(policy=...)."
         )
