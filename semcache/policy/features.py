@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import fsum, log, log1p
+from operator import ne
 from typing import NamedTuple
 from zlib import crc32
 
@@ -26,11 +27,15 @@ _SOME = 0.1
 
 
 class Read(NamedTuple):
-    """A text as it is compared: its words' buckets, how many words, a sketch of its letters, and what guards know."""
+    """A text as it is compared: its words' buckets, how many words, a sketch of its letters, and what guards know.
+
+    Of a sketch's bits `letters` are set.
+    """
 
     buckets: frozenset[int]
     length: int
     sketch: int
+    letters: int
     facts: tuple[object, ...]
 
 
@@ -42,7 +47,7 @@ def read(text: str) -> Read:
     sketch = 0
     for place in range(len(row) - _LETTERS + 1):
         sketch |= 1 << crc32(row[place : place + _LETTERS].encode()) % _SKETCH
-    return Read(frozenset(map(_bucket, words)), len(words), sketch, _known(facts_of(text)))
+    return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts_of(text)))
 
 
 def _bucket(word: str) -> int:
@@ -86,27 +91,29 @@ NAMES = (
 def compare(one: Read, two: Read, rarity: Sequence[float]) -> list[float]:
     """Tell what two texts share and what tells them apart: one number for each of NAMES."""
     shared = one.buckets & two.buckets
-    mine = [rarity[bucket] for bucket in one.buckets - shared]
-    theirs = [rarity[bucket] for bucket in two.buckets - shared]
-    both = fsum(rarity[bucket] for bucket in shared)
-    lesser, greater = sorted((fsum(mine), fsum(theirs)))
-    rarest = sorted((max(mine, default=0.0), max(theirs, default=0.0)))
+    weigh = rarity.__getitem__
+    mine, theirs = list(map(weigh, one.buckets - shared)), list(map(weigh, two.buckets - shared))
+    both, lesser, greater = fsum(map(weigh, shared)), fsum(mine), fsum(theirs)
+    if lesser > greater:
+        lesser, greater = greater, lesser
+    rarest, less_rare = max(mine, default=0.0), max(theirs, default=0.0)
+    if rarest < less_rare:
+        rarest, less_rare = less_rare, rarest
     letters = (one.sketch & two.sketch).bit_count()
-    shorter, longer = sorted((one.sketch.bit_count(), two.sketch.bit_count()))
-    few, many = sorted((one.length, two.length))
+    few, many = (one, two) if one.length <= two.length else (two, one)
     words = len(one.buckets) + len(two.buckets) - len(shared)
     return [
         both / (both + lesser + greater + _SOME),
         both / (both + lesser + _SOME),
-        rarest[1],
-        rarest[0],
+        rarest,
+        less_rare,
         log1p(lesser + greater),
         log1p(lesser),
         len(shared) / words if words else 1.0,
-        letters / max(1, shorter + longer - letters),
-        letters / max(1, shorter),
-        log((many + 1) / (few + 1)),
-        log1p(few),
-        float(one.buckets == two.buckets),
-        *(float(known != other) for known, other in zip(one.facts, two.facts, strict=True)),
+        letters / max(1, one.letters + two.letters - letters),
+        letters / max(1, min(one.letters, two.letters)),
+        log((many.length + 1) / (few.length + 1)),
+        log1p(few.length),
+        one.buckets == two.buckets,
+        *map(ne, one.facts, two.facts),
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EPOCHS = 12
 """How often it sees all rows at most; where it has seen enough by then is found on rows that do not teach."""
 
-_HIDDEN = 64
+_HIDDEN = 32
 _BATCH = 256
 _STEP = 1e-3
 _DECAY = 1e-2

@@ -61,6 +61,10 @@ class Study:
         self._tallies: dict[tuple[frozenset[bytes], float], Tally] = {}
         self._reported: dict[float, Served] = {}
 
+    def again(self, calibrates: Sequence[bool], reports: Sequence[bool]) -> Study:
+        """Return the study of the same worlds where other requests calibrate and are reported on."""
+        return Study(self.worlds, self._labels, self._families, calibrates, reports, self.confidence)
+
     @cached_property
     def families(self) -> frozenset[bytes]:
         """The families that have near matches at all."""

@@ -93,8 +93,8 @@ class Outcome:
 
     `exact` and `oracle` are what exact matches alone and a cache that knows the truth answer of the second part, which
     begins behind `calibrating` requests. `facts` are the labels of all families that were not tested by themselves, at
-    the cut with most; `disagrees` tells how often the origin gave an identical request another answer. `taught` is the
-    score, where one was learned.
+    the cut with most; `disagrees` tells how often the origin gave an identical request another answer. `ways` are those
+    that were tried, and `taught` is the score, where one was learned.
     """
 
     recording: Recording
@@ -107,6 +107,7 @@ class Outcome:
     exact: Rate
     oracle: Rate | None
     disagrees: Rate
+    ways: list[Way]
     taught: Taught | None = None
     embedded: int = 0
     uncovered: int = 0
@@ -142,7 +143,7 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
     return Outcome(
         recording, replace(tuning, settings=settings), _policy(row, settings.embedder.identity, tuning, measured),
         rows, row, calibrating, row.way.study.most_facts(row.cuts), Rate(exact, of), Rate(known, of) if truth else None,
-        labels.origin_disagrees(), taught, len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
+        labels.origin_disagrees(), ways, taught, len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
     )  # fmt: skip
 
 

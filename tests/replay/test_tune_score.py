@@ -1,4 +1,4 @@
-"""Tuning with a learned score: it proves what a cosine cannot, on labels that did not teach it, and serves as proved."""
+"""Tuning with a learned score: it proves what a cosine cannot, on labels that taught nothing, and serves as proved."""
 
 from __future__ import annotations
 
