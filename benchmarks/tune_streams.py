@@ -74,8 +74,8 @@ def _figures(path: Path, embedder: Kept) -> dict[str, Any]:
         }  # fmt: skip
     random = Random(1)
     for _ in range(SPLITS):
-        for budget in BUDGETS:
-            served = _served(outcome, [random.random() < 0.5 for _ in outcome.recording.asked], budget)
+        drawn = [random.random() < 0.5 for _ in outcome.recording.asked]
+        for budget, served in _served(outcome, drawn).items():
             told = budgets[f"{budget:g}"]
             told["split_near"] += (served.near.share or 0) / SPLITS
             if served.wrong.of:
@@ -98,25 +98,22 @@ def _column(column: Column) -> dict[str, Any]:
     return {"near": [near.count, near.of], "wrong": [wrong.count, wrong.of], "hindsight": hindsight}
 
 
-def _served(outcome: Outcome, is_drawn: list[bool], budget: float) -> Served:
-    """Draw who proves, of those that did not teach, and serve the others by the way that serves more, as tune does."""
+def _served(outcome: Outcome, drawn: list[bool]) -> dict[float, Served]:
+    """Let those drawn prove that did not teach, and serve the others by the way that serves more, as tune does."""
     begin = outcome.taught.begin if outcome.taught else 0
-    reports = [position >= begin and not drawn for position, drawn in enumerate(is_drawn)]
-    best: tuple[int, Served] | None = None
-    for way in outcome.ways:
-        if way.name == PLAIN:
-            continue
-        own = [True] * len(is_drawn)
-        if way.name == LEARNED and outcome.taught:
-            own = [one.position >= begin and one.text not in outcome.taught.texts for one in outcome.recording.asked]
-        study = way.study.again([drawn and one for drawn, one in zip(is_drawn, own, strict=True)], reports)
-        cuts = study.certify(budget)
-        compared = [drawn and position >= begin for position, drawn in enumerate(is_drawn)]
-        covered = study.covers(cuts, compared)
-        if best is None or covered > best[0]:
-            best = covered, study.serve(cuts)
-    assert best is not None
-    return best[1]
+    proves = [is_drawn and position >= begin for position, is_drawn in enumerate(drawn)]
+    reports = [not is_drawn and position >= begin for position, is_drawn in enumerate(drawn)]
+    texts = outcome.taught.texts if outcome.taught else frozenset()
+    own = [is_drawn and one.text not in texts for is_drawn, one in zip(proves, outcome.recording.asked, strict=True)]
+    studies = [
+        way.study.again(own if way.name == LEARNED else proves, reports) for way in outcome.ways if way.name != PLAIN
+    ]
+    found = {}
+    for budget in BUDGETS:
+        proved = [(study, study.certify(budget)) for study in studies]
+        study, cuts = max(proved, key=lambda one: one[0].covers(one[1], own))
+        found[budget] = study.serve(cuts)
+    return found
 
 
 def _write(rows: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ EPOCHS = 12
 """How often it sees all rows at most; where it has seen enough by then is found on rows that do not teach."""
 
 _HIDDEN = 32
-_BATCH = 256
+# Of few rows smaller batches, or there would be too few steps to learn anything in.
+_SMALLEST_BATCH, _LARGEST_BATCH, _BATCHES = 32, 256, 32
 _STEP = 1e-3
 _DECAY = 1e-2
 _INPUTS_DROPPED, _HIDDEN_DROPPED = 0.2, 0.3
@@ -78,12 +79,13 @@ def learn(
 
     random = np.random.default_rng(seed)
     taught = np.arange(len(rows)) if teach is None else teach
-    teacher = _Teacher(rows.shape[1], random, EPOCHS * -(-len(taught) // _BATCH))
+    size = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, len(taught) // _BATCHES))
+    teacher = _Teacher(rows.shape[1], random, EPOCHS * -(-len(taught) // size))
     said: list[NDArray[float32]] = []
     for _ in range(epochs):
         order = random.permutation(taught)
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
             teacher.step(rows[batch], right[batch], offsets[batch])
         if watch is not None:
             said.append(teacher.network().says(rows[watch]))

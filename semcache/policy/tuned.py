@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request, Verdict
 from semcache.policy.bounds import at_most, upper_bound
 from semcache.policy.guards import Guards
-from semcache.policy.score import Score
+
+if TYPE_CHECKING:
+    from semcache.policy.score import Score
 
 VERSION = 1
 COSINE, SCORE = "cosine", "score"
@@ -235,6 +237,8 @@ def _proof(told: Mapping[str, Any]) -> Proof:
 
 
 def _score(told: Mapping[str, Any]) -> Score:
+    from semcache.policy.score import Score
+
     return Score.load(b64decode(told["score"], validate=True))
 
 

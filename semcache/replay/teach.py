@@ -88,9 +88,9 @@ def teach(
 ) -> Taught | None:  # fmt: skip
     """Learn a score on the first part of the `calibrating` requests, and on pairs; None where labels are too few."""
     begin = int(calibrating * TEACHING)
-    nears = [
-        near for near in trace.earlier(CANDIDATES, begin) if labels.is_drawn(near.position) and labels.can_say(near)
-    ]
+    # Who pays for each comparison is asked about the nearest text alone.
+    most = CANDIDATES if labels.comparator.judge is None else 1
+    nears = [near for near in trace.earlier(most, begin) if labels.is_drawn(near.position) and labels.can_say(near)]
     given = [label for label in map(_given(vectors), pairs) if label is not None]
     if len(nears) < FEWEST_LABELS and given:  # then these alone teach, and all requests prove
         begin, nears = 0, []

@@ -16,7 +16,7 @@ from semcache.policy.bounds import at_most
 from semcache.policy.equivalent import Comparator
 from semcache.replay.labels import Labels
 from semcache.replay.lookahead import embed
-from semcache.replay.settings import Settings
+from semcache.replay.settings import Settings, load
 from semcache.replay.study import Study
 from semcache.replay.teach import read_pairs
 from semcache.replay.tune import GUARDED, LEARNED, SCORE_CUTS, Tuning, make_trace, make_worlds, proving, tune
@@ -42,8 +42,10 @@ def outcome():
 def trace_of(lines):
     embedder = as_embedder(Words(), "cpu")
     embedder.load()
-    recording = run(lines, embedder=Words()).recording
-    trace = make_trace(recording, embed(embedder, recording.texts(), lambda *_: None), Settings(embedder=embedder))
+    settings = Settings(embedder=embedder)
+    with Cache("replay", embedder=embedder) as cache:
+        recording = load(lines, settings, cache, lambda *_: None)
+    trace = make_trace(recording, embed(embedder, recording.texts(), lambda *_: None), settings)
     trace.search(lambda *_: None)
     return trace
 
