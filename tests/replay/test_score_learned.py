@@ -23,7 +23,7 @@ pytestmark = pytest.mark.semantic
 
 @pytest.fixture(scope="module")
 def taught():
-    return labels(slots(200), 6)
+    return labels(slots(150), 5)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def losses(score, told, vectors):
 
 def test_score_tells_apart_what_a_cosine_cannot(score):
     """On texts that it never saw, it knows better than the cosine."""
-    fresh, vectors = labels(slots(100, seed=2), 4)
+    fresh, vectors = labels(slots(70, seed=2), 3)
     rates = losses(score, fresh, vectors)
     cosine = losses(replace(score, correction=None), fresh, vectors)
     assert rates.mean() < 0.95 * cosine.mean()
@@ -93,16 +93,16 @@ def test_few_labels_leave_the_cosine(number, taught):
 
 @pytest.mark.parametrize("number", [80, 200])
 def test_score_is_never_worse_than_the_cosine_beyond_the_interval(number):
-    """Where only the cosine tells, little evidence makes nothing worse on fresh pairs, in any of five draws."""
+    """Where only the cosine tells, little evidence makes nothing worse on fresh pairs, in any of three draws."""
     random = Random(number)
-    told, vectors = labels(slots(150, seed=3), 6)
+    told, vectors = labels(slots(130, seed=3), 5)
 
     def noisy(one):
         return replace(one, is_right=random.random() < max(0.0, 2 * one.similarity - 1))
 
-    fresh = [noisy(one) for one in told[-400:]]
-    for seed in range(5):
-        drawn = [noisy(one) for one in random.sample(told[:-400], number)]
+    fresh = [noisy(one) for one in told[-300:]]
+    for seed in range(3):
+        drawn = [noisy(one) for one in random.sample(told[:-300], number)]
         score = fit(drawn, vectors, embedder="words", seed=seed)
         cosine = replace(score, correction=None, base=_base(drawn))
         worse = losses(score, fresh, vectors) - losses(cosine, fresh, vectors)

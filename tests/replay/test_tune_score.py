@@ -36,7 +36,7 @@ def tuned(lines, budget=0.10, **settings):
 
 @pytest.fixture(scope="module")
 def outcome():
-    return tuned(slots(500))
+    return tuned(slots(440))
 
 
 def trace_of(lines):
@@ -76,25 +76,25 @@ def test_report_tells_each_way_beside_the_others(outcome):
 def test_labels_that_teach_do_not_prove(outcome):
     """What proves comes later than what teaches, and is of texts that have taught nothing."""
     taught = outcome.taught
-    trace = trace_of(slots(500))
-    proves = [position for position, proves in enumerate(proving(trace, taught, 250)) if proves]
-    assert (taught.begin, min(proves), max(proves)) == (125, 125, 249)
+    trace = trace_of(slots(440))
+    proves = [position for position, proves in enumerate(proving(trace, taught, 220)) if proves]
+    assert (taught.begin, min(proves), max(proves)) == (110, 110, 219)
     assert not {trace.asked[position].text for position in proves} & taught.texts
 
 
 def test_text_that_taught_proves_nothing_when_it_comes_again(outcome):
     """A text of the first part that is asked again later is no new evidence of the score."""
-    lines = slots(500)
-    again = [json.loads(line) | {"ts": 500 + place} for place, line in enumerate(lines[:50])]
+    lines = slots(440)
+    again = [json.loads(line) | {"ts": 440 + place} for place, line in enumerate(lines[:50])]
     trace = trace_of([*lines, *map(json.dumps, again)])
-    assert not any(proving(trace, outcome.taught, 550)[500:])
+    assert not any(proving(trace, outcome.taught, 490)[440:])
 
 
 def test_policy_serves_in_a_replay_what_its_world_served(outcome, tmp_path):
     """Request by request a replay of the policy's file serves what was foreseen, ranked by the score, guards on."""
     path = tmp_path / "policy.json"
     outcome.policy.write(path)
-    lines = slots(300, seed=3)
+    lines = slots(200, seed=3)
     replayed = run(lines, embedder=Words(), policy=Tuned.read(path), ttl=TTL(jitter=0.0))
     cut = outcome.policy.families[next(iter(outcome.policy.families))].cut
     ranked = trace_of(lines).ranked(score=outcome.policy.score)
@@ -151,7 +151,7 @@ def test_pairs_teach_and_all_requests_prove(tmp_path):
     """With labelled pairs enough and a short recording these teach, and no request is spent on it."""
     random, known = Random(4), things()
     pairs = []
-    while len(pairs) < 900:
+    while len(pairs) < 700:
         one, two = (
             [*random.sample(MANNERS, 3), "bring", "me", random.choice(known)] for _ in range(2)
         )  # fmt: skip
@@ -174,8 +174,8 @@ def test_what_is_no_pair_is_refused(line, tmp_path, capsys):
 
 
 def test_budget_holds_over_random_splits(outcome):
-    """Of 30 draws of who proves at most a few open a score's cut that is surely wrong too often elsewhere."""
-    lines = slots(400, seed=5)
+    """Of 20 draws of who proves at most a few open a score's cut that is surely wrong too often elsewhere."""
+    lines = slots(300, seed=5)
     told = [json.loads(line) for line in lines]
     random = Random(8)
     for one in told:  # which no score can know
@@ -185,7 +185,7 @@ def test_budget_holds_over_random_splits(outcome):
     worlds, _ = make_worlds(trace, lambda *_: None, SCORE_CUTS[::4])
     labels, families = Labels(trace.asked, Comparator()), [b"f"] * len(trace.asked)
     opened = surely = 0
-    for _ in range(30):
+    for _ in range(20):
         proves = [random.random() < 0.5 for _ in trace.asked]
         study = Study({cut: worlds[cut] for cut in (NO_CUT, *SCORE_CUTS[::4])}, labels, families, proves)
         served = study.serve(study.certify(0.10))
