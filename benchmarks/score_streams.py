@@ -18,7 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from run import OUT, machine
-from streams import put
+from streams import put_between
 from tune_streams import Kept
 
 from semcache.cache import Cache
@@ -144,7 +144,7 @@ def _write(rows: dict[str, Any]) -> None:
         for way, shares in row["shares"].items():
             seconds = f"{row['teaching_seconds']:.0f}" if way.startswith("learned") else ""
             lines.append(f"| {name} | {way} | {' | '.join(f'{share:.1%}' for share in shares)} | {seconds} |")
-    put("A learned score", [*lines, END])
+    put_between("A learned score", [*lines, END])
 
 
 if __name__ == "__main__":

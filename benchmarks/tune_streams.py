@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from run import OUT, machine
-from streams import Remembering, put
+from streams import Remembering, put_between
 
 from semcache.policy.bounds import at_most
 from semcache.replay.score import Rate
@@ -144,7 +144,7 @@ def _write(rows: dict[str, Any]) -> None:
         told = [row["budgets"][f"{budget:g}"] for budget in BUDGETS]
         cells = [f"{one['split_near']:.1%} | {one['opened']} | {one['over']} | {one['surely_over']}" for one in told]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    put("Tuning on recorded streams", [*lines, END])
+    put_between("Tuning on recorded streams", [*lines, END])
 
 
 def _cell(told: dict[str, Any], *, is_taken: bool) -> str:
