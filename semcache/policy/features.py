@@ -7,8 +7,8 @@ the latest ones are remembered, since the texts that are found are found again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from math import fsum, log, log1p
 from operator import ne
 from typing import NamedTuple
@@ -50,6 +50,11 @@ def read(text: str) -> Read:
     return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts_of(text)))
 
 
+def reader() -> Callable[[str], Read]:
+    """Return `read` with a memory of its own for all texts, for one job that compares many."""
+    return cache(read.__wrapped__)
+
+
 def _bucket(word: str) -> int:
     return crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS
 
@@ -67,13 +72,13 @@ def _known(facts: Facts) -> tuple[object, ...]:
     )
 
 
-def rarities(texts: Iterable[str]) -> list[float]:
+def rarities(texts: Iterable[Read]) -> list[float]:
     """Return how rare the words of each bucket are in texts: 0 for what stands in all of them, 1 for what in none."""
     counts = [0] * BUCKETS
     number = 0
     for text in texts:
         number += 1
-        for bucket in read(text).buckets:
+        for bucket in text.buckets:
             counts[bucket] += 1
     most = log(number + 1) or 1.0
     return [log((number + 1) / (count + 1)) / most for count in counts]

@@ -12,14 +12,14 @@ product, difference and sum of the two vectors, their cosine, and what `features
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from zlib import crc32
 
 from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
-from semcache.policy.features import BUCKETS, NAMES, compare, rarities, read
+from semcache.policy.features import BUCKETS, NAMES, Read, compare, rarities, read, reader
 from semcache.policy.label import Label
 from semcache.policy.network import Network, learn, sigmoid, together
 
@@ -31,7 +31,7 @@ VERSION = 1
 
 _MOST_PAIRS = 30_000
 _FOLDS = 3
-_MEMBERS = 2
+_MEMBERS = 3
 _LEAST = 30
 _SHRINKING = 100
 _WEIGHTS = tuple(step / 10 for step in range(11))
@@ -59,9 +59,12 @@ class Score:
 
     def rate(
         self, text: str, vector: NDArray[float32], texts: Sequence[str], vectors: NDArray[float32],
-        similarities: Sequence[float],
+        similarities: Sequence[float], read: Callable[[str], Read] = read,
     ) -> list[float]:  # fmt: skip
-        """Return the scores of a text beside others, with their unit vectors, float32[n, d], and their cosines."""
+        """Return the scores of a text beside others, with their unit vectors, float32[n, d], and their cosines.
+
+        `read` remembers the latest texts, or, made by `features.reader`, all of them.
+        """
         import numpy as np
 
         cosines = np.asarray(similarities, dtype=np.float32)
@@ -150,8 +153,11 @@ def fit(labels: Sequence[Label], vectors: Mapping[str, NDArray[float32]], *, emb
     rarer = int(min(right.sum(), len(right) - right.sum())) if pairs else 0
     if rarer < _LEAST:
         return score
-    rarity = tuple(np.array(rarities(sorted({one for pair in pairs for one in pair[:2]})), np.float32).tolist())
-    return _corrected(replace(score, rarity=rarity), pairs, vectors, cosines, right, rarer, seed)
+    known = reader()
+    texts = sorted({text for pair in pairs for text in pair[:2]})
+    rarity = tuple(np.array(rarities(map(known, texts)), np.float32).tolist())
+    told = np.array([compare(known(one.text), known(one.other), rarity) for one in pairs], dtype=np.float32)
+    return _corrected(replace(score, rarity=rarity), pairs, vectors, cosines, told, right, rarer, seed)
 
 
 class _Pair(NamedTuple):
@@ -174,12 +180,11 @@ def _pairs(labels: Sequence[Label], vectors: Mapping[str, Any]) -> list[_Pair]:
 
 def _corrected(
     score: Score, pairs: list[_Pair], vectors: Mapping[str, NDArray[float32]], cosines: NDArray[float32],
-    right: NDArray[float32], rarer: int, seed: int,
+    told: NDArray[float32], right: NDArray[float32], rarer: int, seed: int,
 ) -> Score:  # fmt: skip
     """Add the correction that the labels bear out."""
     import numpy as np
 
-    told = np.array([compare(read(one.text), read(one.other), score.rarity) for one in pairs], dtype=np.float32)
     rows = _rows(np.stack([vectors[one.text] for one in pairs]), np.stack([vectors[one.other] for one in pairs]),
                  cosines, told)  # fmt: skip
     # Each number as far from its mean as it usually is; of the vectors' parts a common scale keeps their proportions.

@@ -19,6 +19,7 @@ from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from semcache.policy.features import reader
 from semcache.policy.score import Score
 from semcache.replay.lookahead import Vectors
 from semcache.replay.recording import Asked
@@ -130,6 +131,7 @@ class Trace:
         self._refused: dict[tuple[int, int], bool] = {}
         self._score = score
         self._scored: dict[int, list[float]] = {}
+        self._read = reader()
 
     def earlier(self, most: int, before: int) -> Iterator[Near]:
         """Yield the pairs of each text first asked before a position and the nearest texts asked before it."""
@@ -251,4 +253,5 @@ class Trace:
         return self._score.rate(
             self._texts[row], matrix[own], [self._texts[near] for near, _ in neighbours],
             matrix[[self._place[near][1] for near, _ in neighbours]], [similarity for _, similarity in neighbours],
+            self._read,
         )  # fmt: skip

@@ -133,7 +133,7 @@ def test_pair_is_right_only_where_all_its_labels_say_so():
 def test_features_are_symmetric_and_finite():
     """Each text is compared as well with none of its words, in other letters, and very long."""
     texts = ["", "Turn on the lamp", "turn off lamp 7", "Wie spät ist es?", "何時ですか", "a" * 5000, "\ud800 odd"]
-    rarity = rarities(texts)
+    rarity = rarities(map(read, texts))
     for one in texts:
         for two in texts:
             numbers = compare(read(one), read(two), rarity)
