@@ -106,7 +106,7 @@ def _write(rows: dict[str, Any]) -> None:
             f"| {name} | {row['requests']:,} | {row['exact']:.1%} | {row['oracle']:.1%} | {' | '.join(cells)} "
             f"| {row['embed_seconds']:.0f} | {row['rest_seconds']:.0f} |"
         )
-    _put("Recorded streams", [*lines, END])
+    put_between("Recorded streams", [*lines, END])
     write_guarded({name: row["guards"] for name, row in rows.items() if "guards" in row})
 
 
@@ -125,14 +125,14 @@ def write_guarded(rows: dict[str, Any]) -> None:
         told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
         cells = [name, wrong, wrong_on, _change(wrong, wrong_on), right, right_on, _change(right, right_on), told]
         lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
-    _put("Guards", [*lines, GUARDS_END])
+    put_between("Guards", [*lines, GUARDS_END])
 
 
 def _change(before: int, after: int) -> str:
     return f"{after / before - 1:+.1%}" if before else "-"
 
 
-def _put(title: str, lines: list[str]) -> None:
+def put_between(title: str, lines: list[str]) -> None:
     """Put lines where the first and the last of them stand, or under a title of their own."""
     begin, end = lines[0], lines[-1]
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"

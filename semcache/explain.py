@@ -37,7 +37,7 @@ class Explanation:
         lines += [f"  {tier}: {said}" for tier, said in self.said]
         if self.decision is not None:
             lines.append(f"  policy: {self.decision.verdict.value}, {self.decision.reason}")
-        lines += [f"  {near.similarity:.4f}  {near.text[:90]!r}" for near in self.neighbours]
+        lines += [f"  {near.similarity:.4f}  {_scored(near)}{near.text[:90]!r}" for near in self.neighbours]
         return "\n".join(lines)
 
 
@@ -78,3 +78,7 @@ def _why_not_asked(tier: Tier, breaker: Breaker, request: Request) -> str | None
     if not tier.exact and request.scope is None:
         return f"not asked: {request.exact_only or 'the call has no text'}"
     return "left alone for a while: it failed too often" if breaker.is_open else None
+
+
+def _scored(neighbour: Neighbour) -> str:
+    return "" if neighbour.score is None else f"score {neighbour.score:.4f}  "

@@ -319,7 +319,7 @@ class Verdict(Enum):
 class Decision:
     """A policy's word on one near match, with the cut it used and the reason in words.
 
-    `guard` names the guard that refused it, if one did.
+    `guard` names the guard that refused it, if one did. Where a learned `score` decided, the cut is one of the score.
     """
 
     verdict: Verdict
@@ -327,3 +327,4 @@ class Decision:
     similarity: float | None = None
     cut: float | None = None
     guard: str = ""
+    score: float | None = None

@@ -238,3 +238,58 @@ def test_rounds_share_one_deadline(open_near, monkeypatch):
     cache.memory._entries.clear()
     assert cache.get_or_load(cache.request(text="asked"), lambda: "loaded") == "loaded"
     assert waited == [30.0, 20.0, 10.0]
+
+
+class Ranking(Choosy):
+    """Wants the farthest first, and remembers what it was given."""
+
+    def rank(self, text, vector, neighbours):
+        self.given = vector, list(neighbours)
+        for place, neighbour in enumerate(neighbours):
+            neighbour.score = float(place)
+        return sorted(neighbours, key=lambda one: -one.score)
+
+
+def test_policy_that_ranks_is_asked_in_its_own_order(open_near):
+    """It is given eight neighbours at most, with their vectors, at once, and asked about them as it ranked them."""
+    policy = Ranking("text 9")
+    texts = {f"text {number}": 10 + number for number in range(10)}
+    cache = open_near(texts, policy=policy)
+    fill(cache, texts)
+    policy.judged.clear()
+    told = str(cache.explain(cache.request(text="asked")))
+    vector, neighbours = policy.given
+    assert [one.text for one in neighbours] == [f"text {number}" for number in range(8)]
+    assert [float(one.vector @ vector) for one in neighbours] == pytest.approx([one.similarity for one in neighbours])
+    assert policy.judged[0] == ("asked", "text 7")
+    assert "score 7.0000" in told
+
+
+def test_policy_that_does_not_rank_pays_nothing_for_it(open_near):
+    """Without rank() four neighbours are looked at, and no vector is copied."""
+    seen = []
+
+    class Plain(Choosy):
+        def decide(self, text, neighbour):
+            seen.append(neighbour)
+            return super().decide(text, neighbour)
+
+    texts = {f"text {number}": 10 + number for number in range(10)}
+    cache = open_near(texts, policy=Plain("none"))
+    fill(cache, texts)
+    seen.clear()
+    cache.get_or_load(cache.request(text="asked"), lambda: "loaded")
+    assert len(seen) == 4
+    assert all(one.vector is None and one.score is None for one in seen)
+
+
+def test_policy_whose_ranking_fails_is_a_miss(open_near):
+    """Law 10: what a policy raises reaches no caller."""
+
+    class Broken(Choosy):
+        def rank(self, text, vector, neighbours):
+            raise ValueError("no score")
+
+    cache = open_near(NEAR, policy=Broken("near"))
+    fill(cache, NEAR)
+    assert cache.get_or_load(cache.request(text="asked"), lambda: "loaded") == "loaded"

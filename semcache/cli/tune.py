@@ -17,9 +17,11 @@ from typing import Any
 from semcache.cli.arguments import positive, tier_ttl
 from semcache.errors import ConfigurationError
 from semcache.policy.equivalent import Comparator, similar
+from semcache.policy.guards import GUARDS
 from semcache.replay.progress import progress
 from semcache.replay.render import show
 from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
+from semcache.replay.teach import Pair, read_pairs
 from semcache.replay.tune import Tuning, tune
 from semcache.replay.tuning import figures, render
 from semcache.semantic.embedder import as_embedder
@@ -56,6 +58,10 @@ def add(commands: Any) -> None:
         "--label-share", type=_whole_share, default=1.0, metavar="SHARE",
         help="label only this share of the near matches, drawn by hash (default: 1, all)",
     )  # fmt: skip
+    labels.add_argument(
+        "--pairs", metavar="PAIRS.jsonl",
+        help='labelled pairs that teach the score too, but prove nothing, as {"a": "", "b": "", "equal": true}',
+    )  # fmt: skip
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--embedder", default=DEFAULT_EMBEDDER, metavar="MODEL",
@@ -65,6 +71,14 @@ def add(commands: Any) -> None:
     near.add_argument(
         "--ttl", action="append", default=[], type=tier_ttl, metavar="TIER=TIME",
         help="how long a tier keeps an answer; may be repeated (default: memory=5m disk=1d semantic=1h)",
+    )  # fmt: skip
+    near.add_argument(
+        "--no-guards", dest="guards", action="store_const", const=(), default=GUARDS,
+        help="serve also what differs in numbers, names, dates, negation ... (default: such near matches are refused)",
+    )  # fmt: skip
+    near.add_argument(
+        "--no-score", dest="learns", action="store_false",
+        help="prove cuts of the cosine alone, with all labels, instead of learning a score too",
     )  # fmt: skip
     run = parser.add_argument_group("the run")
     run.add_argument(
@@ -109,9 +123,22 @@ def _tuning(options: argparse.Namespace) -> Tuning:
         limit=options.limit,
         is_strict=options.strict,
     )
+    pairs = () if options.pairs is None else _pairs(options.pairs)
     return Tuning(
-        settings, options.max_wrong, options.split, options.label_share, Comparator(*links, judge=judge)
+        settings, options.max_wrong, options.split, options.label_share, Comparator(*links, judge=judge),
+        options.guards, pairs, options.learns,
     )  # fmt: skip
+
+
+def _pairs(name: str) -> list[Pair]:
+    """Read labelled pairs. Raises ConfigurationError."""
+    try:
+        with Path(name).open("rb") as lines:
+            return read_pairs(lines)
+    except OSError as error:
+        raise ConfigurationError(f"--pairs {name} cannot be read: {error.strerror or error}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--pairs {name}: {error}") from error
 
 
 def _judge(name: str) -> Callable[[str, str], Any]:

@@ -26,7 +26,9 @@ __all__ = [
 class Policy(Protocol):
     """Decides on one near match: the text that was asked, and a neighbour whose answer is at hand.
 
-    A policy that decides otherwise in each scope family has `within(request) -> Policy` too.
+    A policy that decides otherwise in each scope family has `within(request) -> Policy` too. One that ranks neighbours
+    by more than their similarity has `rank(text, vector, neighbours) -> list[Neighbour]`: it is given the eight
+    nearest, each with its vector, and asked about them in the order in which it returns them.
     """
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:

@@ -15,6 +15,8 @@ class Source(Enum):
     """One of the sample that is drawn by hash, at one rate, of all near matches: these alone make a bound."""
     REPORT = "report"
     """A person said that the answer was wrong."""
+    PAIR = "pair"
+    """Two texts that somebody has labelled, in no cache: it only trains."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,35 @@
 """The policy that `semcache tune` writes: for each scope family the lowest cut that was proved, or none.
 
-Laws: it serves nothing that its file does not prove; a file that is damaged, of another version or kind, or measured on
-another embedder's vectors (law 11) is refused, with the mend; the file holds figures, never a recorded text.
+A cut is one of the similarity, or of a learned score that stands in the same file, which then ranks what was found too.
+Laws: it serves nothing that its file does not prove, nor what a guard refuses that was on when it was; a file that is
+damaged, of another version or kind, or measured on another embedder's vectors (law 11) is refused, with the mend; the
+file holds figures, never a recorded text.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request, Verdict
 from semcache.policy.bounds import at_most, upper_bound
+from semcache.policy.guards import Guards
+
+if TYPE_CHECKING:
+    from semcache.policy.score import Score
 
 VERSION = 1
-KIND = "cosine"
+COSINE, SCORE = "cosine", "score"
+FLOOR = 0.5
+"""The least similarity of what a learned score ranks: further texts it was not taught."""
+
 _AGAIN = "make it anew with `semcache tune TRAFFIC.jsonl --output FILE`"
 
 
@@ -47,7 +57,8 @@ class Tuned:
 
     That holds with `confidence`, in each of `families` by itself, by hex digest, and for all others together, under
     `others`. `embedder` is whose vectors were measured; with another one nothing near is served. `measured` says on
-    what. `semcache tune` makes one, `Tuned.read` reads its file, as does `Cache(policy="FILE")`.
+    what. With a `score` cuts are of what it says, else of the similarity; `guards` names those that are on.
+    `semcache tune` makes one, `Tuned.read` reads its file, as does `Cache(policy="FILE")`.
     """
 
     budget: float
@@ -56,18 +67,35 @@ class Tuned:
     others: Proof = NOTHING
     families: Mapping[str, Proof] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
+    score: Score | None = None
+    _guards: Guards = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Made once, for it is asked of every near match; it refuses a name that is no guard's.
+        object.__setattr__(self, "_guards", Guards(self.guards))
+
+    @property
+    def kind(self) -> str:
+        """What its cuts are of."""
+        return COSINE if self.score is None else SCORE
 
     def within(self, request: Request) -> _Cut:
         """Return what decides in the scope family of a request."""
         if request.embedder != self.embedder:
-            return _Cut(None, f"tuned for another embedder: {self.embedder}")
+            return _Cut(None, f"tuned for another embedder: {self.embedder}", self._guards)
         proof = self.families.get(request.family.hex())
         where = "all families that were not measured alone" if proof is None else "this scope family"
-        return _Cut((self.others if proof is None else proof).cut, f"tuned on {where}")
+        return self._cut(self.others if proof is None else proof, where)
+
+    def _cut(self, proof: Proof, where: str) -> _Cut:
+        if self.score is None or proof.cut is None:
+            return _Cut(proof.cut, f"tuned on {where}", self._guards)
+        return _ScoreCut(proof.cut, f"tuned on {where}", self._guards, self.score)
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Decide as in a scope family that was not measured alone."""
-        return _Cut(self.others.cut, "tuned on all families that were not measured alone").decide(text, neighbour)
+        return self._cut(self.others, "all families that were not measured alone").decide(text, neighbour)
 
     def check(self, embedder: str) -> None:
         """Refuse another embedder. Raises ConfigurationError."""
@@ -89,6 +117,7 @@ class Tuned:
             return f"tuned for at most {self.budget:.3g} wrong: no cut was proved, so nothing near is served"
         low, high = min(cuts), max(cuts)
         told = f"from {low:.3g}" if low == high else f"from {low:.3g} to {high:.3g}, by scope family"
+        told += "" if self.score is None else " of the learned score"
         return f"tuned for at most {self.budget:.3g} wrong: near matches {told} on are served"
 
     def __repr__(self) -> str:
@@ -100,14 +129,17 @@ class Tuned:
         """Write it to a file, whole or not at all. Raises OSError."""
         told: dict[str, Any] = {
             "semcache_policy": VERSION,
-            "kind": KIND,
+            "kind": self.kind,
             "budget": self.budget,
             "confidence": self.confidence,
             "embedder": self.embedder,
             "others": self._told(self.others),
             "families": {family: self._told(proof) for family, proof in self.families.items()},
             "measured": dict(self.measured),
+            "guards": list(self.guards),
         }
+        if self.score is not None:
+            told["score"] = b64encode(self.score.dump()).decode()
         told["digest"] = _digest(told)
         target = Path(path)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -131,11 +163,11 @@ class Tuned:
             _refuse(path, f"is no policy file: it is not JSON ({error})")
         if not isinstance(told, dict) or "semcache_policy" not in told:
             _refuse(path, "is no policy file")
-        if told["semcache_policy"] != VERSION or told.get("kind") != KIND:
+        if told["semcache_policy"] != VERSION or told.get("kind") not in (COSINE, SCORE):
             _refuse(
                 path,
                 f"is of version {told['semcache_policy']!r} and kind {told.get('kind')!r}, where this semcache reads "
-                f"version {VERSION} and kind {KIND!r}",
+                f"version {VERSION} and the kinds {COSINE!r} and {SCORE!r}",
                 "use the version that wrote it, or ",
             )
         if told.pop("digest", None) != _digest(told):
@@ -144,12 +176,15 @@ class Tuned:
             policy = cls(
                 told["budget"], told["confidence"], told["embedder"], _proof(told["others"]),
                 {family: _proof(proof) for family, proof in told["families"].items()}, told["measured"],
+                tuple(told.get("guards", ())), _score(told) if told["kind"] == SCORE else None,
             )  # fmt: skip
             is_proved = all(policy._holds(proof) for proof in (policy.others, *policy.families.values()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             _refuse(path, f"is damaged: {type(error).__name__} {error}")
         if not is_proved:
             _refuse(path, "names a cut that its labels do not prove")
+        if policy.score is not None and policy.score.embedder != policy.embedder:
+            _refuse(path, "holds a score of another embedder's vectors")
         return policy
 
     def _holds(self, proof: Proof) -> bool:
@@ -164,20 +199,47 @@ class _Cut:
 
     cut: float | None
     why: str
+    guards: Guards
 
-    def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
-        similarity = neighbour.similarity
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
         if self.cut is None:
-            return Decision(Verdict.REJECT, f"no cut was proved, {self.why}", similarity)
-        if similarity >= self.cut:
-            return Decision(
-                Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}, {self.why}", similarity, self.cut
-            )
-        return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+            return Decision(Verdict.REJECT, f"no cut was proved, {self.why}", neighbour.similarity)
+        return self._decide(text, neighbour, self.cut, "similarity", neighbour.similarity)
+
+    def _decide(self, text: str, neighbour: Neighbour, cut: float, name: str, value: float) -> Decision:
+        """Serve what stands at the cut or above it, and what no guard refuses; a guard costs more than a cut."""
+        near, score = neighbour.similarity, neighbour.score
+        if value < cut:
+            return Decision(Verdict.REJECT, "below the cut", near, cut, score=score)
+        refusal = self.guards.check(text, neighbour.text)
+        if refusal is not None:
+            return Decision(Verdict.REJECT, refusal.reason, near, cut, refusal.guard, score)
+        return Decision(Verdict.REUSE, f"{name} {value:.4f} >= {cut:g}, {self.why}", near, cut, score=score)
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoreCut(_Cut):
+    """Decides by a learned score, in whose order it wants to be asked."""
+
+    score: Score
+
+    def rank(self, text: str, vector: Any, neighbours: Sequence[Neighbour]) -> list[Neighbour]:
+        return self.score.rank(text, vector, neighbours, FLOOR)
+
+    def decide(self, text: str, neighbour: Neighbour) -> Decision:
+        if neighbour.score is None or self.cut is None:
+            return Decision(Verdict.REJECT, "too far away to have a score", neighbour.similarity, self.cut)
+        return self._decide(text, neighbour, self.cut, "score", neighbour.score)
 
 
 def _proof(told: Mapping[str, Any]) -> Proof:
     return Proof(told["cut"], told["labels"], told["wrong"])
+
+
+def _score(told: Mapping[str, Any]) -> Score:
+    from semcache.policy.score import Score
+
+    return Score.load(b64decode(told["score"], validate=True))
 
 
 def _digest(told: Mapping[str, Any]) -> str:

@@ -133,7 +133,7 @@ class LookAhead:
     def start(self) -> None:
         """Nothing is to be started."""
 
-    def search(self, scope: bytes, text: str, k: int) -> Future[Found]:
+    def search(self, scope: bytes, text: str, k: int, *, with_vectors: bool = False) -> Future[Found]:
         """Return what `Batcher.search` would, done already."""
         future: Future[Found] = Future()
         reason = self._vectors.uncovered.get(text)
@@ -151,6 +151,8 @@ class LookAhead:
         else:
             self._counts["searched_ahead"] += 1
             share_ns = self._search_share_ns
+        for near in neighbours if with_vectors else ():
+            near.vector = self._vectors.matrix[self._vectors.rows[near.text]]
         self.ahead_ns += self._embed_share_ns + share_ns
         search_ns = perf_counter_ns() - began + share_ns
         future.set_result(Found(vector, neighbours, self._embed_share_ns, search_ns))

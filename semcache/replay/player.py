@@ -30,6 +30,12 @@ class Witness:
         self._here.policy = within(self.policy, request)
         return self
 
+    @property
+    def rank(self) -> Callable[..., list[Neighbour]] | None:
+        """How the other one ranks neighbours, if it does."""
+        found: Callable[..., list[Neighbour]] | None = getattr(self._here.policy, "rank", None)
+        return found
+
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         decision: Decision = self._here.policy.decide(text, neighbour)
         self._here.seen.append((decision, neighbour))

@@ -1,42 +1,48 @@
 """Tuning: from a recording to the cuts that its labels prove, and to what these do on the part that was not looked at.
 
-Laws: cuts are chosen and proved on the first part of the recording, in time, and reported on the second, of which no
-label is looked at before; a scope family with labels enough is tested by itself, all others together, and where all are
-tested by themselves the others' cut is that of all together; what is not proved serves nothing. docs/tune.md tells the
-method, and what it assumes.
+Two ways to decide are tried: the cosine, and a learned score that the first part of the labels teaches; the error that
+is allowed is shared among them, so the one that serves more may be taken. Laws: cuts are chosen and proved on the first
+part of the recording, in time, and reported on the second, of which no label is looked at before; labels that teach do
+not prove. docs/tune.md tells the method, and what it assumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from math import exp
 from time import perf_counter
 
 from semcache.cache import Cache
-from semcache.policy.bounds import Certified, Tally, certify, labels_needed
+from semcache.policy.bounds import CONFIDENCE, Certified
 from semcache.policy.equivalent import Comparator
-from semcache.policy.tuned import NOTHING, Proof, Tuned
+from semcache.policy.guards import GUARDS, Guards
+from semcache.policy.score import Score
+from semcache.policy.tuned import FLOOR, NOTHING, Proof, Tuned
 from semcache.replay.labels import Labels
 from semcache.replay.lookahead import Vectors, embed
 from semcache.replay.recording import Recording
 from semcache.replay.score import Rate, oracle
 from semcache.replay.settings import Progress, Settings, load
-from semcache.replay.worlds import NO_CUT, Near, Refuse, Trace, World
+from semcache.replay.study import BUDGETS, Cuts, Served, Study
+from semcache.replay.teach import Pair, Taught, embed_pairs, teach
+from semcache.replay.worlds import NO_CUT, Refuse, Trace, World
 from semcache.semantic.embedder import as_embedder
 
-BUDGETS = (0.01, 0.02, 0.05, 0.10)
-FLOOR = 0.70
+LOWEST = 0.70
 STEP = 0.005
-CUTS = tuple(round(1 - STEP * step, 3) for step in range(round((1 - FLOOR) / STEP) + 1))
-CONFIDENCE = 0.95
+CUTS = tuple(round(1 - STEP * step, 3) for step in range(round((1 - LOWEST) / STEP) + 1))
+# Evenly by log odds: scores are told apart where they are nearly sure.
+SCORE_CUTS = tuple(round(1 / (1 + exp(-(9 - 0.2 * step))), 6) for step in range(49))
+PLAIN, GUARDED, LEARNED = "cosine", "cosine + guards", "learned score"
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """What is tuned for: at most `budget` of what is served near is wrong, proved on the first `split` of a recording.
 
-    `share` of its near matches are labelled. `refuses` leaves out single neighbours, as a guard does.
+    `share` of its near matches are labelled. `guards` are on, `pairs` teach a score beside the recording, and where
+    not `learns` there is no score.
     """
 
     settings: Settings
@@ -44,133 +50,41 @@ class Tuning:
     split: float = 0.5
     share: float = 1.0
     comparator: Comparator = field(default_factory=Comparator)
-    refuses: Refuse | None = None
+    guards: tuple[str, ...] = GUARDS
+    pairs: Sequence[Pair] = ()
+    learns: bool = True
 
 
 @dataclass(slots=True)
-class Cuts:
-    """What was proved at a budget: of each family that was tested by itself, and of all others."""
+class Way:
+    """A way to decide, replayed at each of its cuts as a cache runs (`study`) and as if all were cached (`always`)."""
 
-    budget: float
-    others: Certified
-    families: dict[bytes, Certified]
-
-    def of(self, family: bytes) -> float | None:
-        return self.families.get(family, self.others).cut
+    name: str
+    study: Study
+    always: Study
+    score: Score | None = None
 
 
 @dataclass(slots=True)
-class Served:
-    """What cuts do on the second part: near hits, all hits, and wrong ones; rates of requests, and of near hits."""
+class Column:
+    """What one way does at a budget: proved and served, and in hindsight, where that costs nobody a judge."""
 
-    near: Rate
-    answered: Rate
-    wrong: Rate
-
-
-class Study:
-    """The worlds of one protocol, by cut, their labels, and which requests calibrate; the others are reported on."""
-
-    def __init__(
-        self, worlds: dict[float, World], labels: Labels, families: Sequence[bytes], calibrates: Sequence[bool]
-    ) -> None:
-        self.worlds = worlds
-        self._labels = labels
-        self._families = families
-        self._calibrates = calibrates
-        self._tallies: dict[tuple[frozenset[bytes], float], Tally] = {}
-
-    @cached_property
-    def families(self) -> frozenset[bytes]:
-        """The families that have near matches at all."""
-        return frozenset(self._families[near.position] for world in self.worlds.values() for near in world.near)
-
-    def _near(self, cut: float, families: Iterable[bytes], *, calibrates: bool) -> list[Near]:
-        chosen = frozenset(families)
-        return [
-            near
-            for near in self.worlds[cut].near
-            if self._calibrates[near.position] is calibrates and self._families[near.position] in chosen
-        ]
-
-    def facts(self, family: bytes) -> int:
-        """Return the most labels that a family has at any cut, whatever they say."""
-        return max(self._tally(frozenset([family]), cut).facts for cut in CUTS)
-
-    def _tally(self, families: frozenset[bytes], cut: float, least: int | None = None) -> Tally:
-        known = self._tallies.get((families, cut))
-        # Counted without being asked, when only their number was wanted.
-        if known is None or (not known.labels and least is not None and known.facts >= least):
-            nears = self._near(cut, families, calibrates=True)
-            known = self._labels.tally(cut, nears, len(nears) + 1 if least is None else least)
-            self._tallies[families, cut] = known
-        return known
-
-    def certify(self, budget: float) -> Cuts:
-        """Prove cuts at a budget, in each family with labels enough and in all others together."""
-        needed = labels_needed(budget, CONFIDENCE)
-        alone = frozenset(family for family in self.families if self.facts(family) >= needed)
-        others = (self.families - alone) or self.families
-        return Cuts(
-            budget,
-            self._certified(others, budget),
-            {family: self._certified(frozenset([family]), budget) for family in sorted(alone)},
-        )
-
-    def _certified(self, families: frozenset[bytes], budget: float) -> Certified:
-        least = labels_needed(budget, CONFIDENCE)
-        return certify((self._tally(families, cut, least) for cut in CUTS), budget, CONFIDENCE)
-
-    def most_facts(self, cuts: Cuts) -> int:
-        """Return the most labels that the others have at any cut."""
-        others = frozenset(self.families - cuts.families.keys()) or self.families
-        return max((self._tally(others, cut).facts for cut in CUTS), default=0)
-
-    def serve(self, cuts: Cuts) -> Served:
-        """Return what proved cuts do on the part that is reported on."""
-        by_cut: dict[float, set[bytes]] = {}
-        for family in {*self._families, b""}:
-            cut = cuts.of(family) if family in self.families else None
-            by_cut.setdefault(NO_CUT if cut is None else cut, set()).add(family)
-        near: list[Near] = []
-        exact = 0
-        for cut, families in by_cut.items():
-            near += self._near(cut, families, calibrates=False)
-            exact += sum(
-                not self._calibrates[position] and self._families[position] in families
-                for position in self.worlds[cut].exact
-            )
-        return self._served(near, exact)
-
-    def _served(self, near: list[Near], exact: int) -> Served:
-        of = sum(not calibrates for calibrates in self._calibrates)
-        return Served(Rate(len(near), of), Rate(len(near) + exact, of), self._labels.rate(near))
-
-    def in_hindsight(self, budget: float) -> tuple[float, Served] | None:
-        """Return what the one cut that serves most within the budget would do, had one known the second part's labels.
-
-        No method knows them: it shows what is left to gain by more labels.
-        """
-        best = None
-        for cut in CUTS:
-            near = self._near(cut, self.families, calibrates=False)
-            exact = sum(not self._calibrates[position] for position in self.worlds[cut].exact)
-            served = self._served(near, exact)
-            share = served.wrong.share
-            if share is not None and share <= budget and (best is None or served.near.count > best[1].near.count):
-                best = cut, served
-        return best
+    cuts: Cuts
+    served: Served
+    hindsight: tuple[float, Served] | None
 
 
 @dataclass(slots=True)
 class Row:
-    """What came of one budget: proved and served, as the cache runs and as if all were cached, and in hindsight."""
+    """What came of one budget, by the way that was taken; `columns` are all ways, by name."""
 
     budget: float
+    way: Way
     cuts: Cuts
     served: Served
     always: Served
     hindsight: tuple[float, Served] | None
+    columns: dict[str, Column]
 
 
 @dataclass(slots=True)
@@ -179,7 +93,8 @@ class Outcome:
 
     `exact` and `oracle` are what exact matches alone and a cache that knows the truth answer of the second part, which
     begins behind `calibrating` requests. `facts` are the labels of all families that were not tested by themselves, at
-    the cut with most; `disagrees` tells how often the origin gave an identical request another answer.
+    the cut with most; `disagrees` tells how often the origin gave an identical request another answer. `ways` are those
+    that were tried, and `taught` is the score, where one was learned.
     """
 
     recording: Recording
@@ -192,6 +107,8 @@ class Outcome:
     exact: Rate
     oracle: Rate | None
     disagrees: Rate
+    ways: list[Way]
+    taught: Taught | None = None
     embedded: int = 0
     uncovered: int = 0
     wall_seconds: float = 0.0
@@ -209,33 +126,24 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
     with Cache("replay", memory=settings.memory, embedder=settings.embedder, prices=settings.prices) as cache:
         recording = load(lines, settings, cache, progress)
     vectors = embed(settings.embedder, recording.texts(), lambda done, of: progress("embedding texts", done, of))
-    trace = make_trace(recording, vectors, settings, tuning.refuses)
+    trace = make_trace(recording, vectors, settings)
     trace.search(lambda done, of: progress("searching", done, of))
-    on_miss, always = make_worlds(trace, progress)
     asked = recording.asked
     calibrating = int(len(asked) * tuning.split)
-    calibrates = [position < calibrating for position in range(len(asked))]
-    families = [b"" if one.request is None else one.request.family for one in asked]
     labels = Labels(asked, tuning.comparator, share=tuning.share, seed=settings.seed)
-    study = Study(on_miss, labels, families, calibrates)
-    other = Study(always, labels, families, calibrates)
-    rows = []
-    for budget in sorted({*BUDGETS, tuning.budget}):
-        progress(f"testing cuts at {budget:.3g} wrong", 0, 0)
-        cuts = study.certify(budget)
-        # Who pays for each comparison does not want it for cuts that nobody proposes.
-        hindsight = study.in_hindsight(budget) if tuning.comparator.judge is None else None
-        rows.append(Row(budget, cuts, study.serve(cuts), other.serve(other.certify(budget)), hindsight))
+    taught = _taught(trace, labels, calibrating, vectors, replace(tuning, settings=settings), progress)
+    ways = make_ways(trace, labels, tuning, taught, calibrating, progress)
+    rows = [make_row(ways, budget, taught, tuning, progress) for budget in sorted({*BUDGETS, tuning.budget})]
     row = next(row for row in rows if row.budget == tuning.budget)
     of = len(asked) - calibrating
-    exact = sum(position >= calibrating for position in on_miss[NO_CUT].exact)
+    exact = sum(position >= calibrating for position in ways[0].study.worlds[NO_CUT].exact)
     truth = oracle(asked, settings.exact_seconds) if recording.has_answer_ids else []
     known = sum(outcome.tier is not None for outcome in truth[calibrating:])
-    measured = {"made": made, "recording": name, **_measured(recording, calibrating, tuning, row.served)}
+    measured = {"made": made, "recording": name, **_measured(recording, calibrating, tuning, taught, row.served)}
     return Outcome(
-        recording, replace(tuning, settings=settings), _policy(row.cuts, settings.embedder.identity, measured),
-        rows, row, calibrating, study.most_facts(row.cuts), Rate(exact, of), Rate(known, of) if truth else None,
-        labels.origin_disagrees(), len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
+        recording, replace(tuning, settings=settings), _policy(row, settings.embedder.identity, tuning, measured),
+        rows, row, calibrating, row.way.study.most_facts(row.cuts), Rate(exact, of), Rate(known, of) if truth else None,
+        labels.origin_disagrees(), ways, taught, len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
     )  # fmt: skip
 
 
@@ -247,34 +155,124 @@ def make_trace(recording: Recording, vectors: Vectors, settings: Settings, refus
     )  # fmt: skip
 
 
-def make_worlds(trace: Trace, progress: Progress) -> tuple[dict[float, World], dict[float, World]]:
+def _taught(
+    trace: Trace, labels: Labels, calibrating: int, vectors: Vectors, tuning: Tuning, progress: Progress
+) -> Taught | None:
+    """Learn a score, if there are labels enough."""
+    if not tuning.learns:
+        return None
+    embedder = tuning.settings.embedder
+    known = embed_pairs(tuning.pairs, embedder, vectors, lambda done, of: progress("embedding pairs", done, of))
+    progress("learning a score", 0, 0)
+    return teach(trace, labels, calibrating, known, embedder.identity, tuning.pairs, tuning.settings.seed)
+
+
+def make_ways(
+    trace: Trace, labels: Labels, tuning: Tuning, taught: Taught | None, calibrating: int, progress: Progress
+) -> list[Way]:
+    """Replay a trace in each way: by the cosine without guards, for comparison, with them, and by a learned score."""
+    asked = trace.asked
+    families = [b"" if one.request is None else one.request.family for one in asked]
+    before = [position < calibrating for position in range(len(asked))]
+    reports = [not one for one in before]
+    refuses = None if not tuning.guards else _refuse(Guards(tuning.guards))
+    confidence = CONFIDENCE if taught is None else 1 - (1 - CONFIDENCE) / 2
+    settings: list[tuple[str, Trace, tuple[float, ...], list[bool], float, Score | None]] = []
+    if refuses is not None:
+        settings.append((PLAIN, trace, CUTS, before, CONFIDENCE, None))
+    settings.append((_cosine(tuning), trace.ranked(refuses=refuses), CUTS, before, confidence, None))
+    if taught is not None:
+        ranked = trace.ranked(refuses=refuses, score=taught.score)
+        settings.append((LEARNED, ranked, SCORE_CUTS, proving(trace, taught, calibrating), confidence, taught.score))
+    ways = []
+    for name, ranked, cuts, proves, sure, score in settings:
+        on_miss, always = make_worlds(ranked, progress, cuts, name)
+        study, other = (Study(worlds, labels, families, proves, reports, sure) for worlds in (on_miss, always))
+        ways.append(Way(name, study, other, score))
+    return ways
+
+
+def proving(trace: Trace, taught: Taught, calibrating: int) -> list[bool]:
+    """Say of each request whether it proves cuts of a score: asked after those that taught, of a text that did not."""
+    return [
+        taught.begin <= one.position < calibrating and one.text not in taught.texts for one in trace.asked
+    ]  # fmt: skip
+
+
+def _cosine(tuning: Tuning) -> str:
+    """Name the way by the cosine that may be taken."""
+    return GUARDED if tuning.guards else PLAIN
+
+
+def _refuse(guards: Guards) -> Refuse:
+    def refuses(text: str, other: str) -> str | None:
+        refusal = guards.check(text, other)
+        return None if refusal is None else refusal.reason
+
+    return refuses
+
+
+def make_worlds(
+    trace: Trace, progress: Progress, cuts: Sequence[float] = CUTS, name: str = ""
+) -> tuple[dict[float, World], dict[float, World]]:
     """Replay a trace at every cut, as a cache runs, and as if each answer were cached."""
     on_miss = {NO_CUT: trace.cached_on_miss(NO_CUT)}
-    for done, cut in enumerate(CUTS):
-        progress("replaying at each cut", done, len(CUTS))
+    for done, cut in enumerate(cuts):
+        progress(f"replaying at each cut {name}".rstrip(), done, len(cuts))
         on_miss[cut] = trace.cached_on_miss(cut)
-    everything = trace.cached_always()
+    everything = trace.cached_always(min(cuts))
     always = {
-        cut: World([near for near in everything.near if near.similarity >= cut], everything.exact)
-        for cut in (NO_CUT, *CUTS)
+        cut: World([near for near in everything.near if near.rating >= cut], everything.exact)
+        for cut in (NO_CUT, *cuts)
     }
     return on_miss, always
 
 
-def _measured(recording: Recording, calibrating: int, tuning: Tuning, served: Served) -> dict[str, object]:
+def make_row(ways: Sequence[Way], budget: float, taught: Taught | None, tuning: Tuning, progress: Progress) -> Row:
+    """Prove cuts at a budget, and take the way that serves most of the requests that prove a score.
+
+    Each way has its share of the error, so that either may be taken, for whatever reason, labels too.
+    """
+    progress(f"testing cuts at {budget:.3g} wrong", 0, 0)
+    # Who pays for each comparison does not want it for cuts that nobody proposes.
+    is_free = tuning.comparator.judge is None
+    columns = {}
+    for way in ways:
+        if way.name not in (_cosine(tuning), LEARNED) and not is_free:
+            continue
+        cuts = way.study.certify(budget)
+        columns[way.name] = Column(cuts, way.study.serve(cuts), way.study.in_hindsight(budget) if is_free else None)
+    taken = next(way for way in ways if way.name == _cosine(tuning))
+    learned = next((way for way in ways if way.name == LEARNED), None)
+    if learned is not None and taught is not None:
+        compared = learned.study.calibrates
+        more, fewer = (way.study.covers(columns[way.name].cuts, compared) for way in (learned, taken))
+        taken = learned if more > fewer else taken
+    column = columns[taken.name]
+    always = taken.always.serve(taken.always.certify(budget))
+    return Row(budget, taken, column.cuts, column.served, always, column.hindsight, columns)
+
+
+def _measured(
+    recording: Recording, calibrating: int, tuning: Tuning, taught: Taught | None, served: Served
+) -> dict[str, object]:
     """Tell what a policy was measured on, and what it did on the part that was not looked at."""
     return {
         "requests": len(recording.asked),
         "calibrating": calibrating,
         "span_seconds": recording.span_seconds,
         "labelled_share": tuning.share,
+        "teaching": None if taught is None else {"requests": taught.begin, "labels": taught.labels},
         "reported": {"near": served.near.count, "wrong": served.wrong.count, "judged": served.wrong.of},
     }
 
 
-def _policy(cuts: Cuts, embedder: str, measured: dict[str, object]) -> Tuned:
+def _policy(row: Row, embedder: str, tuning: Tuning, measured: dict[str, object]) -> Tuned:
+    cuts = row.cuts
     families = {family.hex(): _proof(found) for family, found in cuts.families.items()}
-    return Tuned(cuts.budget, CONFIDENCE, embedder, _proof(cuts.others), families, measured)
+    return Tuned(
+        cuts.budget, CONFIDENCE, embedder, _proof(cuts.others), families, measured, tuning.guards, row.way.score
+    )  # fmt: skip
 
 
 def _proof(found: Certified) -> Proof:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
-from semcache.policy.bounds import Certified, Tally, labels_at_rate, labels_needed, upper_bound
+from semcache.policy.bounds import CONFIDENCE, Certified, Tally, labels_at_rate, labels_needed, upper_bound
 from semcache.replay.render import WIDEST, Line, wrapped
 from semcache.replay.score import Rate
-from semcache.replay.tune import CONFIDENCE, Cuts, Outcome, Row, Served
+from semcache.replay.study import Cuts, Served
+from semcache.replay.tune import LEARNED, Column, Outcome, Row
 from semcache.replay.words import clip, count, duration, interval, percent, plain
 
 _SKIPPED_SHOWN = 3
@@ -20,13 +21,13 @@ def missing(outcome: Outcome) -> int | None:
 
     None: no number of labels helps, because what was tested first is wrong more often than the budget allows.
     """
-    others = outcome.row.cuts.others
+    others, confidence = outcome.row.cuts.others, outcome.row.cuts.confidence
     if others.cut is not None:
         return 0
     if others.failed is None:
-        return labels_needed(outcome.tuning.budget, CONFIDENCE) - outcome.facts
+        return labels_needed(outcome.tuning.budget, confidence) - outcome.facts
     tally = others.failed
-    needed = labels_at_rate(tally.wrong / tally.labels, outcome.tuning.budget, CONFIDENCE)
+    needed = labels_at_rate(tally.wrong / tally.labels, outcome.tuning.budget, confidence)
     return None if needed is None else max(1, needed - tally.labels)
 
 
@@ -45,6 +46,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "labels_missing": missing(outcome),
         "policy": repr(policy),
         "embedder": policy.embedder,
+        "guards": list(policy.guards),
+        "score": _taught(outcome),
         "budgets": [_row(row) for row in outcome.rows],
         "exact_only": outcome.exact.share,
         "oracle": None if outcome.oracle is None else outcome.oracle.share,
@@ -55,16 +58,37 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _taught(outcome: Outcome) -> dict[str, Any] | None:
+    taught = outcome.taught
+    if taught is None:
+        return None
+    return {
+        "labels": taught.labels,
+        "pairs": taught.score.labels,
+        "requests": taught.begin,
+        "is_better_than_cosine": taught.score.correction is not None,
+    }
+
+
 def _row(row: Row) -> dict[str, Any]:
-    hindsight = None if row.hindsight is None else {"cut": row.hindsight[0], **_served(row.hindsight[1])}
     return {
         "max_wrong": row.budget,
+        "by": row.way.name,
+        "confidence": row.cuts.confidence,
         "others": _certified(row.cuts.others),
         "families": {family.hex(): _certified(found) for family, found in row.cuts.families.items()},
         "served": _served(row.served),
         "cached_always": _served(row.always),
-        "in_hindsight": hindsight,
+        "in_hindsight": _hindsight(row),
+        "ways": {
+            name: {"served": _served(column.served), "in_hindsight": _hindsight(column)}
+            for name, column in row.columns.items()
+        },
     }
+
+
+def _hindsight(told: Row | Column) -> dict[str, Any] | None:
+    return None if told.hindsight is None else {"cut": told.hindsight[0], **_served(told.hindsight[1])}
 
 
 def _certified(found: Certified) -> dict[str, Any]:
@@ -96,7 +120,7 @@ def render(outcome: Outcome, name: str, target: str, width: int) -> list[Line]:
     """Return what came of tuning on the recording `name` as lines of at most about `width` columns."""
     width = min(width, WIDEST)
     lines: list[Line] = [[]]
-    for section in (_head(outcome, name, width), _table(outcome), _notes(outcome, width)):
+    for section in (_head(outcome, name, width), _table(outcome), _ways(outcome), _notes(outcome, width)):
         lines += [*section, []]
     return [*lines, *_conclusion(outcome, target, width), []]
 
@@ -135,6 +159,32 @@ def _table(outcome: Outcome) -> Iterator[Line]:
         yield [(f"  {'oracle, all hits':<26}{outcome.oracle.count:>11,}{percent(outcome.oracle.share):>9}", "")]
 
 
+def _ways(outcome: Outcome) -> Iterator[Line]:
+    """Tell beside each other what each way to decide serves: proved, and in hindsight."""
+    heads = f"{'near hits, of requests (95%)':<30}" + "".join(
+        f"{f'at most {100 * row.budget:.3g}%':>17}" for row in outcome.rows
+    )
+    yield [("  " + heads, "head")]
+    yield [("  " + "─" * len(heads), "note")]
+    for name in outcome.row.columns:
+        columns = [row.columns[name] for row in outcome.rows]
+        shares = [column.served.near for column in columns]
+        told = [f"{percent(near.share)} {interval(near)}" if near.count else "-" for near in shares]
+        yield [(f"  {name:<30}" + "".join(f"{one:>17}" for one in told), "title" if _is_taken(outcome, name) else "")]
+        found = [column.hindsight for column in columns]
+        if outcome.tuning.comparator.judge is None:
+            told = ["-" if one is None else percent(one[1].near.share) for one in found]
+            yield [(f"  {'  in hindsight':<30}" + "".join(f"{one:>17}" for one in told), "note")]
+    if outcome.oracle is not None:
+        near = outcome.oracle.count - outcome.exact.count
+        share = near / outcome.oracle.of if outcome.oracle.of else 0.0
+        yield [(f"  {'oracle':<30}" + f"{percent(share):>17}" * len(outcome.rows), "note")]
+
+
+def _is_taken(outcome: Outcome, name: str) -> bool:
+    return outcome.row.way.name == name
+
+
 def _cut(cuts: Cuts) -> str:
     proved = [found.cut for found in (cuts.others, *cuts.families.values()) if found.cut is not None]
     if not proved:
@@ -150,6 +200,8 @@ def _notes(outcome: Outcome, width: int) -> Iterator[Line]:
     )  # fmt: skip
     told = f"tested by itself: {count(len(outcome.row.cuts.families), 'scope family', 'scope families')}"
     yield from wrapped(f"{told}, with labels enough for it; all others together.", width, "note")
+    if outcome.taught is not None:
+        yield from wrapped(_told_of(outcome), width, "note")
     comparator = outcome.tuning.comparator
     disagrees = outcome.disagrees
     if disagrees.of and not outcome.recording.has_answer_ids:
@@ -175,15 +227,29 @@ def _notes(outcome: Outcome, width: int) -> Iterator[Line]:
             yield from wrapped(f"line {number}: {plain(reason)}", width, "note")
 
 
+def _told_of(outcome: Outcome) -> str:
+    """Say what a score was learned from, and what was taken."""
+    taught = outcome.taught
+    assert taught is not None  # noqa: S101 - asked only then
+    told = f"a score was learned from {count(taught.labels, 'label')}"
+    if taught.begin:
+        told += f" of the first {count(taught.begin, 'request')}, which prove nothing for it"
+    if taught.score.correction is None:
+        told += "; they bear out nothing beyond the cosine"
+    taken = "score" if outcome.row.way.name == LEARNED else "cosine"
+    return f"{told}. At {100 * outcome.tuning.budget:.3g}% the {taken} is taken; each was proved with 97.5% confidence."
+
+
 def _of(rate: Rate) -> str:
     return f"{rate.count:,} of {rate.of:,} cases"
 
 
 def _conclusion(outcome: Outcome, target: str, width: int) -> Iterator[Line]:
     row, share = outcome.row, f"{100 * outcome.tuning.budget:.3g}%"
+    of = "" if outcome.policy.score is None else " of the learned score"
     if outcome.policy.cuts:
         told = (
-            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)} on are wrong; "
+            f"With 95% confidence at most {share} of the near matches served from {_cut(row.cuts)}{of} on are wrong; "
             f"on the rest of the recording these were {percent(row.served.near.share)} of the requests. {target} holds "
             f"the policy: try it with `semcache replay OTHER.jsonl --policy {target}`, use it with Cache(policy=...)."
         )
@@ -201,7 +267,8 @@ def _why(outcome: Outcome) -> str:
         if lacking is None:
             return f"{told}: more than that share, so more labels of this kind will not help."
         return f"{told}: if that share stays as it is, about {count(lacking, 'label is', 'labels are')} missing."
-    told = f"It takes {labels_needed(outcome.tuning.budget):,} labels, none wrong, and there are {outcome.facts:,}"
+    needed = labels_needed(outcome.tuning.budget, outcome.row.cuts.confidence)
+    told = f"It takes {needed:,} labels, none wrong, and there are {outcome.facts:,}"
     told += f": {count(lacking or 0, 'label is', 'labels are')} missing"
     if not outcome.facts:
         return f"{told}. A near match has one where both requests have an answer_id, or a response to compare."

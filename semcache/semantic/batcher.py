@@ -83,14 +83,14 @@ class Batcher:
         worker = self._workers.get(os.getpid())
         return worker.has_scope(scope) if worker else None
 
-    def search(self, scope: bytes, text: str, k: int) -> Future[Found]:
-        """Return the text's vector and its nearest rows of that scope.
+    def search(self, scope: bytes, text: str, k: int, *, with_vectors: bool = False) -> Future[Found]:
+        """Return the text's vector and its nearest rows of that scope, with their vectors where they are wanted.
 
         The future raises TierError("uncovered") for a text that the embedder does not see whole. Raises
         TierError("full" or "closed").
         """
         future: Future[Found] = _running_future()
-        self._worker().ask(Search(scope, text, k, future))
+        self._worker().ask(Search(scope, text, k, future, with_vectors))
         return future
 
     def within(self, text: str, similarity: float) -> Future[list[Neighbour]]:

@@ -68,6 +68,10 @@ class VectorIndex(Protocol):
         """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
         ...
 
+    def vector(self, key: bytes) -> NDArray[float32] | None:
+        """Return a copy of a row's vector, float32[d]; None where there is no such row."""
+        ...
+
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         """Return the live rows of all scopes at least so similar to a unit vector, float32[d], nearest first."""
         ...
@@ -180,6 +184,10 @@ class FlatIndex:
                 for place, neighbours in zip(places, self._nearest(scope, queries[places], k), strict=True):
                     found[place] = neighbours
         return found
+
+    def vector(self, key: bytes) -> NDArray[float32] | None:
+        row = self._rows[hash(key) % _SHARDS].get(key)
+        return None if row is None else self._arena.slab(row).vectors[row & OFFSET].copy()
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         """Look at every row; see `VectorIndex.within`."""

@@ -48,12 +48,13 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """Wanted: the nearest rows of a scope."""
+    """Wanted: the nearest rows of a scope, with their vectors or without."""
 
     scope: bytes
     text: str
     k: int
     future: Future[Found]
+    with_vectors: bool = False
 
 
 @dataclass(slots=True)

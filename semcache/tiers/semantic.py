@@ -22,11 +22,14 @@ from semcache.marks import Row
 from semcache.model import Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy, within
-from semcache.policy.learner import Learner, is_match, rank_of
+from semcache.policy.learner import Learner, is_match
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
 NEIGHBOURS = 4
+CANDIDATES = 8
+"""How many neighbours a policy is given that ranks them anew: a better one may stand behind the nearest."""
+
 _ROUNDS = 3
 _MOST_BIRTHS = 4096
 _PATIENCE_SECONDS = 60.0
@@ -97,18 +100,23 @@ class SemanticTier:
             return Miss(self.unready())
         if not has_scope:  # nothing to compare with: the text is embedded behind the answer
             return Miss()
+        policy = within(self.policy, request)
+        rank = getattr(policy, "rank", None)
+        wanted = NEIGHBOURS if rank is None else CANDIDATES
         deadline = self._now() + self._timeout
         evidence = Evidence()
         for _ in range(_ROUNDS):
             try:
-                found: Found = yield Wait(self.batcher.search(scope, text, NEIGHBOURS), deadline - self._now())
+                searched = self.batcher.search(scope, text, wanted, with_vectors=rank is not None)
+                found: Found = yield Wait(searched, deadline - self._now())
             except TierError as error:
                 if error.reason != "uncovered":
                     raise
                 return Miss(f"exact only: {error}")
             _learn(evidence, found)
             began = perf_counter_ns()
-            hit, gone = yield from self._decide(request, found.neighbours, evidence)
+            neighbours = found.neighbours if rank is None else rank(text, found.vector, found.neighbours)
+            hit, gone = yield from self._decide(request, policy, neighbours, evidence)
             evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
             if gone:
                 self.batcher.remove(gone)
@@ -119,15 +127,13 @@ class SemanticTier:
         return Miss(evidence.decision.reason if evidence.decision else None, evidence)
 
     def _decide(
-        self, request: Request, neighbours: list[Neighbour], evidence: Evidence
+        self, request: Request, policy: Policy, neighbours: Sequence[Neighbour], evidence: Evidence
     ) -> Plan[tuple[Hit | None, list[bytes]]]:
         """Ask the policy about each neighbour; also tell those whose answers are gone."""
         gone: list[bytes] = []
         trouble: Exception | None = None
-        if any(neighbour.score is not None for neighbour in neighbours):
-            neighbours = sorted(neighbours, key=rank_of, reverse=True)  # what ranks first is what a cut would serve
         for neighbour in neighbours:
-            decision = self._judge(request, neighbour)
+            decision = self._judge(request, policy, neighbour)
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
                 evidence.decision = decision
             try:
@@ -148,8 +154,8 @@ class SemanticTier:
             raise trouble
         return None, gone
 
-    def _judge(self, request: Request, neighbour: Neighbour) -> Decision:
-        decision = within(self.policy, request).decide(request.text or "", neighbour)
+    def _judge(self, request: Request, policy: Policy, neighbour: Neighbour) -> Decision:
+        decision = policy.decide(request.text or "", neighbour)
         if decision.verdict is not Verdict.REUSE:
             return decision
         if request.mode == "shadow":
@@ -166,7 +172,7 @@ class SemanticTier:
             if reported is None:
                 return decision
             reason = reported
-        return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut)
+        return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut, score=decision.score)
 
     def _fetch(self, key: bytes) -> Plan[Hit | None]:
         for tier in self._values:

@@ -16,7 +16,8 @@ from semcache.policy.equivalent import Comparator
 from semcache.replay.labels import Labels
 from semcache.replay.recording import Asked
 from semcache.replay.settings import Settings
-from semcache.replay.tune import CUTS, Study, Tuning, tune
+from semcache.replay.study import Study
+from semcache.replay.tune import CUTS, Tuning, tune
 from semcache.replay.tuning import figures, render
 from semcache.replay.worlds import NO_CUT, Near, World
 from semcache.testing import ManualClock
@@ -27,10 +28,13 @@ HOURS = "opening hours of the shop in town"
 
 
 def reworded(text, number):
-    """Return other letters' order, so the same vector: a rewording that any cut but 1 lets through."""
-    letters = list(text)
-    Random(number).shuffle(letters)
-    return "".join(letters)
+    """Return the first word's letters in another order: the same vector, and words that no guard knows."""
+    first, _, rest = text.partition(" ")
+    letters = list(first)
+    while "".join(letters) == first:
+        Random(number).shuffle(letters)
+        number += 1000
+    return f"{''.join(letters)} {rest}"
 
 
 def repeats(pairs, wrong=0, *, start=0, **fields):
@@ -257,7 +261,7 @@ def test_opened_cuts_hold_the_budget_over_many_splits():
         Asked(place, 0.0, Request(b"%d" % place, family=b"f"), None, None, "a", b"", 0, 0, 0)
         for place in range(2 * size)
     ]
-    near = [Near(2 * place + 1, 2 * place, similarity) for place, similarity in enumerate(similarities)]
+    near = [Near(2 * place + 1, 2 * place, near, near) for place, near in enumerate(similarities)]
     worlds = {cut: World([one for one in near if one.similarity >= cut]) for cut in (NO_CUT, *CUTS)}
     opened = broken = 0
     for _ in range(draws):

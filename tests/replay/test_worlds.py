@@ -63,7 +63,7 @@ def test_world_of_a_cut_is_what_its_replay_serves(cut, seed):
 def test_world_where_all_is_cached_is_what_shadow_sees():
     """Where nothing near is served, the nearest rows are those that shadow finds."""
     replayed = run(recording(3), embedder=Letters(), ttl=LIVES)
-    world = trace_of(replayed).cached_always()
+    world = trace_of(replayed).cached_always(0.7)
     found = {
         place: one.nearest[1]
         for place, one in enumerate(replayed.outcomes)

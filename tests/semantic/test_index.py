@@ -397,3 +397,14 @@ def test_clear_leaves_an_index_that_works():
     assert (len(index), index.nbytes, index.has_scope(b"scope"), b"1" in index) == (0, 0, False, False)
     index.add(b"key", b"scope", axis(0), "", inf)
     assert keys_found(index, b"scope", axis(0)) == [b"key"]
+
+
+def test_vector_of_a_row_is_a_copy():
+    """A row's vector is given by its key, and stays what it was when the row changes; of no row there is none."""
+    index = FlatIndex(DIMENSION, PLENTY)
+    index.add(b"key", b"scope", axis(1), "text", 1.0)
+    vector = index.vector(b"key")
+    index.add(b"key", b"scope", axis(2), "text", 1.0)
+    assert vector.tolist() == axis(1).tolist()
+    assert index.vector(b"key").tolist() == axis(2).tolist()
+    assert index.vector(b"none") is None

@@ -1,0 +1,124 @@
+"""What two texts have in common and what tells them apart, in a dozen numbers that a score learns from.
+
+Laws: pure and symmetric; sums are exact, so no order of words or of a set changes a number; a text is read once, and
+the latest ones are remembered, since the texts that are found are found again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+from math import fsum, log, log1p
+from operator import ne
+from typing import NamedTuple
+from zlib import crc32
+
+from semcache.policy.facts import Facts, facts_of
+
+BUCKETS = 4096
+"""How many kinds of words are told apart when it is counted how rare they are: a word is known by its hash alone."""
+
+_REMEMBERED = 4096
+_WORD = re.compile(r"\w+")
+_LETTERS = 3
+_SKETCH = 512
+_SOME = 0.1
+
+
+class Read(NamedTuple):
+    """A text as it is compared: its words' buckets, how many words, a sketch of its letters, and what guards know.
+
+    Of a sketch's bits `letters` are set.
+    """
+
+    buckets: frozenset[int]
+    length: int
+    sketch: int
+    letters: int
+    facts: tuple[object, ...]
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def read(text: str) -> Read:
+    """Read a text."""
+    words = _WORD.findall(text.casefold())
+    row = f" {' '.join(words)} "
+    sketch = 0
+    for place in range(len(row) - _LETTERS + 1):
+        sketch |= 1 << crc32(row[place : place + _LETTERS].encode()) % _SKETCH
+    return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts_of(text)))
+
+
+def reader() -> Callable[[str], Read]:
+    """Return `read` with a memory of its own for all texts, for one job that compares many."""
+    return cache(read.__wrapped__)
+
+
+def _bucket(word: str) -> int:
+    return crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS
+
+
+def _known(facts: Facts) -> tuple[object, ...]:
+    """Return the facts that are compared, each as what is equal in texts that agree."""
+    return (
+        (frozenset((base, dimension) for base, dimension, _, _ in facts.numbers), frozenset(facts.hedged)),
+        (frozenset(facts.dates), frozenset(facts.times)),
+        (frozenset(facts.identifiers), frozenset(facts.quotes)),
+        facts.negations % 2,
+        frozenset(facts.sides),
+        frozenset(word for name in facts.names for word in name),
+        frozenset(facts.questions),
+    )
+
+
+def rarities(texts: Iterable[Read]) -> list[float]:
+    """Return how rare the words of each bucket are in texts: 0 for what stands in all of them, 1 for what in none."""
+    counts = [0] * BUCKETS
+    number = 0
+    for text in texts:
+        number += 1
+        for bucket in text.buckets:
+            counts[bucket] += 1
+    most = log(number + 1) or 1.0
+    return [log((number + 1) / (count + 1)) / most for count in counts]
+
+
+NAMES = (
+    "rare words shared", "rare words shared, of the poorer text", "rarest word apart", "rarest word apart, other side",
+    "rarity apart", "rarity apart, lesser side", "words shared", "letters shared", "letters shared, of the lesser text",
+    "lengths", "length", "same words", "numbers", "dates and times", "identifiers and quotes", "negation", "opposites",
+    "names", "questions",
+)  # fmt: skip
+"""What `compare` tells, in order."""
+
+
+def compare(one: Read, two: Read, rarity: Sequence[float]) -> list[float]:
+    """Tell what two texts share and what tells them apart: one number for each of NAMES."""
+    shared = one.buckets & two.buckets
+    weigh = rarity.__getitem__
+    mine, theirs = list(map(weigh, one.buckets - shared)), list(map(weigh, two.buckets - shared))
+    both, lesser, greater = fsum(map(weigh, shared)), fsum(mine), fsum(theirs)
+    if lesser > greater:
+        lesser, greater = greater, lesser
+    rarest, less_rare = max(mine, default=0.0), max(theirs, default=0.0)
+    if rarest < less_rare:
+        rarest, less_rare = less_rare, rarest
+    letters = (one.sketch & two.sketch).bit_count()
+    few, many = (one, two) if one.length <= two.length else (two, one)
+    words = len(one.buckets) + len(two.buckets) - len(shared)
+    return [
+        both / (both + lesser + greater + _SOME),
+        both / (both + lesser + _SOME),
+        rarest,
+        less_rare,
+        log1p(lesser + greater),
+        log1p(lesser),
+        len(shared) / words if words else 1.0,
+        letters / max(1, one.letters + two.letters - letters),
+        letters / max(1, min(one.letters, two.letters)),
+        log((many.length + 1) / (few.length + 1)),
+        log1p(few.length),
+        one.buckets == two.buckets,
+        *map(ne, one.facts, two.facts),
+    ]
