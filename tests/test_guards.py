@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 import semcache
 from semcache.events import Event
-from semcache.policy.facts import facts_of, letters_of
 from semcache.policy.guards import GUARDS, Guards
+from semcache.policy.reading import facts_of
+from semcache.policy.tokens import letters_of
 from semcache.telemetry.logging import LoggingObserver
 
 # Each guard: texts that it must keep apart, and texts that it must let through.

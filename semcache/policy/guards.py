@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from semcache.errors import ConfigurationError
-from semcache.policy.facts import Facts, Quantity, facts_of
+from semcache.policy.facts import Facts, Quantity
 from semcache.policy.lexicon import same_names
+from semcache.policy.reading import facts_of
 
 GUARDS = (
     "language", "volatile", "numbers", "units", "dates", "times", "identifiers", "quotes", "negation", "antonyms",
