@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 import semcache
 from semcache.events import Event
 from semcache.policy.guards import GUARDS, Guards
-from semcache.policy.reading import facts_of
+from semcache.policy.reading import facts_of, read
 from semcache.policy.tokens import letters_of
 from semcache.telemetry.logging import LoggingObserver
 
@@ -213,6 +215,61 @@ def test_another_spelling_of_a_text_is_no_conflict(text):
 def test_long_texts_take_linear_time(piece):
     """No text, however made, costs more than its length: one that costs its square makes this test hang."""
     assert facts_of(piece * 4_000).letters == letters_of(piece) * 4_000
+
+
+def test_text_too_long_to_compare_in_time_is_exact_only():
+    """Law 10: reading takes time with each character, and a caller waits for it."""
+    told = "where is my order " * 3_000
+    refusal = Guards().check(told, told + "please")
+    assert (refusal.guard, refusal.reason) == ("language", "exact only: the guards read at most 50,000 characters")
+
+
+def test_each_text_is_read_once():
+    """A lookup asks of one text beside up to four neighbours, and neighbours come again."""
+    asked = []
+
+    def facts(text):
+        asked.append(text)
+        return read(text)
+
+    guards = Guards(facts=cache(facts))
+    assert [guards.refuses("6 of them", other) for other in ("7 of them", "8 of them", "six of them")] == [
+        "numbers", "numbers", None,
+    ]  # fmt: skip
+    assert asked == ["6 of them", "7 of them", "8 of them", "six of them"]
+    assert facts_of("9 of them") is facts_of("9 of them")
+
+
+def test_memory_of_facts_is_bounded_by_letters():
+    """Long texts take the place of many short ones, and the longest are not kept."""
+    facts_of("first of them")
+    for number in range(12):
+        facts_of(f"{number} " + f"{'a' * 60} " * 600)
+    assert facts_of.cache.currsize <= facts_of.cache.maxsize
+    assert not any(facts.letters == "firstofthem" for facts in facts_of.cache.values())
+
+
+def test_one_job_of_many_texts_remembers_them_all():
+    """Who compares each text with many others reads each once, however many there are."""
+    texts = [f"where is order {number}" for number in range(3_600)]
+    guards = Guards(["numbers"]).unbounded()
+    assert repr(guards) == "Guards(['numbers'])"
+    first = guards.facts(texts[0])
+    assert {guards.refuses(texts[0], other) for other in texts[1:]} == {"numbers"}
+    assert guards.facts(texts[0]) is first
+    assert guards.refuses(texts[0], texts[0]) is None
+
+
+def test_guards_judge_what_any_policy_would_serve():
+    """A policy of one's own has guards by asking them of its decision; what it does not serve stays as it decided."""
+    near = semcache.Neighbour(b"k", 0.97, "the alarm for 7")
+    served = semcache.Decision(semcache.Verdict.REUSE, "my own", 0.97, 0.9)
+    refused = Guards().over(served, "the alarm for 6", near)
+    assert (refused.verdict, refused.guard, refused.cut) == (semcache.Verdict.REJECT, "numbers", 0.9)
+    assert Guards().over(served, "the alarm for seven", near) is served
+    for verdict in (semcache.Verdict.REJECT, semcache.Verdict.EXPLORE):
+        decided = semcache.Decision(verdict, "my own", 0.97)
+        assert Guards().over(decided, "the alarm for 6", near) is decided
 
 
 # In a cache

@@ -53,14 +53,14 @@ class Guards:
         unknown = self.names - set(GUARDS)
         if unknown:
             raise ConfigurationError(f"guards are {', '.join(GUARDS)}, or None; got {sorted(map(str, unknown))}")
-        self._facts = facts
+        self.facts = facts
         self._checks = tuple(check for names, check in _CHECKS if self.names & set(names))
 
     def check(self, text: str, other: str) -> Refusal | None:
         """Say why two texts must not share an answer; None where no guard knows a reason."""
         if text == other or not self._checks:
             return None
-        one, two = self._facts(text), self._facts(other)
+        one, two = self.facts(text), self.facts(other)
         for check in self._checks:
             refusal = check(one, two)
             if refusal is not None and refusal.guard in self.names:
