@@ -16,12 +16,11 @@ from run import OUT, RESULTS, machine
 
 from semcache.policy import Threshold
 from semcache.replay.run import replay
-from semcache.replay.score import Rate, score
+from semcache.replay.score import Rate, Score, score
 from semcache.replay.settings import Settings
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 
 CUTS = (0.85, 0.90, 0.95)
-GUARDED_CUT = 0.90
 BEGIN, END = "<!-- streams: written by streams.py -->", "<!-- end of streams -->"
 GUARDS_BEGIN, GUARDS_END = "<!-- guards: written by streams.py -->", "<!-- end of guards -->"
 
@@ -31,15 +30,15 @@ class Remembering(SentenceTransformerEmbedder):
 
     def __init__(self) -> None:
         super().__init__("all-MiniLM-L6-v2")
-        self._vectors: dict[str, Any] = {}
+        self.known: dict[str, Any] = {}
 
     def __call__(self, texts: list[str]) -> Any:
         import numpy as np
 
-        missing = [text for text in texts if text not in self._vectors]
+        missing = [text for text in texts if text not in self.known]
         if missing:
-            self._vectors.update(zip(missing, super().__call__(missing), strict=True))
-        return np.stack([self._vectors[text] for text in texts])
+            self.known.update(zip(missing, super().__call__(missing), strict=True))
+        return np.stack([self.known[text] for text in texts])
 
 
 def main(arguments: list[str]) -> None:
@@ -60,14 +59,14 @@ def main(arguments: list[str]) -> None:
 
 def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
     lines = path.read_text(encoding="utf-8").splitlines()
-    figures: dict[str, Any] = {"cuts": {}}
+    figures: dict[str, Any] = {"cuts": {}, "guards": {}}
     for cut in CUTS:
-        policy = Threshold(cut, guards=None)
-        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
+        replayed = replay(lines, Settings(policy=Threshold(cut, guards=None), embedder=embedder), lambda *_: None)
         asked = replayed.recording.asked
         ours = score(asked, replayed.outcomes)
         near = ours.near.wrong_per_hit
         figures["cuts"][f"{cut:.2f}"] = [ours.hit_rate, ours.near.hits, near.count, near.of]
+        figures["guards"][f"{cut:.2f}"] = guarded(lines, embedder, cut, ours)
         if "requests" not in figures:
             figures.update(
                 requests=ours.requests,
@@ -77,18 +76,17 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
                 texts=replayed.embedded,
                 rest_seconds=replayed.wall_seconds - replayed.embed_seconds,
             )
-    return figures | {"guards": guarded(lines, embedder)}
-
-
-def guarded(lines: list[str], embedder: Any) -> dict[str, Any]:
-    """Return the near hits, right and wrong, with the guards off and on, and what each refused, right and wrong."""
-    figures: dict[str, Any] = {}
-    for name, policy in (("off", Threshold(GUARDED_CUT, guards=None)), ("on", Threshold(GUARDED_CUT))):
-        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
-        ours = score(replayed.recording.asked, replayed.outcomes)
-        figures[name] = [ours.near.judged - ours.near.wrong, ours.near.wrong]
-        figures["refused"] = {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in ours.refused.items()}
     return figures
+
+
+def guarded(lines: list[str], embedder: Any, cut: float, off: Score) -> dict[str, Any]:
+    """Return the near hits, right and wrong, without guards and with them, and what each refused, right and wrong."""
+    replayed = replay(lines, Settings(policy=Threshold(cut), embedder=embedder), lambda *_: None)
+    on = score(replayed.recording.asked, replayed.outcomes)
+    refused = {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in on.refused.items()}
+    return {name: [near.judged - near.wrong, near.wrong] for name, near in (("off", off.near), ("on", on.near))} | {
+        "refused": refused
+    }
 
 
 def _write(rows: dict[str, Any]) -> None:
@@ -106,7 +104,7 @@ def _write(rows: dict[str, Any]) -> None:
             f"| {name} | {row['requests']:,} | {row['exact']:.1%} | {row['oracle']:.1%} | {' | '.join(cells)} "
             f"| {row['embed_seconds']:.0f} | {row['rest_seconds']:.0f} |"
         )
-    _put("Recorded streams", [*lines, END])
+    put_between("Recorded streams", [*lines, END])
     write_guarded({name: row["guards"] for name, row in rows.items() if "guards" in row})
 
 
@@ -114,25 +112,36 @@ def write_guarded(rows: dict[str, Any]) -> None:
     """Write the table of what the guards cost and spare."""
     lines = [
         GUARDS_BEGIN,
-        f"all-MiniLM-L6-v2, at a similarity of {GUARDED_CUT:.2f}, guards off and on.",
+        "all-MiniLM-L6-v2; near hits at three similarities, guards off and on.",
         "",
-        "| stream | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
-        "| --- | --: | --: | --: | --: | --: | --: | --- |",
+        "| stream | at | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
-    for name, row in sorted(rows.items()):
-        (right, wrong), (right_on, wrong_on) = row["off"], row["on"]
-        refused = sorted(row["refused"].items(), key=lambda one: -sum(one[1]))
-        told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
-        cells = [name, wrong, wrong_on, _change(wrong, wrong_on), right, right_on, _change(right, right_on), told]
-        lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
-    _put("Guards", [*lines, GUARDS_END])
+    for name, cuts in sorted(rows.items()):
+        for cut, row in sorted(cuts.items()):
+            (right, wrong), (right_on, wrong_on) = row["off"], row["on"]
+            refused = sorted(row["refused"].items(), key=lambda one: -sum(one[1]))
+            told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
+            cells = [
+                name,
+                cut,
+                wrong,
+                wrong_on,
+                _change(wrong, wrong_on),
+                right,
+                right_on,
+                _change(right, right_on),
+                told,
+            ]
+            lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
+    put_between("Guards", [*lines, GUARDS_END])
 
 
 def _change(before: int, after: int) -> str:
     return f"{after / before - 1:+.1%}" if before else "-"
 
 
-def _put(title: str, lines: list[str]) -> None:
+def put_between(title: str, lines: list[str]) -> None:
     """Put lines where the first and the last of them stand, or under a title of their own."""
     begin, end = lines[0], lines[-1]
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"

@@ -1,0 +1,177 @@
+"""Replays recordings through GPTCache and through ours, on the same vectors, and writes the table in RESULTS.md.
+
+    python benchmarks/gptcache_streams.py vectors FOLDER NAME ...     embeds, and replays through ours
+    python -m venv VENV; VENV/bin/pip install gptcache==0.1.44 sqlalchemy faiss-cpu numpy
+    VENV/bin/python benchmarks/gptcache_streams.py peer FOLDER NAME ...     replays through GPTCache
+    python benchmarks/gptcache_streams.py table     writes what both have measured
+
+GPTCache has an environment of its own, and is given the vectors that our embedder made, so it needs no torch. It is
+built as its `init_similar_cache` builds it: SQLite and FAISS, `SearchDistanceEvaluation`, the most similar answer. Its
+threshold t is of (4 - squared distance) / 4, which of unit vectors is a cosine of 2t - 1: the default 0.8 is 0.6. It
+keeps 1,000 answers unless told otherwise; each recording is replayed with that and with room for all. It has neither a
+ttl nor exact tiers nor scopes, so only recordings of one scope are fair to it; an exact repeat has a similarity of 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+OUT = Path(__file__).parent / "out"
+CUTS = (0.60, 0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.98, 0.99)
+ROOMY = 10**6
+BUDGETS = (0.01, 0.02, 0.05, 0.10)
+BEGIN, END = "<!-- gptcache: written by gptcache_streams.py -->", "<!-- end of gptcache -->"
+
+
+def main(arguments: list[str]) -> None:
+    """Do one of the steps."""
+    step, *rest = arguments
+    OUT.mkdir(exist_ok=True)
+    if step == "table":
+        write_table()
+        return
+    folder, *names = rest
+    for name in names:
+        path = Path(folder) / f"{name}.jsonl"
+        rows = {"vectors": of_ours, "peer": of_peer}[step](path)
+        (OUT / f"{step}-{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+        print(name, json.dumps(rows), flush=True)
+
+
+def of_ours(path: Path) -> dict[str, Any]:
+    """Return (requests, hits, wrong hits) of ours at each cut, guards off and on, and keep the vectors."""
+    import numpy as np
+    from streams import Remembering
+
+    from semcache.policy import Threshold
+    from semcache.replay.run import replay
+    from semcache.replay.score import score
+    from semcache.replay.settings import Settings
+
+    embedder, lines = Remembering(), path.read_text(encoding="utf-8").splitlines()
+    kept = _vectors(path.stem)
+    if kept.exists():
+        embedder.known |= zip(*_read(kept), strict=True)
+    rows: dict[str, Any] = {"off": {}, "on": {}}
+    for cut in CUTS:
+        for name, policy in (("off", Threshold(cut, guards=None)), ("on", Threshold(cut))):
+            replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
+            ours = score(replayed.recording.asked, replayed.outcomes)
+            rows[name][f"{cut:.2f}"] = [ours.requests, ours.hits.hits, ours.hits.wrong]
+        if not kept.exists():
+            texts = list(embedder.known)
+            np.savez(kept, texts=np.array(texts), vectors=np.stack([embedder.known[text] for text in texts]))
+    return rows
+
+
+def of_peer(path: Path) -> dict[str, Any]:
+    """Return (requests, hits, wrong hits) of GPTCache at each cut, with room for all and for as many as it says."""
+    texts, vectors = _read(_vectors(path.stem))
+    known = dict(zip(texts, vectors, strict=True))
+    asked = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    around = {json.dumps({**one["request"], "messages": one["request"]["messages"][:-1]}) for one in asked}
+    if len(around) != 1:
+        raise SystemExit(f"{path} has {len(around)} scopes, of which GPTCache knows nothing")
+    questions = [(one["request"]["messages"][-1]["content"], one["answer_id"]) for one in asked]
+    rows: dict[str, Any] = {"default": _peer(questions, known, CUTS[0], 1_000), "roomy": {}}
+    for cut in CUTS:
+        rows["roomy"][f"{cut:.2f}"] = _peer(questions, known, cut, ROOMY)
+        print(path.stem, cut, rows["roomy"][f"{cut:.2f}"], flush=True)
+    return rows
+
+
+def _peer(questions: list[tuple[str, str]], known: dict[str, Any], cut: float, size: int) -> list[int]:
+    from gptcache import Cache, Config
+    from gptcache.adapter.api import get, init_similar_cache, put
+    from gptcache.manager import manager_factory
+
+    class Known:
+        """GPTCache's protocol of an embedder."""
+
+        dimension = len(next(iter(known.values())))
+
+        def to_embeddings(self, text: str, **_: Any) -> Any:
+            return known[text]
+
+    hits = wrong = 0
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").exists() else None) as folder:
+        cache = Cache()
+        manager = manager_factory(
+            "sqlite,faiss", folder, vector_params={"dimension": Known.dimension}, eviction_params={"max_size": size}
+        )
+        # What it reports and writes in between changes no decision.
+        config = Config(similarity_threshold=(1 + cut) / 2, auto_flush=ROOMY, disable_report=True)
+        init_similar_cache(cache_obj=cache, embedding=Known(), data_manager=manager, config=config)
+        for question, answer in questions:
+            found = get(question, cache_obj=cache)
+            if found is None:
+                put(question, answer, cache_obj=cache)
+            else:
+                hits += 1
+                wrong += found != answer
+    return [len(questions), hits, wrong]
+
+
+def write_table() -> None:
+    """Write what is kept of both."""
+    from run import machine
+    from streams import put_between
+
+    lines = [
+        BEGIN,
+        f"GPTCache 0.1.44 (sqlite, faiss); all-MiniLM-L6-v2; on {machine()}.",
+        "",
+        "| stream | cosine | GPTCache's t | GPTCache: hits | wrong per hit | no guards: hits | wrong per hit | ours: hits "
+        + "| wrong per hit |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    found = []
+    for path in sorted(OUT.glob("peer-*.json")):
+        name = path.stem.removeprefix("peer-")
+        peer, ours = json.loads(path.read_text()), json.loads((OUT / f"vectors-{name}.json").read_text())
+        lines.append(f"| {name} | 0.60 | 0.8, 1,000 answers | {_shares(peer['default'])} |  |  |  |  |")
+        for cut in (f"{cut:.2f}" for cut in CUTS):
+            sides = " | ".join(map(_shares, (peer["roomy"][cut], ours["off"][cut], ours["on"][cut])))
+            lines.append(f"| {name} | {cut} | {(1 + float(cut)) / 2:.3f} | {sides} |")
+        for budget in BUDGETS:
+            best = [_best(side.values(), budget) for side in (peer["roomy"], ours["off"], ours["on"])]
+            found.append(f"| {name} | {budget:.0%} | {' | '.join(best)} |")
+    lines += [
+        "",
+        "| stream | wrong per hit at most | GPTCache: hits | ours, no guards | ours |",
+        "| --- | --: | --: | --: | --: |",
+        *found,
+        END,
+    ]
+    put_between("Beside GPTCache", lines)
+
+
+def _shares(row: list[int]) -> str:
+    requests, hits, wrong = row
+    return f"{hits / requests:.1%} | {wrong / hits:.1%}" if hits else "0.0% | -"
+
+
+def _best(rows: Iterable[list[int]], budget: float) -> str:
+    """Return the most hits that a cut has with so few wrong ones, known afterwards."""
+    shares = [hits / requests for requests, hits, wrong in rows if hits and wrong / hits <= budget]
+    return f"{max(shares):.1%}" if shares else "-"
+
+
+def _vectors(name: str) -> Path:
+    return OUT / f"vectors-{name}.npz"
+
+
+def _read(path: Path) -> tuple[list[str], Any]:
+    import numpy as np
+
+    with np.load(path) as kept:
+        return kept["texts"].tolist(), kept["vectors"]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
