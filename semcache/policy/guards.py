@@ -134,7 +134,7 @@ def _unmatched(mine: list[Quantity], theirs: list[Quantity], other: Facts) -> li
         one for one in mine
         if one[2] not in other.hedged
         and one[2] not in (bare if one[1] else any_unit)
-        and not (one[2] == 1 and one[3] in other.units)
+        and not (one[2] == 1 and (one[3] in other.units or one[3] in other.words))
     ]  # fmt: skip
 
 

@@ -23,11 +23,14 @@ from semcache.policy.tokens import Token, letters_of, tokens_of, value_of
 _REMEMBERED_LETTERS, _EMPTY_LETTERS = 400_000, 100
 # Two microseconds a character: a caller waits for no more of them.
 _LONGEST = 50_000
-_QUOTED = re.compile(r"""["“”«„`]([^"“”«»„`]{1,200})["“”»`]|(?<!\w)'([^']{2,200})'(?!\w)""")
+_QUOTED = re.compile(r"""["“”«„`]{1,3}([^"“”«»„`]{1,200})["“”»`]{1,3}|(?<!\w)'([^']{2,200})'(?!\w)""")
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'"})
 _SIGNS = {"+": "plus", "*": "times", "\u00d7": "times", "/": "divided", "÷": "divided", "-": "minus"}
 _SPACED = re.compile(r"[^\W\d_]{1,20}-?(\d{1,9})")
-_NO_NAMES = frozenset({"i", "im", "ive", "id", "ill", "ok", "okay", "am", "pm"})
+_NO_NAMES = frozenset({
+    "i", "im", "ive", "id", "ill", "ok", "okay", "am", "pm", "me", "him", "her", "them", "hi", "hello", "hey", "dear",
+    "thanks", "thx", "pls", "plz", "asap", "fyi", "btw", "lol", "omg", "tbh", "imo",
+})  # fmt: skip
 _SMALL = frozenset({
     "a", "an", "the", "of", "in", "on", "to", "for", "and", "or", "by", "with", "at", "from", "as", "but", "vs", "via",
 })  # fmt: skip
@@ -126,6 +129,8 @@ class _Reader(Quantities):
         before, after = self.word(self.place - 1), self.word(self.place + 1)
         if word in words.negations:
             facts.negations += (before, word) not in words.not_negations and (word, after) not in words.not_negations
+        elif (word, after) in words.negating:
+            facts.negations += 1
         if word in words.weekdays:
             facts.dates.add(WEEKDAYS[words.weekdays[word]])
             self.taken.add(self.place)
@@ -138,16 +143,33 @@ class _Reader(Quantities):
         if word in words.parts:
             self._parts.add(words.parts[word])
         if word in words.questions:
-            facts.questions.add(words.questions[word])
+            if self._asks(word, before, after):
+                facts.questions.add(words.questions[word])
         elif word in ("how", "wie"):
-            facts.questions.add(f"{word} {words.how[after]}" if after in words.how else word)
+            facts.questions.add(self._how(word, after))
         if word in words.directions:
             place = self.place + 1
             place += self.word(place) in words.articles
             facts.directed.setdefault(word, set()).add(self.word(place))
         if word in words.units and len(word) > SHORT:
             facts.units.add(words.units[word][2])
-        self.note_sides(word)
+        self.note_sides(word, before)
+
+    def _asks(self, word: str, before: str, after: str) -> bool:
+        """Say whether a question's word asks, and does not join two sentences: "when I paid"."""
+        words = self.words
+        is_told = before in words.telling or after in words.asking
+        return word not in words.joining or is_told or self.tokens[self.place].text.casefold() != word
+
+    def _how(self, word: str, after: str) -> str:
+        """Return what is asked by "how" and the words behind it."""
+        if after == "come":
+            return "why"
+        asked = self.words.how.get(after)
+        if asked is None:
+            return word
+        length = self.words.durations.get(self.word(self.place + 2)) if asked in ("many", "viel") else None
+        return f"{word} {length or asked}"
 
 
 @lru_cache(maxsize=4096)

@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     |(?P<version>v?\d{1,9}(?:\.\d{1,9}){2,6})
     |(?P<code>[^\W\d_]{1,20}-?\d[^\W_]{0,64}(?:-[^\W_]{1,32}){0,6}|[^\W_]{1,40}(?:_[^\W_]{1,40}){1,9}|\#\d{1,18})
     |(?P<number>\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,9})?(?!\d)|\d{1,18}(?:[.,]\d{1,9})?)
-    |(?P<dotted>(?:[^\W\d_]\.){2,8})
+    |(?P<dotted>(?:[^\W\d_]\.){1,8}[^\W\d_](?!\w)\.?)
     |(?P<word>[^\W\d_]{1,64}(?:'[^\W\d_]{1,16}){0,3}|[%$€£¥₹]|°[cCfF])
     |(?P<sign>[+*/\u00d7÷^=<>-])
     |(?P<end>[.!?;:\n]{1,8}|["“”«»(])""",
@@ -103,7 +103,11 @@ class Cursor:
                 value += digit
         return value
 
-    def note_sides(self, word: str) -> None:
-        """Note which sides of which opposites a word names."""
-        for side in self.words.opposites.get(word, ()):
-            self.facts.sides.setdefault(side, []).append(word)
+    def note_sides(self, word: str, before: str = "") -> None:
+        """Note which sides of which opposites a word names, behind another: "least expensive" is the other side."""
+        if (before, word) in self.words.not_opposites:
+            return
+        is_less = before in self.words.lessening
+        for group, side in self.words.opposites.get(word, ()):
+            other = 1 - side if is_less and group in self.words.two_sided else side
+            self.facts.sides.setdefault((group, other), []).append(word)
