@@ -45,29 +45,26 @@ def main(arguments: list[str]) -> None:
 
 def measure_ours(path: Path) -> None:
     """Measure ours at each cut, without guards and with them, and keep the vectors."""
-    import numpy as np
-    from streams import Remembering
+    from streams import trace_of
+    from tune_streams import Kept
 
-    from semcache.policy import Threshold
-    from semcache.replay.run import replay
-    from semcache.replay.score import score
-    from semcache.replay.settings import Settings
+    from semcache.policy.guards import Guards
+    from semcache.replay.score import is_wrong
+    from semcache.semantic.embedder import as_embedder
 
-    embedder, lines = Remembering(), path.read_text(encoding="utf-8").splitlines()
-    kept = _vectors(path.stem)
-    if kept.exists():
-        embedder.known |= zip(*_read(kept), strict=True)
+    embedder, lines = Kept(path.stem), path.read_text(encoding="utf-8").splitlines()
+    as_embedder(embedder, "auto").load()
     # GPTCache embeds also what ours leaves to exact matches, since the model does not see it whole.
-    texts = list({json.loads(line)["request"]["messages"][-1]["content"]: None for line in lines})
-    embedder(sorted(texts, key=len))
-    np.savez(kept, texts=np.array(texts), vectors=embedder(texts))
-    for cut in CUTS:
-        for name, policy in (("off", Threshold(cut, guards=None)), ("on", Threshold(cut))):
-            if (figures := _figures(path.stem)).get(f"{name} {cut}"):
-                continue
-            replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
-            ours = score(replayed.recording.asked, replayed.outcomes)
-            _keep(path.stem, figures, f"{name} {cut}", [ours.requests, ours.hits.hits, ours.hits.wrong])
+    embedder(sorted({json.loads(line)["request"]["messages"][-1]["content"] for line in lines}, key=len))
+    embedder.keep()
+    for name, refuses in (("off", None), ("on", Guards().unbounded().refuses)):
+        trace = trace_of(lines, embedder, min(CUTS), refuses)
+        for cut in CUTS:
+            world, asked = trace.cached_on_miss(cut), trace.asked
+            # An exact repeat is right: a text has one answer in these recordings.
+            wrong = sum(bool(is_wrong(asked[near.position], asked[near.maker])) for near in world.near)
+            found = [len(asked), len(world.near) + len(world.exact), wrong]
+            _keep(path.stem, _figures(path.stem), f"{name} {cut}", found)
 
 
 def measure_peer(path: Path) -> None:

@@ -14,10 +14,15 @@ from typing import Any
 
 from run import OUT, RESULTS, machine
 
+from semcache.cache import Cache
 from semcache.policy import Threshold
+from semcache.policy.guards import Guards
+from semcache.replay.lookahead import embed
+from semcache.replay.recording import Asked
 from semcache.replay.run import replay
-from semcache.replay.score import Rate, Score, score
-from semcache.replay.settings import Settings
+from semcache.replay.score import Hits, Rate, is_wrong, score
+from semcache.replay.settings import Settings, load
+from semcache.replay.worlds import Near, Refuse, Trace
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 
 CUTS = (0.85, 0.90, 0.95)
@@ -30,15 +35,15 @@ class Remembering(SentenceTransformerEmbedder):
 
     def __init__(self) -> None:
         super().__init__("all-MiniLM-L6-v2")
-        self.known: dict[str, Any] = {}
+        self._vectors: dict[str, Any] = {}
 
     def __call__(self, texts: list[str]) -> Any:
         import numpy as np
 
-        missing = [text for text in texts if text not in self.known]
+        missing = [text for text in texts if text not in self._vectors]
         if missing:
-            self.known.update(zip(missing, super().__call__(missing), strict=True))
-        return np.stack([self.known[text] for text in texts])
+            self._vectors.update(zip(missing, super().__call__(missing), strict=True))
+        return np.stack([self._vectors[text] for text in texts])
 
 
 def main(arguments: list[str]) -> None:
@@ -59,14 +64,13 @@ def main(arguments: list[str]) -> None:
 
 def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
     lines = path.read_text(encoding="utf-8").splitlines()
-    figures: dict[str, Any] = {"cuts": {}, "guards": {}}
+    figures: dict[str, Any] = {"cuts": {}}
     for cut in CUTS:
         replayed = replay(lines, Settings(policy=Threshold(cut, guards=None), embedder=embedder), lambda *_: None)
         asked = replayed.recording.asked
         ours = score(asked, replayed.outcomes)
         near = ours.near.wrong_per_hit
         figures["cuts"][f"{cut:.2f}"] = [ours.hit_rate, ours.near.hits, near.count, near.of]
-        figures["guards"][f"{cut:.2f}"] = guarded(lines, embedder, cut, ours)
         if "requests" not in figures:
             figures.update(
                 requests=ours.requests,
@@ -76,17 +80,44 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
                 texts=replayed.embedded,
                 rest_seconds=replayed.wall_seconds - replayed.embed_seconds,
             )
-    return figures
+    return figures | {"guards": guarded(lines, embedder)}
 
 
-def guarded(lines: list[str], embedder: Any, cut: float, off: Score) -> dict[str, Any]:
-    """Return the near hits, right and wrong, without guards and with them, and what each refused, right and wrong."""
-    replayed = replay(lines, Settings(policy=Threshold(cut), embedder=embedder), lambda *_: None)
-    on = score(replayed.recording.asked, replayed.outcomes)
-    refused = {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in on.refused.items()}
-    return {name: [near.judged - near.wrong, near.wrong] for name, near in (("off", off.near), ("on", on.near))} | {
-        "refused": refused
+def guarded(lines: list[str], embedder: Any) -> dict[str, Any]:
+    """Return, by cut, the near hits, right and wrong, guards off and on, and which of the first each guard refuses."""
+    guards = Guards().unbounded()
+    off, on = (trace_of(lines, embedder, min(CUTS), refuses) for refuses in (None, guards.refuses))
+    return {
+        f"{cut:.2f}": _guarded(off.asked, off.cached_on_miss(cut).near, on.cached_on_miss(cut).near, guards)
+        for cut in CUTS
     }
+
+
+def trace_of(lines: list[str], embedder: Any, floor: float, refuses: Refuse | None) -> Trace:
+    """Search as `semcache tune` does, once for all cuts; each serves what a replay serves with a jitter of 0."""
+    settings = Settings(embedder=embedder)
+    with Cache("replay", memory=settings.memory, embedder=embedder) as cache:
+        recording = load(lines, settings, cache, lambda *_: None)
+    vectors = embed(embedder, recording.texts(), lambda *_: None)
+    exact, near = settings.exact_seconds, settings.ttl.of("semantic")
+    trace = Trace(recording.asked, vectors, exact_seconds=exact, near_seconds=near, floor=floor, refuses=refuses)
+    trace.search(lambda *_: None)
+    return trace
+
+
+def _guarded(asked: list[Asked], off: list[Near], on: list[Near], guards: Guards) -> dict[str, Any]:
+    sides = {}
+    for name, near in (("off", off), ("on", on)):
+        hits = Hits()
+        for one in near:
+            hits.add(is_wrong(asked[one.position], asked[one.maker]))
+        sides[name] = [hits.judged - hits.wrong, hits.wrong]
+    refused: dict[str, Hits] = {}
+    for one in off:
+        guard = guards.refuses(asked[one.position].text, asked[one.maker].text)
+        if guard is not None:
+            refused.setdefault(guard, Hits()).add(is_wrong(asked[one.position], asked[one.maker]))
+    return sides | {"refused": {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in refused.items()}}
 
 
 def _write(rows: dict[str, Any]) -> None:
@@ -112,7 +143,7 @@ def write_guarded(rows: dict[str, Any]) -> None:
     """Write the table of what the guards cost and spare."""
     lines = [
         GUARDS_BEGIN,
-        "all-MiniLM-L6-v2; near hits at three similarities, guards off and on.",
+        "all-MiniLM-L6-v2; near hits at three similarities, guards off and on; *refused* are hits of the first kind.",
         "",
         "| stream | at | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
         "| --- | --: | --: | --: | --: | --: | --: | --: | --- |",

@@ -138,7 +138,6 @@ ALIKE = [
     ("a degree, such as an M.S. in physics", "a degree, such as an MS in physics"),
     ('who sang ""Blue Moon"" first, and is ""Blue Moon"" old', "who sang Blue Moon first, and is Blue Moon old"),
     ("how much do I sleep in one day", "how much do I sleep per day"),
-    ("it took a couple of days", "it took two days"),
     ("how many days does it take", "how long does it take"),
     ("how much longer does it take", "how long does it still take"),
     ("how come it is so slow", "why is it so slow"),

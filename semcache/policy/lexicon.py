@@ -17,7 +17,7 @@ class Lexicon:
     """One language's words, each with what it means; words are casefolded and without apostrophes.
 
     `opposites` names the (group, side) pairs of a word, `two_sided` the groups of two sides; `numbers` are those below
-    100, `scales` what multiplies the number before it. `units` are of all languages: a word's (dimension, factor, name).
+    100, `scales` what multiplies the number before it. `units` are of all languages: (dimension, factor, name).
     """
 
     opposites: dict[str, tuple[tuple[int, int], ...]]
