@@ -2,13 +2,16 @@
 
     python benchmarks/gptcache_streams.py ours FOLDER NAME ...     embeds, and replays through ours
     python -m venv VENV; VENV/bin/pip install gptcache==0.1.44 sqlalchemy faiss-cpu numpy
-    VENV/bin/python benchmarks/gptcache_streams.py peer FOLDER NAME ...     replays through GPTCache
+    VENV/bin/python benchmarks/gptcache_streams.py peer FOLDER NAME ...     replays through GPTCache: hours
+    VENV/bin/python benchmarks/gptcache_streams.py check FOLDER NAME ...    the first 1,500 alone, beside its rule
+    VENV/bin/python benchmarks/gptcache_streams.py rule FOLDER NAME ...     what its rule serves: seconds
     python benchmarks/gptcache_streams.py table     writes what both have measured
 
 GPTCache has an environment of its own, and is given the vectors that our embedder made, so it needs no torch. It is
 built as its `init_similar_cache` builds it: SQLite and FAISS, `SearchDistanceEvaluation`, the most similar answer. Its
 threshold t is of (4 - squared distance) / 4, which of unit vectors is a cosine of 2t - 1: the default 0.8 is 0.6. It
-keeps 1,000 answers unless told otherwise; each recording is replayed with that and with room for all. It has neither a
+keeps 1,000 answers unless told otherwise; each recording is replayed with that and with room for all. With room for
+all its rule is: the nearest of all that were asked and not answered, if it is near enough. It has neither a
 ttl nor exact tiers nor scopes, so only recordings of one scope are fair to it; an exact repeat has a similarity of 1.
 """
 
@@ -27,6 +30,7 @@ from typing import Any
 OUT = Path(__file__).parent / "out"
 CUTS = (0.60, 0.80, 0.90, 0.95, 0.98, 0.99)
 ROOMY = 10**6
+CHECKED = 1_500
 BUDGETS = (0.01, 0.02, 0.05, 0.10)
 BEGIN, END = "<!-- gptcache: written by gptcache_streams.py -->", "<!-- end of gptcache -->"
 
@@ -40,7 +44,8 @@ def main(arguments: list[str]) -> None:
         return
     folder, *names = rest
     for name in names:
-        {"ours": measure_ours, "peer": measure_peer}[step](Path(folder) / f"{name}.jsonl")
+        measure = {"ours": measure_ours, "peer": measure_peer, "check": check_rule, "rule": measure_rule}[step]
+        measure(Path(folder) / f"{name}.jsonl")
 
 
 def measure_ours(path: Path) -> None:
@@ -69,22 +74,66 @@ def measure_ours(path: Path) -> None:
 
 def measure_peer(path: Path) -> None:
     """Measure GPTCache as it is by default, and at each cut with room for all."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    questions, known = _asked(path)
+    for name, cut, size in [("default", CUTS[0], 1_000), *((f"peer {cut}", cut, ROOMY) for cut in CUTS)]:
+        if name not in (figures := _figures(path.stem)):
+            _keep(path.stem, figures, name, _peer(questions, known, cut, size))
+
+
+def check_rule(path: Path) -> None:
+    """Say whether GPTCache itself answers the first requests as its rule does."""
+    questions, known = _asked(path)
+    for cut in CUTS[:-1]:
+        sides = _peer(questions[:CHECKED], known, cut, ROOMY), _rule(questions[:CHECKED], known, [cut])[cut]
+        print(path.stem, cut, *sides, "the same" if sides[0] == sides[1] else "NOT THE SAME", flush=True)
+
+
+def measure_rule(path: Path) -> None:
+    """Compute what GPTCache's rule serves at each cut, with room for all."""
+    questions, known = _asked(path)
+    for cut, measured in _rule(questions, known, CUTS).items():
+        _keep(path.stem, _figures(path.stem), f"rule {cut}", measured)
+
+
+def _asked(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Return the questions with their answers, and the vectors."""
     known = dict(zip(*_read(_vectors(path.stem)), strict=True))
     asked = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     around = {json.dumps({**one["request"], "messages": one["request"]["messages"][:-1]}) for one in asked}
     if len(around) != 1:
         raise SystemExit(f"{path} has {len(around)} scopes, of which GPTCache knows nothing")
-    questions = [(one["request"]["messages"][-1]["content"], one["answer_id"]) for one in asked]
+    return [(one["request"]["messages"][-1]["content"], one["answer_id"]) for one in asked], known
+
+
+def _rule(questions: list[tuple[str, str]], known: dict[str, Any], cuts: Iterable[float]) -> dict[float, list[int]]:
+    """Return how many were asked, answered, and answered wrongly, at each cut."""
+    import numpy as np
+
+    rows = {text: row for row, text in enumerate(dict.fromkeys(text for text, _ in questions))}
+    vectors = np.stack([known[text] for text in rows])
+    similarities = vectors @ vectors.T
+    found = {}
+    for cut in cuts:
+        stored, answers = np.full(len(rows), -np.inf, dtype=np.float32), [""] * len(rows)
+        hits = wrong = 0
+        for text, answer in questions:
+            row = rows[text]
+            near = similarities[row] + stored
+            best = int(near.argmax())
+            if near[best] >= cut:
+                hits += 1
+                wrong += answers[best] != answer
+            else:
+                stored[row], answers[row] = 0.0, answer
+        found[cut] = [len(questions), hits, wrong]
+    return found
+
+
+def _peer(questions: list[tuple[str, str]], known: dict[str, Any], cut: float, size: int) -> list[int]:
+    """Return how many were asked, answered, and answered wrongly."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = mkdtemp()
     atexit.register(rmtree, folder)  # behind GPTCache, which still writes there when the process ends
-    for name, cut, size in [("default", CUTS[0], 1_000), *((f"peer {cut}", cut, ROOMY) for cut in CUTS)]:
-        if not (figures := _figures(path.stem)).get(name):
-            _keep(path.stem, figures, name, _peer(questions, known, cut, size, Path(folder) / name))
-
-
-def _peer(questions: list[tuple[str, str]], known: dict[str, Any], cut: float, size: int, folder: Path) -> list[int]:
-    """Return how many were asked, answered, and answered wrongly."""
     from gptcache import Cache, Config
     from gptcache.adapter.api import get, init_similar_cache, put
     from gptcache.manager import manager_factory
@@ -98,9 +147,8 @@ def _peer(questions: list[tuple[str, str]], known: dict[str, Any], cut: float, s
             return known[text]
 
     cache = Cache()
-    folder.mkdir()
     manager = manager_factory(
-        "sqlite,faiss", str(folder), vector_params={"dimension": Known.dimension}, eviction_params={"max_size": size}
+        "sqlite,faiss", folder, vector_params={"dimension": Known.dimension}, eviction_params={"max_size": size}
     )
     # What it reports and writes in between changes no decision.
     config = Config(similarity_threshold=(1 + cut) / 2, auto_flush=ROOMY, disable_report=True)
@@ -143,14 +191,15 @@ def write_table() -> None:
     for path in sorted(OUT.glob("gptcache-*.json")):
         name = path.stem.removeprefix("gptcache-")
         figures = _figures(name)
-        lines.append(f"| {name} | 0.60 | 0.8, 1,000 answers | {_shares(figures.get('default'))} |  |  |  |  |")
+        if "default" in figures:
+            lines.append(f"| {name} | 0.60 | 0.8, 1,000 answers | {_shares(figures['default'])} |  |  |  |  |")
         for cut in CUTS:
-            sides = " | ".join(_shares(figures.get(f"{side} {cut}")) for side in ("peer", "off", "on"))
+            sides = " | ".join(_shares(figures.get(f"{side} {cut}")) for side in ("rule", "off", "on"))
             lines.append(f"| {name} | {cut:.2f} | {(1 + cut) / 2:.3f} | {sides} |")
         for budget in BUDGETS:
             best = [
                 _best([figures[one] for one in figures if one.startswith(side)], budget)
-                for side in ("peer", "off", "on")
+                for side in ("rule", "off", "on")
             ]
             found.append(f"| {name} | {budget:.0%} | {' | '.join(best)} |")
     lines += [
