@@ -29,6 +29,7 @@ from typing import Any
 
 OUT = Path(__file__).parent / "out"
 CUTS = (0.60, 0.80, 0.90, 0.95, 0.98, 0.99)
+GRID = tuple(step / 200 for step in range(120, 201))
 ROOMY = 10**6
 CHECKED = 1_500
 BUDGETS = (0.01, 0.02, 0.05, 0.10)
@@ -63,21 +64,21 @@ def measure_ours(path: Path) -> None:
     embedder(sorted({json.loads(line)["request"]["messages"][-1]["content"] for line in lines}, key=len))
     embedder.keep()
     for name, refuses in (("off", None), ("on", Guards().unbounded().refuses)):
-        trace = trace_of(lines, embedder, min(CUTS), refuses)
-        for cut in CUTS:
+        trace, measured = trace_of(lines, embedder, min(GRID), refuses), {}
+        for cut in GRID:
             world, asked = trace.cached_on_miss(cut), trace.asked
             # An exact repeat is right: a text has one answer in these recordings.
             wrong = sum(bool(is_wrong(asked[near.position], asked[near.maker])) for near in world.near)
-            found = [len(asked), len(world.near) + len(world.exact), wrong]
-            _keep(path.stem, _figures(path.stem), f"{name} {cut}", found)
+            measured[f"{name} {cut}"] = [len(asked), len(world.near) + len(world.exact), wrong]
+        _keep(path.stem, measured)
 
 
 def measure_peer(path: Path) -> None:
     """Measure GPTCache as it is by default, and at each cut with room for all."""
     questions, known = _asked(path)
     for name, cut, size in [("default", CUTS[0], 1_000), *((f"peer {cut}", cut, ROOMY) for cut in CUTS)]:
-        if name not in (figures := _figures(path.stem)):
-            _keep(path.stem, figures, name, _peer(questions, known, cut, size))
+        if name not in _figures(path.stem):
+            _keep(path.stem, {name: _peer(questions, known, cut, size)})
 
 
 def check_rule(path: Path) -> None:
@@ -91,8 +92,7 @@ def check_rule(path: Path) -> None:
 def measure_rule(path: Path) -> None:
     """Compute what GPTCache's rule serves at each cut, with room for all."""
     questions, known = _asked(path)
-    for cut, measured in _rule(questions, known, CUTS).items():
-        _keep(path.stem, _figures(path.stem), f"rule {cut}", measured)
+    _keep(path.stem, {f"rule {cut}": measured for cut, measured in _rule(questions, known, GRID).items()})
 
 
 def _asked(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
@@ -170,9 +170,9 @@ def _figures(name: str) -> dict[str, list[int]]:
     return figures
 
 
-def _keep(name: str, figures: dict[str, list[int]], what: str, measured: list[int]) -> None:
-    print(name, what, measured, flush=True)
-    (OUT / f"gptcache-{name}.json").write_text(json.dumps({**figures, what: measured}, indent=2) + "\n")
+def _keep(name: str, measured: dict[str, list[int]]) -> None:
+    print(name, measured, flush=True)
+    (OUT / f"gptcache-{name}.json").write_text(json.dumps(_figures(name) | measured, indent=2) + "\n")
 
 
 def write_table() -> None:
@@ -198,13 +198,13 @@ def write_table() -> None:
             lines.append(f"| {name} | {cut:.2f} | {(1 + cut) / 2:.3f} | {sides} |")
         for budget in BUDGETS:
             best = [
-                _best([figures[one] for one in figures if one.startswith(side)], budget)
+                _best([figures[f"{side} {cut}"] for cut in GRID if f"{side} {cut}" in figures], budget)
                 for side in ("rule", "off", "on")
             ]
             found.append(f"| {name} | {budget:.0%} | {' | '.join(best)} |")
     lines += [
         "",
-        "| stream | wrong per hit at most | GPTCache: hits | ours, no guards | ours |",
+        "| stream | wrong per hit at most | GPTCache: hits | no guards | ours |",
         "| --- | --: | --: | --: | --: |",
         *found,
         END,
