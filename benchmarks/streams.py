@@ -14,14 +14,18 @@ from typing import Any
 
 from run import OUT, RESULTS, machine
 
+from semcache.cache import Cache
 from semcache.policy import Threshold
+from semcache.policy.guards import Guards
+from semcache.replay.lookahead import embed
+from semcache.replay.recording import Asked
 from semcache.replay.run import replay
-from semcache.replay.score import Rate, score
-from semcache.replay.settings import Settings
+from semcache.replay.score import Hits, Rate, is_wrong, score
+from semcache.replay.settings import Settings, load
+from semcache.replay.worlds import Near, Refuse, Trace
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 
 CUTS = (0.85, 0.90, 0.95)
-GUARDED_CUT = 0.90
 BEGIN, END = "<!-- streams: written by streams.py -->", "<!-- end of streams -->"
 GUARDS_BEGIN, GUARDS_END = "<!-- guards: written by streams.py -->", "<!-- end of guards -->"
 
@@ -62,8 +66,7 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
     lines = path.read_text(encoding="utf-8").splitlines()
     figures: dict[str, Any] = {"cuts": {}}
     for cut in CUTS:
-        policy = Threshold(cut, guards=None)
-        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
+        replayed = replay(lines, Settings(policy=Threshold(cut, guards=None), embedder=embedder), lambda *_: None)
         asked = replayed.recording.asked
         ours = score(asked, replayed.outcomes)
         near = ours.near.wrong_per_hit
@@ -81,14 +84,40 @@ def _figures(path: Path, embedder: Remembering) -> dict[str, Any]:
 
 
 def guarded(lines: list[str], embedder: Any) -> dict[str, Any]:
-    """Return the near hits, right and wrong, with the guards off and on, and what each refused, right and wrong."""
-    figures: dict[str, Any] = {}
-    for name, policy in (("off", Threshold(GUARDED_CUT, guards=None)), ("on", Threshold(GUARDED_CUT))):
-        replayed = replay(lines, Settings(policy=policy, embedder=embedder), lambda *_: None)
-        ours = score(replayed.recording.asked, replayed.outcomes)
-        figures[name] = [ours.near.judged - ours.near.wrong, ours.near.wrong]
-        figures["refused"] = {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in ours.refused.items()}
-    return figures
+    """Return, by cut, the near hits, right and wrong, guards off and on, and which of the first each guard refuses."""
+    guards = Guards().unbounded()
+    off, on = (trace_of(lines, embedder, min(CUTS), refuses) for refuses in (None, guards.refuses))
+    return {
+        f"{cut:.2f}": _guarded(off.asked, off.cached_on_miss(cut).near, on.cached_on_miss(cut).near, guards)
+        for cut in CUTS
+    }
+
+
+def trace_of(lines: list[str], embedder: Any, floor: float, refuses: Refuse | None) -> Trace:
+    """Search as `semcache tune` does, once for all cuts; each serves what a replay serves with a jitter of 0."""
+    settings = Settings(embedder=embedder)
+    with Cache("replay", memory=settings.memory, embedder=embedder) as cache:
+        recording = load(lines, settings, cache, lambda *_: None)
+    vectors = embed(embedder, recording.texts(), lambda *_: None)
+    exact, near = settings.exact_seconds, settings.ttl.of("semantic")
+    trace = Trace(recording.asked, vectors, exact_seconds=exact, near_seconds=near, floor=floor, refuses=refuses)
+    trace.search(lambda *_: None)
+    return trace
+
+
+def _guarded(asked: list[Asked], off: list[Near], on: list[Near], guards: Guards) -> dict[str, Any]:
+    sides = {}
+    for name, near in (("off", off), ("on", on)):
+        hits = Hits()
+        for one in near:
+            hits.add(is_wrong(asked[one.position], asked[one.maker]))
+        sides[name] = [hits.judged - hits.wrong, hits.wrong]
+    refused: dict[str, Hits] = {}
+    for one in off:
+        guard = guards.refuses(asked[one.position].text, asked[one.maker].text)
+        if guard is not None:
+            refused.setdefault(guard, Hits()).add(is_wrong(asked[one.position], asked[one.maker]))
+    return sides | {"refused": {guard: [hits.judged - hits.wrong, hits.wrong] for guard, hits in refused.items()}}
 
 
 def _write(rows: dict[str, Any]) -> None:
@@ -114,17 +143,28 @@ def write_guarded(rows: dict[str, Any]) -> None:
     """Write the table of what the guards cost and spare."""
     lines = [
         GUARDS_BEGIN,
-        f"all-MiniLM-L6-v2, at a similarity of {GUARDED_CUT:.2f}, guards off and on.",
+        "all-MiniLM-L6-v2; near hits at three similarities, guards off and on; *refused* are hits of the first kind.",
         "",
-        "| stream | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
-        "| --- | --: | --: | --: | --: | --: | --: | --- |",
+        "| stream | at | wrong, off | wrong, on | change | right, off | right, on | change | refused: wrong + right |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
-    for name, row in sorted(rows.items()):
-        (right, wrong), (right_on, wrong_on) = row["off"], row["on"]
-        refused = sorted(row["refused"].items(), key=lambda one: -sum(one[1]))
-        told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
-        cells = [name, wrong, wrong_on, _change(wrong, wrong_on), right, right_on, _change(right, right_on), told]
-        lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
+    for name, cuts in sorted(rows.items()):
+        for cut, row in sorted(cuts.items()):
+            (right, wrong), (right_on, wrong_on) = row["off"], row["on"]
+            refused = sorted(row["refused"].items(), key=lambda one: -sum(one[1]))
+            told = ", ".join(f"{guard} {bad} + {good}" for guard, (good, bad) in refused)
+            cells = [
+                name,
+                cut,
+                wrong,
+                wrong_on,
+                _change(wrong, wrong_on),
+                right,
+                right_on,
+                _change(right, right_on),
+                told,
+            ]
+            lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
     put_between("Guards", [*lines, GUARDS_END])
 
 

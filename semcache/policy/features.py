@@ -14,7 +14,8 @@ from operator import ne
 from typing import NamedTuple
 from zlib import crc32
 
-from semcache.policy.facts import Facts, facts_of
+from semcache.policy.facts import Facts
+from semcache.policy.reading import facts_of
 
 BUCKETS = 4096
 """How many kinds of words are told apart when it is counted how rare they are: a word is known by its hash alone."""

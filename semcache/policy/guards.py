@@ -7,11 +7,14 @@ and punctuation around words; a text that the guards cannot read is exact only (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple
 
 from semcache.errors import ConfigurationError
-from semcache.policy.facts import Facts, Quantity, facts_of
+from semcache.model import Decision, Neighbour, Verdict
+from semcache.policy.facts import Facts, Quantity
 from semcache.policy.lexicon import same_names
+from semcache.policy.reading import facts_of, read
 
 GUARDS = (
     "language", "volatile", "numbers", "units", "dates", "times", "identifiers", "quotes", "negation", "antonyms",
@@ -38,27 +41,52 @@ _Check = Callable[[Facts, Facts], Refusal | None]
 
 
 class Guards:
-    """The guards named, all of them by default. Raises ConfigurationError for a name that is none."""
+    """The guards named, all of them by default. Raises ConfigurationError for a name that is none.
 
-    def __init__(self, names: Iterable[str] | None = GUARDS) -> None:
+    `facts` tells what of a text must agree; by default the facts of the texts compared last are remembered.
+    """
+
+    def __init__(self, names: Iterable[str] | None = GUARDS, *, facts: Callable[[str], Facts] = facts_of) -> None:
         if isinstance(names, str):
             names = (names,)
         self.names = frozenset(names or ())
         unknown = self.names - set(GUARDS)
         if unknown:
             raise ConfigurationError(f"guards are {', '.join(GUARDS)}, or None; got {sorted(map(str, unknown))}")
+        self.facts = facts
         self._checks = tuple(check for names, check in _CHECKS if self.names & set(names))
 
     def check(self, text: str, other: str) -> Refusal | None:
         """Say why two texts must not share an answer; None where no guard knows a reason."""
         if text == other or not self._checks:
             return None
-        one, two = facts_of(text), facts_of(other)
+        one, two = self.facts(text), self.facts(other)
         for check in self._checks:
             refusal = check(one, two)
             if refusal is not None and refusal.guard in self.names:
                 return refusal
         return None
+
+    def refuses(self, text: str, other: str) -> str | None:
+        """Return the name of the guard that refuses; None where none does."""
+        refusal = self.check(text, other)
+        return None if refusal is None else refusal.guard
+
+    def over(self, decision: Decision, text: str, neighbour: Neighbour) -> Decision:
+        """Return a policy's decision, or the rejection of what it would serve and a guard refuses.
+
+        The policy comes first because it costs less: what a guard refused is what would have been served.
+        """
+        if decision.verdict is not Verdict.REUSE:
+            return decision
+        refusal = self.check(text, neighbour.text)
+        if refusal is None:
+            return decision
+        return Decision(Verdict.REJECT, refusal.reason, decision.similarity, decision.cut, refusal.guard)
+
+    def unbounded(self) -> Guards:
+        """Return the same guards with a memory of their own for all texts, for one job that compares many."""
+        return Guards(self.names, facts=cache(read))
 
     def __repr__(self) -> str:
         return f"Guards({sorted(self.names, key=GUARDS.index)})"
@@ -106,7 +134,7 @@ def _unmatched(mine: list[Quantity], theirs: list[Quantity], other: Facts) -> li
         one for one in mine
         if one[2] not in other.hedged
         and one[2] not in (bare if one[1] else any_unit)
-        and not (one[2] == 1 and one[3] in other.units)
+        and not (one[2] == 1 and (one[3] in other.units or one[3] in other.words))
     ]  # fmt: skip
 
 

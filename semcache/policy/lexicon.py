@@ -16,12 +16,16 @@ _HALVES = (("am", "am"), ("pm", "pm"), ("am", "morning"), ("pm", "evening"))
 class Lexicon:
     """One language's words, each with what it means; words are casefolded and without apostrophes.
 
-    `opposites` names the (group, side) pairs of a word; `numbers` are those below 100, `scales` what multiplies the
-    number before it. `units` are of all languages: a word's (dimension, factor, name).
+    `opposites` names the (group, side) pairs of a word, `two_sided` the groups of two sides; `numbers` are those below
+    100, `scales` what multiplies the number before it. `units` are of all languages: (dimension, factor, name).
     """
 
     opposites: dict[str, tuple[tuple[int, int], ...]]
+    two_sided: frozenset[int]
+    lessening: frozenset[str]
+    not_opposites: frozenset[tuple[str, ...]]
     negations: frozenset[str]
+    negating: frozenset[tuple[str, ...]]
     not_negations: frozenset[tuple[str, ...]]
     volatile: frozenset[str]
     following: dict[str, str]
@@ -42,6 +46,10 @@ class Lexicon:
     directions: frozenset[str]
     articles: frozenset[str]
     questions: dict[str, str]
+    joining: frozenset[str]
+    asking: frozenset[str]
+    telling: frozenset[str]
+    durations: dict[str, str]
     how: dict[str, str]
     units: dict[str, tuple[str, float, str]]
 
@@ -52,8 +60,12 @@ def lexicon(language: str) -> Lexicon:
     table: dict[str, Any] = _tables()[language]
     return Lexicon(
         opposites=_opposites(table["opposites"]),
+        two_sided=frozenset(group for group, line in enumerate(table["opposites"]) if line.count("|") == 1),
+        lessening=_words(table["lessening"]),
+        not_opposites=_phrases(table["not_opposites"]),
         negations=_words(table["negations"]),
-        not_negations=frozenset(tuple(_fold(phrase).split()) for phrase in table["not_negations"]),
+        negating=_phrases(table["negating"]),
+        not_negations=_phrases(table["not_negations"]),
         volatile=_words(table["volatile"]),
         following=_named(table["following"]),
         periods=_words(table["periods"]),
@@ -73,6 +85,10 @@ def lexicon(language: str) -> Lexicon:
         directions=_words(table["directions"]),
         articles=_words(table["articles"]),
         questions=_named(table["questions"]),
+        joining=_words(table["joining"]),
+        asking=_words(table["asking"]),
+        telling=_words(table["telling"]),
+        durations=_named(table["durations"]),
         how=_named(table["how"]),
         units=_units(),
     )  # fmt: skip
@@ -151,6 +167,10 @@ def _forms(word: str) -> Iterable[str]:
 
 def _words(words: Iterable[str]) -> frozenset[str]:
     return frozenset(map(_fold, words))
+
+
+def _phrases(phrases: Iterable[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(_fold(phrase).split()) for phrase in phrases)
 
 
 def _named(lines: Iterable[str]) -> dict[str, str]:

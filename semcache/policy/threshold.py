@@ -25,17 +25,12 @@ class Threshold:
         self.guards = Guards(guards)
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
-        """Serve it if it is similar enough and no guard refuses it.
-
-        The cut costs less than the guards, so it is asked first: what a guard refused would have been served.
-        """
+        """Serve it if it is similar enough and no guard refuses it."""
         similarity = neighbour.similarity
         if similarity < self.cut:
             return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
-        refusal = self.guards.check(text, neighbour.text)
-        if refusal is not None:
-            return Decision(Verdict.REJECT, refusal.reason, similarity, self.cut, refusal.guard)
-        return Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
+        served = Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
+        return self.guards.over(served, text, neighbour)
 
     def __repr__(self) -> str:
         names = self.guards.names

@@ -7,8 +7,9 @@ import json
 import pytest
 from recordings import Letters, chat, run, tiers
 
+from semcache.cli import main
 from semcache.errors import ConfigurationError, TrafficError
-from semcache.policy import Threshold
+from semcache.policy import Threshold, Tuned
 from semcache.replay.report import make_report
 from semcache.replay.score import score
 from semcache.testing import Reply, StandIn
@@ -262,15 +263,16 @@ def test_progress_tells_each_stage(letters):
     assert told[-1] == ("replaying", 2, 2)
 
 
+def embedded(body):
+    """Answer as a server of embeddings that counts letters."""
+    rows = [{"index": place, "embedding": row.tolist()} for place, row in enumerate(Letters()(body["input"]))]
+    return Reply(extra={"model": "letters", "data": rows})
+
+
 @pytest.mark.semantic
 @pytest.mark.parametrize("threads", [0, 1], ids=["virtual", "live"])
 def test_embedder_behind_a_url_is_asked_for_its_name_first(threads):
     """In either sort of replay near matches are found by a server's vectors."""
-
-    def embedded(body):
-        rows = [{"index": place, "embedding": row.tolist()} for place, row in enumerate(Letters()(body["input"]))]
-        return Reply(extra={"model": "letters", "data": rows})
-
     with StandIn(embedded) as models:
         replayed = run(
             [chat("listen", 0), chat("silent", 1)], embedder=models.openai_url, policy=Threshold(0.99, guards=None),
@@ -279,3 +281,29 @@ def test_embedder_behind_a_url_is_asked_for_its_name_first(threads):
     assert len(replayed.outcomes) == 2
     assert replayed.settings.embedder.identity.startswith("server:letters")
     assert threads or tiers(replayed) == [None, "semantic"]
+
+
+@pytest.mark.semantic
+def test_guards_of_a_replay_are_switched_off_by_an_option(tmp_path, capsys):
+    """`--no-guards` serves what the guards refuse, and the report tells which of them did."""
+    traffic = tmp_path / "traffic.jsonl"
+    traffic.write_text("\n".join([chat("an alarm at 6 am", 0, "6"), chat("an alarm at 7 am", 1, "7")]))
+    told = []
+    with StandIn(embedded) as models:
+        for options in ([], ["--no-guards"]):
+            near = ["--policy", "threshold:0.99", "--embedder", models.openai_url, *options]
+            assert main(["replay", str(traffic), *near, "--quiet", "--json", "-"]) == 0
+            told.append(json.loads(capsys.readouterr().out))
+    on, off = told
+    assert (on["semantic"]["hits"], on["refused_by_guard"]) == (0, {"times": {"requests": 1, "wrong": 1}})
+    assert (off["semantic"]["wrong"], off["refused_by_guard"]) == (1, {})
+
+
+@pytest.mark.parametrize("policy", ["shadow", "FILE"])
+def test_policy_without_guards_of_its_own_has_none_to_switch_off(policy, tmp_path, capsys):
+    """An option that would do nothing is refused, with what it goes with."""
+    traffic, tuned = tmp_path / "traffic.jsonl", tmp_path / "policy.json"
+    traffic.write_text(chat("a", 0))
+    Tuned(0.01, 0.95, "letters").write(tuned)
+    assert main(["replay", str(traffic), "--policy", policy.replace("FILE", str(tuned)), "--no-guards"]) == 2
+    assert "--no-guards goes with a --policy that has guards, as threshold:0.9" in capsys.readouterr().err
