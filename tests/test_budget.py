@@ -71,7 +71,7 @@ def test_below_the_open_cut_nothing_is_served():
 def test_what_is_wrong_or_not_known_opens_nothing(is_right):
     """A comparator that does not know is taken for one that says no."""
     bench = Bench()
-    bench.label(1000, is_right=is_right)
+    bench.label(300, is_right=is_right)
     assert bench.verdict() == "reject"
     assert bench.policy.status().families[0].wrong.share == 1.0
 
@@ -79,16 +79,16 @@ def test_what_is_wrong_or_not_known_opens_nothing(is_right):
 def test_labels_of_misses_only_inform():
     """What is not of the sample opens nothing, and is told apart."""
     bench = Bench()
-    bench.label(5000, source=Source.MISS)
+    bench.label(900, source=Source.MISS)
     assert bench.verdict() == "reject"
     told = bench.policy.status().families[0]
-    assert (told.labels, told.informing) == (0, 5000)
+    assert (told.labels, told.informing) == (0, 900)
 
 
 def test_right_labels_of_one_entry_are_capped():
     """A popular entry is one entry: 20 of its right labels count, and of a pair one; wrong ones always count."""
     bench = Bench()
-    bench.label(5000, stored=b"popular")
+    bench.label(600, stored=b"popular")
     assert bench.verdict() == "reject"
     assert bench.policy.status().families[0].labels == 20
     for _ in range(50):
@@ -111,12 +111,12 @@ def test_a_family_with_few_labels_is_decided_with_the_others():
 def test_families_are_bounded():
     """A system prompt with a clock in it makes a family of each call: they share what is known, and take no room."""
     bench = Bench()
-    for number in range(300):
+    for number in range(120):
         bench.label(1, family=b"%d" % number)
         bench.policy.saw(bench.request(b"%d" % number), None)
     assert len(bench.policy.status().families) < 50
     assert len(bench.policy._labels_here) < 50
-    assert bench.policy.status().others.labels == 300
+    assert bench.policy.status().others.labels == 120
     assert len(bench.policy.taken()) == 1
 
 
@@ -252,7 +252,7 @@ def test_an_alarm_of_one_process_closes_all():
 def test_what_others_audit_can_alarm_here():
     """Wrong labels that come from the store are looked at as our own are."""
     one, other = Bench(), Bench()
-    one.label(2000)
+    one.label(600)
     store = merged(one.policy.taken())
     other.policy.take_over(store)
     day = next(iter(store))[0]
