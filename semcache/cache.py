@@ -29,6 +29,7 @@ from semcache.marks import Marks
 from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import MODES, Mode, Request, Tenant, Usage
+from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
@@ -163,6 +164,7 @@ class Cache(Meaning, Commands, Accounts):
             crew=Crew(lambda error: self.recorder.fault("refresh", type(error).__name__, error)),
             in_place=None if self.disk is None else tiers.index(self.disk),
             names_tenants=tenant_usage,
+            nearby=None if self.semantic is None else Nearby(self.semantic),
         )
         self._listen()
         if recording is not None:
@@ -378,6 +380,8 @@ class Cache(Meaning, Commands, Accounts):
     def after_fork_in_child(self) -> None:
         """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
+        if self.chain.nearby is not None:
+            self.chain.nearby.forget()
         self.chain.crew.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()

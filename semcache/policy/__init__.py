@@ -20,7 +20,8 @@ __all__ = ["Policy", "Shadow", "Threshold", "Tuned", "UnmeasuredThresholdWarning
 class Policy(Protocol):
     """Decides on one near match: the text that was asked, and a neighbour whose answer is at hand.
 
-    A policy that decides otherwise in each scope family has `within(request) -> Policy` too.
+    A policy that decides otherwise in each scope family has `within(request) -> Policy` too; one that serves nothing,
+    for now or ever, may say so by `serves`, a bool, and spares what only serving needs.
     """
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
@@ -30,6 +31,8 @@ class Policy(Protocol):
 
 class Shadow:
     """The policy where none is given: near matches are found and recorded, never served."""
+
+    serves = False
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the protocol's
         """Reject, whatever is asked."""

@@ -74,6 +74,11 @@ class SemanticTier:
         """Whose vectors are compared; empty while that is not known."""
         return self._embedder()
 
+    @property
+    def serves(self) -> bool:
+        """Whether the policy can serve anything near; one that does not say so can."""
+        return bool(getattr(self.policy, "serves", True))
+
     def unready(self) -> str:
         """Begin to load, if need be; say why there are no near matches yet."""
         state = self.batcher.state
@@ -137,6 +142,29 @@ class SemanticTier:
         if trouble is not None:
             raise trouble
         return None, gone
+
+    def vectors(self, texts: list[str]) -> Plan[list[Any]]:
+        """Return the float32[d] unit vectors of texts; None for one that is not seen whole, and for all before loading.
+
+        Raises TierError, and TimeoutError where that takes longer than a lookup may.
+        """
+        if self.batcher.state != "ready":
+            self.unready()
+            return [None] * len(texts)
+        deadline = self._now() + self._timeout
+        vectors: list[Any] = []
+        for future in [self.batcher.embed(text) for text in texts]:
+            try:
+                vectors.append((yield Wait(future, deadline - self._now())))
+            except TierError as error:
+                if error.reason != "uncovered":
+                    raise
+                vectors.append(None)
+        return vectors
+
+    def judge(self, request: Request, neighbour: Neighbour) -> Decision:
+        """Say whether the answer of a near text may be served, as to one that the search has found."""
+        return self._judge(request, neighbour)
 
     def _judge(self, request: Request, neighbour: Neighbour) -> Decision:
         decision = within(self.policy, request).decide(request.text or "", neighbour)
