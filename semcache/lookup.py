@@ -76,6 +76,7 @@ def lookup(
             flight = None
             break
     try:
+        joins = joins and takes_near(request)
         outcome = yield from lead(chain, request, origin, event, flight, blocks=blocks, joins=joins)
     except BaseException:
         if flight is not None:
@@ -184,17 +185,18 @@ def lead(
     """Find the answer, or load and keep it; land the flight with it."""
     evidence, stale, value = None, None, None
     nearby = chain.nearby if flight is not None and request.scope is not None else None
-    since = 0 if nearby is None else nearby.ended
+    # A load behind a stale near match has not searched for fresh ones yet.
+    since = -1 if nearby is None or request.mode == "refresh" else nearby.ended
     if request.mode != "refresh":
         found, value, evidence = yield from find(chain, request, event)
         if found is not None and found.entry.life > -request.lives.stale_while_revalidate:
             if found.entry.life <= 0:
-                yield from revalidate(chain, request, origin)
+                yield from revalidate(chain, request, origin, is_near=found.similarity is not None)
             land_hit(chain, flight, found)
             return Outcome(value)
         stale = found
     if flight is not None and nearby is not None and nearby.serves:
-        joins = joins and stale is None and takes_near(request)
+        joins = joins and stale is None
         near = yield from join(chain, request, flight, event, evidence, since, blocks=blocks, joins=joins)
         if near is not None:
             note_hit(chain, request, event, near[0].tier, near[0])
@@ -244,14 +246,21 @@ def settle(
     event.took("put", perf_counter_ns() - began)
 
 
-def revalidate(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
-    """Load behind the caller what it was served stale, unless somebody does so already."""
+def revalidate(chain: Chain, request: Request, origin: Origin, *, is_near: bool) -> Plan[None]:
+    """Load behind the caller what it was served stale, unless somebody does so already.
+
+    How to load a near match's answer, only its own callers know: what is loaded is the asking text's, and kept as that.
+    """
     if not chain.flights.flies(request.key + b"refresh"):
-        yield Spawn(lambda: refresh(chain, replace(request, mode="refresh"), origin), chain.crew)
+        asked = replace(request, mode="refresh")
+        yield Spawn(lambda: refresh(chain, asked, origin, is_near=is_near), chain.crew)
 
 
-def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
-    """Load and keep, one at a time for each key; who comes second has nothing to do."""
+def refresh(chain: Chain, request: Request, origin: Origin, *, is_near: bool) -> Plan[None]:
+    """Load and keep, one at a time for each key; who comes second has nothing to do.
+
+    In place of a near match a fresh one will do: what others have loaded of near texts by now, or are loading.
+    """
     flight, leads = chain.flights.board(request.key + b"refresh", request, blocks=False)
     if flight is None or not leads:
         if flight is not None:
@@ -264,13 +273,14 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         if found is not None and found.entry.life > 0:
             land_hit(chain, flight, found)
             return
-        outcome = yield from lead(chain, request, origin, event, flight, blocks=False, joins=False)
+        outcome = yield from lead(chain, request, origin, event, flight, blocks=False, joins=is_near)
     except BaseException:
         chain.flights.abandon(flight)
         raise
     finally:
         leave_near(chain, flight)
-    finish(chain, event, outcome)
+    if event.kind == "refresh":  # else a near text's load has served
+        finish(chain, event, outcome)
 
 
 def load_past(chain: Chain, request: Request, origin: Origin, event: Event) -> Plan[Outcome[Any]]:
@@ -303,7 +313,7 @@ def find(chain: Chain, request: Request, event: Event) -> Plan[tuple[Hit | None,
     """Ask the tiers, nearest first: the hit and its value, or the evidence of the miss.
 
     What is stale in one tier may be fresh in the next, where another process has loaded it; a near match is asked for
-    only where there is not even a stale answer.
+    only where there is not even a stale answer, and may then be stale itself.
     """
     evidence = None
     stale: tuple[Hit, Any] | None = None

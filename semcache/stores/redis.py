@@ -165,7 +165,7 @@ class RedisStore(Following):
             ("ZADD", self.names.keys, now + stays, key),
         ]
         if asked.scope is not None and asked.text is not None:
-            remaining = min(life, self._index_ttl)
+            remaining = min(life + entry.grace, entry.limit, self._index_ttl)
             record = self._record(asked, entry.born, now + remaining)
             if vector is not None:
                 commands.append(self._added(record, vector))

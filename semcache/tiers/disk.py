@@ -144,9 +144,9 @@ class DiskTier:
         return self.peek(request.key, request.lives.grace)
         yield
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone."""
-        return self.peek(key)
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
+        return self.peek(key, grace)
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:

@@ -98,9 +98,9 @@ class RedisTier:
                 self._store.slide(key, min(entry.slide, entry.limit))
         return Hit(entry, self.name, key, waited_ns=waited_ns)
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone, with no grace."""
-        entry, waited_ns = yield from self._store.get(key, Facets(self._namespace), 0.0)
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
+        entry, waited_ns = yield from self._store.get(key, Facets(self._namespace), grace)
         return self._hit(key, entry, waited_ns)
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:

@@ -36,8 +36,8 @@ Warn = Callable[[str, str], None]
 class Values(Protocol):
     """An exact tier that can be asked by key alone."""
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key."""
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key; one that expired less than `grace` seconds ago is a hit without life."""
         ...
 
 
@@ -121,15 +121,20 @@ class SemanticTier:
     def _decide(
         self, request: Request, neighbours: list[Neighbour], evidence: Evidence
     ) -> Plan[tuple[Hit | None, list[bytes]]]:
-        """Ask the policy about each neighbour; also tell those whose answers are gone."""
+        """Ask the policy about each neighbour; also tell those whose answers are gone.
+
+        A stale answer, where the caller takes one, is for want of a fresh one.
+        """
         gone: list[bytes] = []
+        stale: Hit | None = None
+        grace = request.lives.stale_while_revalidate
         trouble: Exception | None = None
         for neighbour in neighbours:
             decision = self._judge(request, neighbour)
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
                 evidence.decision = decision
             try:
-                found = yield from self._fetch(neighbour.key)
+                found = yield from self._fetch(neighbour.key, grace)
             except Exception as error:  # noqa: BLE001 - one answer that cannot be had is no reason against the next
                 trouble = error
                 continue
@@ -138,10 +143,13 @@ class SemanticTier:
                 if evidence.decision is decision:
                     evidence.decision = None
             elif decision.verdict is Verdict.REUSE:
-                return Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence), gone
-        if trouble is not None:
+                hit = Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence)
+                if found.entry.life > 0:
+                    return hit, gone
+                stale = stale or hit
+        if trouble is not None and stale is None:
             raise trouble
-        return None, gone
+        return stale, gone
 
     def vectors(self, texts: list[str]) -> Plan[list[Any]]:
         """Return the float32[d] unit vectors of texts; None for one that is not seen whole, and for all before loading.
@@ -183,12 +191,15 @@ class SemanticTier:
             return decision
         return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut)
 
-    def _fetch(self, key: bytes) -> Plan[Hit | None]:
+    def _fetch(self, key: bytes, grace: float) -> Plan[Hit | None]:
+        stale: Hit | None = None
         for tier in self._values:
-            found = yield from tier.fetch(key)
+            found = yield from tier.fetch(key, grace)
             if isinstance(found, Hit):
-                return found
-        return None
+                if found.entry.life > 0:
+                    return found
+                stale = found if stale is None or found.entry.life > stale.entry.life else stale
+        return stale
 
     def within(self, text: str, similarity: float) -> Plan[list[Neighbour]]:
         """Return every row, of whatever scope, at least so similar to a text. Raises TierError.
@@ -206,7 +217,9 @@ class SemanticTier:
         if request.scope is None or request.text is None or request.embedder != self.identity:
             return
         self.batcher.start()
-        life = inf if entry.is_pinned else min(self._ttl, entry.life) * (1 - self._jitter * self._random())
+        # Past its life an answer may be served while another is loaded: so long its text is to be found.
+        life = min(self._ttl, entry.life + entry.grace, entry.limit) * (1 - self._jitter * self._random())
+        life = inf if entry.is_pinned else life
         vector = evidence.vector if evidence is not None else None
         self._births.pop(request.key, None)
         self._births[request.key] = entry.born
