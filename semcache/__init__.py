@@ -32,6 +32,7 @@ from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usag
 from semcache.pipeline import Pipeline, pipeline, stage
 from semcache.policy import Policy, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
 from semcache.recording import Recording
+from semcache.reindex import Reindexed
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
@@ -69,6 +70,7 @@ __all__ = [
     "Pipeline",
     "Policy",
     "Recording",
+    "Reindexed",
     "Request",
     "SemcacheError",
     "SemcacheWarning",

@@ -36,6 +36,7 @@ from semcache.policy import Policy, Tuned, as_policy
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
+from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -53,7 +54,7 @@ T = TypeVar("T")
 _EXIT_SECONDS = 10.0
 
 
-class Cache(Meaning, Commands, Accounts):
+class Cache(Meaning, Commands, Accounts, Reindexing):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and

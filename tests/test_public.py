@@ -9,9 +9,9 @@ import semcache
 NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
     "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "Event", "Explanation", "Hit", "InvalidationError",
-    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Recording", "Request", "SemcacheError",
-    "SemcacheWarning", "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError",
-    "Tuned",
+    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "Recording", "Reindexed", "Request",
+    "SemcacheError", "SemcacheWarning", "Shadow", "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace",
+    "TrafficError", "Tuned",
     "UnkeyableError", "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding",
     "cached_retrieval", "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ it means out of `pending` at once, and keeps what was born before it from coming
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -17,6 +17,7 @@ from semcache.marks import Mark, Pair
 from semcache.meter import overflow
 from semcache.model import Mode
 from semcache.stores.changes import Record, Slide
+from semcache.stores.moving import Move, Moved
 
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
@@ -56,7 +57,7 @@ class Switch:
 
 
 # What is durable when its future is done.
-Order: TypeAlias = Invalidation | Switch
+Order: TypeAlias = Invalidation | Switch | Move
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +152,12 @@ class Backlog:
         with self.lock:
             self._check_open()
             return self._order(Switch(mode, Future()))
+
+    def move(self, rows: Sequence[Moved]) -> Future[list[bool]]:
+        """Queue index rows that replace another embedder's."""
+        with self.lock:
+            self._check_open()
+            return self._order(Move(rows, Future()))
 
     def _order(self, order: Order) -> Future[Any]:
         order.future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same

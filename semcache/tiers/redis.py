@@ -15,6 +15,7 @@ from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Marks, Pair, Row
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan
+from semcache.stores.moving import Foreign, Moved
 from semcache.stores.redis import Asked, RedisStore
 from semcache.stores.redis_keys import Names
 from semcache.tier import Clock, Glance
@@ -168,6 +169,14 @@ class RedisTier:
     def rows(self, embedder: str) -> Iterator[Row]:
         """Return the live rows of an embedder in the log, oldest first. Raises TierError."""
         return self._store.rows(embedder)
+
+    def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
+        """Return the live rows of all other embedders in the log, a page at a time. Raises TierError."""
+        return self._store.foreign(embedder)
+
+    def replace_rows(self, rows: list[Moved]) -> list[bool]:
+        """Write another embedder's rows for those of these entries that still stand; which. Raises TierError."""
+        return self._store.replace_rows(rows)
 
     # Counters
 
