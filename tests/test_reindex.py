@@ -190,6 +190,7 @@ def test_life_is_not_lengthened(open_as, clock):
     clock.advance(40)
     new = open_as("new")
     assert new.reindex().embedded == 1
+    assert [row.remaining for row in new.store.rows("new")] == [pytest.approx(10)]
     clock.advance(11)
     assert ask(new, "near a") == "loaded"
 
