@@ -12,10 +12,9 @@ from math import cos, radians
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instruments import GUARD, Compass, Crew, Origin
+from instruments import GUARD, Compass, Crew, JoinedFlights, Origin
 
 import semcache
-from semcache.flight import Flights
 
 pytestmark = pytest.mark.semantic
 
@@ -25,24 +24,6 @@ DEGREES = {"a": 0, "b": 20, "next": 40, "far": 90}
 FREED = semcache.Timeouts(semantic="30s", flight="5s")
 
 
-class Joined(Flights):
-    """Flights that tell when somebody waits for another, or would."""
-
-    def __init__(self):
-        super().__init__()
-        self.waiting = threading.Semaphore(0)
-
-    def follow(self, flight, **how):
-        follows = super().follow(flight, **how)
-        if follows:
-            self.waiting.release()
-        return follows
-
-    def wait_for(self, callers):
-        for _ in range(callers):
-            assert self.waiting.acquire(timeout=GUARD)
-
-
 @pytest.fixture
 def open_joined(open_near):
     """Make caches whose followers can be waited for; nothing may be left of any load."""
@@ -50,7 +31,7 @@ def open_joined(open_near):
 
     def open_one(degrees=None, **settings):
         opened.append(open_near(degrees or DEGREES, **settings))
-        opened[-1].chain.flights = Joined()
+        opened[-1].chain.flights = JoinedFlights()
         return opened[-1]
 
     yield open_one
