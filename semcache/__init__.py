@@ -33,6 +33,7 @@ from semcache.model import SHARED, Decision, Hit, Miss, Neighbour, Request, Usag
 from semcache.pipeline import Pipeline, pipeline, stage
 from semcache.policy import ErrorBudget, Policy, PolicyStatus, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
 from semcache.recording import Recording
+from semcache.reindex import Reindexed
 from semcache.stages import StageRow
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
@@ -75,6 +76,7 @@ __all__ = [
     "Policy",
     "PolicyStatus",
     "Recording",
+    "Reindexed",
     "Reported",
     "Request",
     "SemcacheError",

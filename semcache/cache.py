@@ -32,12 +32,14 @@ from semcache.marks import Marks
 from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
+from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
+from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.stores.fork import forking
@@ -56,7 +58,7 @@ T = TypeVar("T")
 _EXIT_SECONDS = 10.0
 
 
-class Cache(Meaning, Reports):
+class Cache(Meaning, Reports, Reindexing):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
@@ -180,6 +182,7 @@ class Cache(Meaning, Reports):
                 namespace=namespace,
                 is_in_use=partial(_is_open, weakref.ref(self)),
             ),
+            nearby=None if self.semantic is None else Nearby(self.semantic),
         )
         self._listen()
         if recording is not None:
@@ -398,6 +401,8 @@ class Cache(Meaning, Reports):
     def after_fork_in_child(self) -> None:
         """Begin anew: locks, flights and threads are the parent's."""
         self.chain.flights.forget()
+        if self.chain.nearby is not None:
+            self.chain.nearby.forget()
         self.chain.crew.after_fork()
         if self.chain.labelling is not None:
             self.chain.labelling.after_fork()

@@ -11,6 +11,7 @@ from semcache.events import Event, Kind, Recorder
 from semcache.flight import Flights
 from semcache.labelling import Labelling
 from semcache.model import Hit, Request, Usage
+from semcache.nearby import Nearby
 from semcache.plan import Crew
 from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
@@ -21,7 +22,8 @@ class Landing:
     """What a leader hands to its followers: the encoded answer, or the origin's error; neither: load yourself.
 
     `near` says that the answer is a near match's, which not every follower may be given. `documents` is what it is made
-    of, but for what an answer tells itself (None: not all is known), since the position `born`.
+    of, but for what an answer tells itself (None: not all is known), since the position `born`. With `is_kept` it was
+    loaded, and may be served to others from now on.
     """
 
     value: bytes | None = None
@@ -31,6 +33,7 @@ class Landing:
     usage: Usage | None = None
     documents: tuple[str, ...] | None = ()
     born: int = 0
+    is_kept: bool = False
 
 
 @dataclass(slots=True)
@@ -39,7 +42,8 @@ class Chain:
 
     `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
     loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns.
-    With `names_tenants` events say whose calls they are.
+    With `names_tenants` events say whose calls they are. `nearby` knows which texts are loading, where there are near
+    matches.
     """
 
     tiers: Sequence[tuple[Tier, Breaker]]
@@ -54,6 +58,7 @@ class Chain:
     in_place: int | None = None
     names_tenants: bool = False
     labelling: Labelling | None = None
+    nearby: Nearby | None = None
 
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""

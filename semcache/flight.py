@@ -5,7 +5,8 @@ for the landing. What the traps of the design's section 9 need stands here:
 
 - a flight's future is marked as running, so that no follower's cancellation can cancel it for the others;
 - a leader that is cancelled abandons its flight: its followers board anew, and the first of them leads;
-- nobody boards a flight that began before an invalidation of what it brings: what it brings may be old;
+- nobody boards a flight that began before an invalidation of what it brings: what it brings may be old; where its
+  leader waits for the load of a near text (`joining`), that is what it brings;
 - who would wait for itself loads alone: a call made inside the load of its own key, on whatever thread or task that
   inherited the context; two loads that would wait for each other; and a call that blocks the thread its leader runs on.
 """
@@ -33,12 +34,15 @@ class Abandoned(Exception):  # noqa: N818 - a message between flights, no error 
 class Flight(Generic[T]):
     """One load in progress; `request` is what it answers, so that an invalidation finds it."""
 
-    __slots__ = ("future", "is_closed", "key", "request", "thread", "waits_for")
+    __slots__ = ("brings", "future", "is_closed", "key", "landing", "lingers", "request", "thread", "waits_for")
 
     def __init__(self, key: bytes, request: Request | None = None) -> None:
         self.key = key
         self.request = request
+        self.brings: Request | None = None  # of the near text whose load its leader waits for
         self.is_closed = False
+        self.landing: T | None = None
+        self.lingers = False
         self.thread = get_ident()
         self.waits_for: list[Flight[Any]] = []
         self.future: Future[T] | None = None  # made for the first follower: most flights have none
@@ -70,30 +74,40 @@ class Flights(Generic[T]):
                 return flight, True
             if not self.follow(flight, blocks=blocks):
                 return None, False
-            if flight.future is None:
-                flight.future = Future()
-                flight.future.set_running_or_notify_cancel()
+            flight.future = flight.future or _running_future()
             return flight, False
 
-    def follow(self, flight: Flight[T], *, blocks: bool) -> bool:
-        """Note that this call waits for a flight, until `unboard`; False where it would wait for itself."""
-        inside, thread = _inside.get(), get_ident()
+    def follow(self, flight: Flight[T], *, blocks: bool, leading: Flight[T] | None = None) -> bool:
+        """Note that this call waits for a flight, until `unboard`; False where it would wait for itself.
+
+        With `leading`, a flight that this call leads, it waits for that of a near text, which lingers: False also where
+        that has left, or brings what was invalidated.
+        """
+        inside, thread = _waiting(leading), get_ident()
         with self._lock:
+            if leading is not None and (flight.is_closed or flight not in self._open):
+                return False
             if self._reaches(flight, inside, thread if blocks else 0):
                 return False
-            for outer in inside:
-                outer.waits_for.append(flight)
+            for one in inside:
+                one.waits_for.append(flight)
+            if leading is not None:
+                leading.brings = flight.request
+                if flight.future is None:
+                    flight.future = _running_future()
+                    if flight.landing is not None:
+                        flight.future.set_result(flight.landing)
             if blocks:
                 self._blocked[thread] = flight
             return True
 
-    def unboard(self, flight: Flight[T]) -> None:
+    def unboard(self, flight: Flight[T], leading: Flight[T] | None = None) -> None:
         """Say that a follower waits no more."""
         with self._lock:
             self._blocked.pop(get_ident(), None)
-            for outer in _inside.get():
-                if flight in outer.waits_for:
-                    outer.waits_for.remove(flight)
+            for one in _waiting(leading):
+                if flight in one.waits_for:
+                    one.waits_for.remove(flight)
 
     def _reaches(self, flight: Flight[Any], inside: tuple[Flight[Any], ...], thread: int) -> bool:
         """Say whether a flight, over whatever its load or its thread waits for, waits for one of us or our thread."""
@@ -120,6 +134,15 @@ class Flights(Generic[T]):
         with self._lock:
             self._open.add(flight)
 
+    def linger(self, flight: Flight[T]) -> None:
+        """Let calls of near texts wait for a flight, also when it has landed, until `leave`."""
+        flight.lingers = True
+
+    def leave(self, flight: Flight[T]) -> None:
+        """Let nobody wait any more for a flight that lingered."""
+        with self._lock:
+            self._open.discard(flight)
+
     def close(self, facet: str, value: str | bytes) -> None:
         """Let nobody board what an invalidation means: who comes after it is given what was loaded after it (law 8).
 
@@ -127,17 +150,19 @@ class Flights(Generic[T]):
         """
         with self._lock:
             for flight in list(self._open):
-                asked = flight.request
-                if asked is not None and _may_bring(asked, facet, value):
+                brought = (flight.request, flight.brings)
+                if any(asked is not None and _may_bring(asked, facet, value) for asked in brought):
                     flight.is_closed = True
 
     def land(self, flight: Flight[T], result: T) -> None:
         """Hand the result to all who wait, and let the next caller look for itself."""
+        flight.landing = result
         if self._remove(flight):
             flight.future.set_result(result)  # type: ignore[union-attr]
 
     def abandon(self, flight: Flight[T]) -> None:
         """Give the flight up; who waits boards anew."""
+        flight.lingers = False
         if self._remove(flight):
             flight.future.set_exception(Abandoned())  # type: ignore[union-attr]
 
@@ -146,7 +171,8 @@ class Flights(Generic[T]):
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
-            self._open.discard(flight)
+            if not flight.lingers:
+                self._open.discard(flight)
             return flight.future is not None and not flight.future.done()
 
     def forget(self) -> None:
@@ -155,6 +181,18 @@ class Flights(Generic[T]):
         self._open = set()
         self._blocked = {}
         self._lock = RLock()
+
+
+def _waiting(leading: Flight[Any] | None) -> tuple[Flight[Any], ...]:
+    """Return the flights that wait with this call: those whose loads it runs inside of, and the one it leads."""
+    inside = _inside.get()
+    return inside if leading is None else (*inside, leading)
+
+
+def _running_future() -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _may_bring(asked: Request, facet: str, value: str | bytes) -> bool:

@@ -21,7 +21,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import nan
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -60,6 +60,20 @@ _LARGEST_KEPT_BYTES = 2**16  # a packer keeps the buffer of the largest value th
 def digest(*parts: bytes) -> bytes:
     """Return the 20-byte BLAKE2b digest (RFC 7693) of canonical parts."""
     return blake2b(b"".join(parts), digest_size=KEY_BYTES).digest()
+
+
+@lru_cache(maxsize=64)
+def _mask(embedder: str) -> int:
+    return int.from_bytes(digest(b"embedder", canonical(embedder)))
+
+
+def of_embedder(scope: bytes, embedder: str) -> bytes:
+    """Return the scope of an embedder's texts, of a scope without one; and the other way round.
+
+    The digest of the embedder's identity is laid over it, and can be taken off again: so a row can be given another
+    embedder's scope by who knows only its own (law 11), as where texts are embedded anew.
+    """
+    return (int.from_bytes(scope) ^ _mask(embedder)).to_bytes(KEY_BYTES)
 
 
 def canonical(value: object, where: str = "") -> bytes:

@@ -16,6 +16,7 @@ The order in which things happen is the whole of it:
    A tier that is late, broken or still loading is a miss and a fault in the event; after some failures its breaker
    opens, and it is not asked at all for a while. (Law 10.) An exact hit fills the tiers before the one that gave it,
    with the life that remains. A near match fills nothing: it is an answer to another question. (Laws 3 and 5.)
+   Who then has nothing joins the load of a near text that is under way, where the policy would reuse it (`joining`).
 3. *Load.* The log's position is read before the origin is called: what is invalidated from here on is newer than the
    answer, and the put that follows is refused. (Law 8.) The origin's error goes to whoever waits, as it was, and is
    kept nowhere. (Law 7.)
@@ -38,6 +39,7 @@ from semcache.errors import DecodeError, TierError
 from semcache.events import Event
 from semcache.flight import Abandoned, Flight, enter, leave
 from semcache.inherit import made_of, tell_found, tell_loaded
+from semcache.joining import join, leave_near
 from semcache.keep import encode, is_kept, keep, usage_of
 from semcache.ledger import near_of
 from semcache.model import Entry, Evidence, Hit, Miss, Request
@@ -48,10 +50,13 @@ from semcache.tier import Breaker, Tier
 UNSUITED = "unsuited"
 
 
-def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool) -> Plan[Outcome[Any]]:
+def lookup(
+    chain: Chain, request: Request, origin: Origin, event: Event, *, blocks: bool, joins: bool = True
+) -> Plan[Outcome[Any]]:
     """Answer a request from the nearest tier that can, or from its origin, whose error is in the outcome as it was.
 
-    `blocks` says that waiting stops the caller's whole thread. The event is filled in and given to the recorder.
+    `blocks` says that waiting stops the caller's whole thread; without `joins` it waits for no load of another text: it
+    leads beside others, or for a caller in another thread. The event is filled in and given to the recorder.
     """
     event.key = request.key
     if request.mode == "off":
@@ -72,11 +77,14 @@ def lookup(chain: Chain, request: Request, origin: Origin, event: Event, *, bloc
             flight = None
             break
     try:
-        outcome = yield from lead(chain, request, origin, event, flight)
+        joins = joins and takes_near(request)
+        outcome = yield from lead(chain, request, origin, event, flight, blocks=blocks, joins=joins)
     except BaseException:
         if flight is not None:
             chain.flights.abandon(flight)
         raise
+    finally:
+        leave_near(chain, flight)
     return finish(chain, event, outcome)
 
 
@@ -173,19 +181,30 @@ def takes_near(request: Request) -> bool:
 
 
 def lead(
-    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None,
-    known: Hit | None = None,
+    chain: Chain, request: Request, origin: Origin, event: Event, flight: Flight[Landing] | None, *,
+    blocks: bool, joins: bool, known: Hit | None = None,
 ) -> Plan[Outcome[Any]]:  # fmt: skip
     """Find the answer, or load and keep it; land the flight with it. `known` is what is loaded anew."""
     evidence, stale, value = None, None, None
+    nearby = chain.nearby if flight is not None and request.scope is not None else None
+    # A load behind a stale near match has not searched for fresh ones yet.
+    since = -1 if nearby is None or request.mode == "refresh" else nearby.ended
     if request.mode != "refresh":
         found, value, evidence = yield from find(chain, request, event, audits=True)
         if found is not None and found.entry.life > -request.lives.stale_while_revalidate:
             if found.entry.life <= 0:
-                yield from revalidate(chain, request, origin)
+                yield from revalidate(chain, request, origin, is_near=found.similarity is not None)
             land_hit(chain, flight, found)
             return Outcome(value)
         stale = found
+    if flight is not None and nearby is not None and nearby.serves:
+        joins = joins and stale is None
+        near = yield from join(chain, request, flight, event, evidence, since, blocks=blocks, joins=joins)
+        if near is not None:
+            note_hit(chain, request, event, near[0].tier, near[0])
+            event.shared = near[0].tier == "flight"
+            land_hit(chain, flight, near[0])
+            return Outcome(near[1])
     born = chain.position()
     outcome = yield from load(origin, flight, event)
     if outcome.error is not None and stale is None and evidence is not None and evidence.audited is not None:
@@ -237,7 +256,7 @@ def settle(
         tell_loaded(chain, request, outcome.value, documents, since, is_told=is_told)
     if flight is not None:
         landing = Landing(entry.value if entry else None, outcome.error, event.load_seconds or 0.0)
-        landing.usage, landing.documents, landing.born = event.usage, documents, since
+        landing.usage, landing.documents, landing.born, landing.is_kept = event.usage, documents, since, kept
         chain.flights.land(flight, landing)
     if kept:
         yield from keep(chain, request, entry, evidence, event, exact=False)  # type: ignore[arg-type]
@@ -245,14 +264,21 @@ def settle(
     return entry if kept else None
 
 
-def revalidate(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
-    """Load behind the caller what it was served stale, unless somebody does so already."""
+def revalidate(chain: Chain, request: Request, origin: Origin, *, is_near: bool) -> Plan[None]:
+    """Load behind the caller what it was served stale, unless somebody does so already.
+
+    How to load a near match's answer, only its own callers know: what is loaded is the asking text's, and kept as that.
+    """
     if not chain.flights.flies(request.key + b"refresh"):
-        yield Spawn(lambda: refresh(chain, replace(request, mode="refresh"), origin), chain.crew)
+        asked = replace(request, mode="refresh")
+        yield Spawn(lambda: refresh(chain, asked, origin, is_near=is_near), chain.crew)
 
 
-def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
-    """Load and keep, one at a time for each key; who comes second has nothing to do."""
+def refresh(chain: Chain, request: Request, origin: Origin, *, is_near: bool) -> Plan[None]:
+    """Load and keep, one at a time for each key; who comes second has nothing to do.
+
+    In place of a near match a fresh one will do: what others have loaded of near texts by now, or are loading.
+    """
     flight, leads = chain.flights.board(request.key + b"refresh", request, blocks=False)
     if flight is None or not leads:
         if flight is not None:
@@ -265,11 +291,14 @@ def refresh(chain: Chain, request: Request, origin: Origin) -> Plan[None]:
         if found is not None and found.entry.life > 0:
             land_hit(chain, flight, found)
             return
-        outcome = yield from lead(chain, request, origin, event, flight, found)
+        outcome = yield from lead(chain, request, origin, event, flight, blocks=False, joins=is_near, known=found)
     except BaseException:
         chain.flights.abandon(flight)
         raise
-    finish(chain, event, outcome)
+    finally:
+        leave_near(chain, flight)
+    if event.kind == "refresh":  # else a near text's load has served
+        finish(chain, event, outcome)
 
 
 def load_past(chain: Chain, request: Request, origin: Origin, event: Event) -> Plan[Outcome[Any]]:
@@ -305,7 +334,7 @@ def find(
 
     Who `audits` loads a near match that is drawn for it, though it would be served.
     What is stale in one tier may be fresh in the next, where another process has loaded it; a near match is asked for
-    only where there is not even a stale answer.
+    only where there is not even a stale answer, and may then be stale itself.
     """
     evidence = None
     stale: tuple[Hit, Any] | None = None

@@ -58,6 +58,7 @@ def lookup_many(
                 Origin(partial(_load_one, load, place), keeps, usage),
                 events[place],
                 blocks=blocks,
+                joins=False,
             )
             for place in group
         ]

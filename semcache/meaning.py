@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.commands import STRICTNESS
 from semcache.context import as_tenant, current, named_stage, names_of
-from semcache.keys import FORMAT, canonical, digest
+from semcache.keys import FORMAT, canonical, digest, of_embedder
 from semcache.model import FOREVER, SHARED, Facets, Lives, Mode, Request, Tenant
 from semcache.ttl import Duration, lives_of
 
@@ -125,7 +125,7 @@ class Meaning:
         if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
             embedder = self.embedder_identity
             if embedder:
-                scope = digest(b"scope", prefix, rest, owner, canonical(embedder))
+                scope = of_embedder(digest(b"scope", prefix, rest, owner), embedder)
                 if self.names_families:
                     family = family_of(facets.function, facets.version, rest)
             else:  # its server is to say it

@@ -61,6 +61,24 @@ class WatchedFlights(Flights):
             assert self._boarded.acquire(timeout=GUARD)
 
 
+class JoinedFlights(Flights):
+    """Flights that can be waited for: `wait_for(n)` returns when n more callers wait for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting = threading.Semaphore(0)
+
+    def follow(self, flight, **how):
+        follows = super().follow(flight, **how)
+        if follows:
+            self.waiting.release()
+        return follows
+
+    def wait_for(self, callers):
+        for _ in range(callers):
+            assert self.waiting.acquire(timeout=GUARD)
+
+
 def watch_flights(cache):
     """Give a cache flights that can be waited for."""
     cache.chain.flights = WatchedFlights()

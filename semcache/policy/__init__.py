@@ -26,9 +26,10 @@ __all__ = [
 class Policy(Protocol):
     """Decides on one near match: the text that was asked, and a neighbour whose answer is at hand.
 
-    A policy that decides otherwise in each scope family has `within(request) -> Policy` too. One that ranks neighbours
-    by more than their similarity has `rank(text, vector, neighbours) -> list[Neighbour]`: it is given the eight
-    nearest, each with its vector, and asked about them in the order in which it returns them.
+    A policy that decides otherwise in each scope family has `within(request) -> Policy` too; one that serves nothing,
+    for now or ever, may say so by `serves`, a bool, and spares what only serving needs. One that ranks neighbours by
+    more than their similarity has `rank(text, vector, neighbours) -> list[Neighbour]`: it is given the eight nearest,
+    each with its vector, and asked about them in the order in which it returns them.
     """
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:

@@ -110,6 +110,11 @@ class Tuned:
         """The cuts that it serves near matches from."""
         return [proof.cut for proof in (self.others, *self.families.values()) if proof.cut is not None]
 
+    @property
+    def serves(self) -> bool:
+        """Whether it serves anything."""
+        return bool(self.cuts)
+
     def __str__(self) -> str:
         """Say in a few words what it serves."""
         cuts = self.cuts

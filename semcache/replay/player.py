@@ -12,7 +12,7 @@ from semcache.events import Event, last
 from semcache.model import Decision, Neighbour, Request
 from semcache.policy import Policy, within
 from semcache.replay.recording import Asked
-from semcache.replay.score import Outcome
+from semcache.replay.score import NEAR, Outcome
 
 
 class Witness:
@@ -24,6 +24,11 @@ class Witness:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._here = threading.local()
+
+    @property
+    def serves(self) -> bool:
+        """Whether the other one can serve anything."""
+        return bool(getattr(self.policy, "serves", True))
 
     def within(self, request: Request) -> Witness:
         """Decide as the other one does for a request."""
@@ -96,5 +101,7 @@ class Player:
             outcome.nearest = (self._makers[neighbour.key], neighbour.similarity)
             outcome.guard = "" if event.decision is None else event.decision.guard
         if event.is_hit:
-            outcome.tier, outcome.maker = event.tier, maker
+            # What the policy let through is a near match, be it from the index or from a load in flight.
+            is_near = event.similarity is not None and neighbour is not None
+            outcome.tier, outcome.maker = NEAR if is_near else event.tier, maker
         return outcome

@@ -7,7 +7,7 @@ it means out of `pending` at once, and keeps what was born before it from coming
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -18,6 +18,7 @@ from semcache.marks import Mark, Pair
 from semcache.meter import overflow
 from semcache.model import Mode
 from semcache.stores.changes import Record, Slide
+from semcache.stores.moving import Move, Moved
 
 MAX_ENTRIES = 4096
 MAX_BYTES = 64 * 2**20
@@ -69,7 +70,7 @@ class Change:
 
 
 # What is durable when its future is done.
-Order: TypeAlias = Invalidation | Switch | Change
+Order: TypeAlias = Invalidation | Switch | Change | Move
 
 
 @dataclass(slots=True, eq=False)
@@ -170,6 +171,12 @@ class Backlog:
         with self.lock:
             self._check_open()
             return self._order(Change(make, Future()))
+
+    def move(self, rows: Sequence[Moved]) -> Future[list[bool]]:
+        """Queue index rows that replace another embedder's."""
+        with self.lock:
+            self._check_open()
+            return self._order(Move(rows, Future()))
 
     def _order(self, order: Order) -> Future[Any]:
         order.future.set_running_or_notify_cancel()  # who waits for it may go away, it is made all the same

@@ -105,11 +105,11 @@ class Record:
 
     @property
     def index_expires(self) -> float:
-        """When its index row does: a sliding entry's when the entry would go at last, so that it slides along."""
+        """When its index row does: behind its grace; a sliding entry's when that would go at last, so it slides."""
         row, about = self.row, self.about
         if about.is_pinned:
             return inf
-        return min(about.goes if about.slide else row.expires, row.written + self.index_ttl)
+        return min(about.goes if about.slide else self.ends, row.written + self.index_ttl)
 
     @property
     def size(self) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from math import ceil, inf
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.fork import forking
 from semcache.stores.link import PATIENT_SECONDS, Command
+from semcache.stores.moving import PAGE, Foreign, Moved
 from semcache.stores.outbox import Write
 from semcache.stores.redis_base import LONGEST_LOAD_SECONDS
 from semcache.stores.redis_follow import MAX_MARKS, Following, facets_of
@@ -165,7 +166,7 @@ class RedisStore(Following):
             ("ZADD", self.names.keys, now + stays, key),
         ]
         if asked.scope is not None and asked.text is not None:
-            remaining = min(life, self._index_ttl)
+            remaining = min(life + entry.grace, entry.limit, self._index_ttl)
             record = self._record(asked, entry.born, now + remaining)
             if vector is not None:
                 commands.append(self._added(record, vector))
@@ -218,12 +219,49 @@ class RedisStore(Following):
         """Write the record of an entry whose vector was computed behind its put."""
         record = self._awaiting.pop(key, None)
         if record is not None and record[3] == embedder:
-            pairs = facets_of(record[7], self._namespace).pairs(key)
-            commands = [self._added(record, vector)]
-            if record[0] == "p":
-                commands = self._pinned(key, [*record[:5], to_float16(vector), *record[6:]])
-            at = WAITING + key if record[0] == "p" else key
-            self.writer.put(Write(at, commands, None, record[9], pairs, 2048))
+            self._write_row(record, vector)
+
+    def _write_row(self, record: list[Any], vector: Any) -> None:
+        """Queue the record of an entry that stands already. Raises TierError("full")."""
+        key, pairs = record[1], facets_of(record[7], self._namespace).pairs(record[1])
+        commands = [self._added(record, vector)]
+        if record[0] == "p":
+            commands = self._pinned(key, [*record[:5], to_float16(vector), *record[6:]])
+        at = WAITING + key if record[0] == "p" else key
+        self.writer.put(Write(at, commands, None, record[9], pairs, 2048))
+
+    def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
+        """Return the live rows of all other embedders, one for each key that has none of this, a page at a time.
+
+        The log's latest record of a key counts; that of a page which another process has moved meanwhile comes too.
+        """
+        done: set[bytes] = set()
+        for page in self._backwards():
+            done.update(record[1] for record in page if record[3] == embedder)
+        for page in self._backwards():
+            now, rows = self.now(), []
+            for record in page:
+                kind, key, scope, other, text, _, ends, *_ = record
+                if key not in done:
+                    done.add(key)
+                    rows.append(Foreign(record, key, scope, other, text, inf if kind == "p" else ends - now))
+            for at in range(0, len(rows), PAGE):
+                yield rows[at : at + PAGE]
+
+    def replace_rows(self, rows: list[Moved]) -> list[bool]:
+        """Write another embedder's rows for the entries that still stand; which of them do. Raises TierError."""
+        asked: list[Command] = [
+            ("EXISTS", self.names.of_pinned(row.key) if row.at[0] == "p" else self.names.of(row.key))
+            for row, *_ in rows
+        ]
+        stood = [bool(self._checked(reply)) for reply in self._send(asked)]
+        for (row, scope, embedder, vector), stands in zip(rows, stood, strict=True):
+            if stands:
+                record = [*row.at[:2], scope, embedder, row.text, None, *row.at[6:8], self._token, row.at[9]]
+                self._write_row(record, vector)
+        if not self.writer.flush(PATIENT_SECONDS):
+            raise TierError("lost", f"{self.where}: not all rows could be written, try again")
+        return stood
 
     def slide(self, key: bytes, seconds: float) -> None:
         """Give an entry that was read its life anew."""

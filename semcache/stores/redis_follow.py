@@ -250,6 +250,27 @@ class Following(Reporting):
                 return
             start = b"(" + page[-1][0]
 
+    def _backwards(self) -> Iterator[list[list[Any]]]:
+        """Return the live records of rows that the log holds by now, latest first, then the pinned ones, in pages."""
+        end: bytes = b"+"
+        while True:
+            asked: list[Command] = [("XREVRANGE", self.names.log, end, "-", "COUNT", _PAGE)]
+            page = self._checked(self._send(asked)[0])
+            now, found = self.now(), []
+            for _, fields in page:
+                try:
+                    record = unpack(fields[1])
+                    if record[0] == "a" and self._is_alive(record, now):
+                        found.append(record)
+                except (DecodeError, ValueError, IndexError, TypeError):
+                    continue
+            yield found
+            if len(page) < _PAGE:
+                break
+            end = b"(" + page[-1][0]
+        pinned = records(self._checked(self._send([("HVALS", self.names.pinned)])[0]))
+        yield [record for record in pinned for row in row_of(record) if self._is_alive(row, 0.0)]
+
     def _talk(self, asked: list[Command], timeout: float = PATIENT_SECONDS) -> list[Any]:
         """Exchange on the follower's own connection, which `rest` can cut; lost is who is silent, not who is slow."""
         if self._is_closed:

@@ -27,6 +27,7 @@ from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
+from semcache.stores.moving import FOREIGN_PAGE, PAGE, Foreign, Moved
 from semcache.stores.reported import FileReports
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.vectors import from_float16
@@ -136,6 +137,18 @@ class SqliteStore:
                 return
             position = page[-1][0]
 
+    def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
+        """Return the live index rows of all other embedders up to now, a page at a time, oldest first."""
+        position, last = 0, self.position()
+        while True:
+            now = self._clock.time()
+            page = self.ask(FOREIGN_PAGE, position, last, embedder, now, self._namespace, PAGE)
+            if page:
+                yield [Foreign(at, key, scope, other, text, end - now) for at, key, scope, other, text, end in page]
+            if len(page) < PAGE:
+                return
+            position = page[-1][0]
+
     def count(self, pairs: list[Pair]) -> int:
         """Return how many live entries invalidations mean, written or not."""
         if not pairs:
@@ -234,6 +247,11 @@ class SqliteStore:
         """Give the index row of an entry the vector it lacks."""
         self._writer.start()
         self._backlog.attach(key, vector, embedder)
+
+    def replace_rows(self, rows: list[Moved]) -> Future[list[bool]]:
+        """Replace index rows by another embedder's; the future gives for each whether it was still there."""
+        self._writer.start()
+        return self._backlog.move(rows)
 
     def mark(self, pairs: list[Pair]) -> Future[tuple[int, int]]:
         """Invalidate durably; the future gives the latest mark's position and how many entries went."""

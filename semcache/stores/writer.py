@@ -21,6 +21,7 @@ from semcache.errors import TierError
 from semcache.stores import changes
 from semcache.stores.backlog import Backlog, Batch, Change, Invalidation, Order
 from semcache.stores.file import WRITE_WAIT_SECONDS, StoreFile
+from semcache.stores.moving import Move, move
 from semcache.stores.schema import reason_of, trouble
 from semcache.tier import Clock
 
@@ -152,6 +153,8 @@ class Writer:
                 made.append(changes.mark(connection, self._namespace, order.pairs, order.unwritten, now))
             elif isinstance(order, Change):
                 made.append(order.make(connection))
+            elif isinstance(order, Move):
+                made.append(move(connection, order.rows, self._name))
             else:
                 changes.switch(connection, self._namespace, order.mode)
                 made.append(None)

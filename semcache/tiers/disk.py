@@ -24,6 +24,7 @@ from semcache.tier import Clock
 
 if TYPE_CHECKING:
     from semcache.stores.about import About
+    from semcache.stores.moving import Foreign, Moved
     from semcache.stores.sqlite import IndexRow
 
 MIN_BYTES = 256 * 2**10
@@ -145,9 +146,9 @@ class DiskTier:
         return self.peek(request.key, request.lives.grace)
         yield
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone."""
-        return self.peek(key)
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
+        return self.peek(key, grace)
         yield
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
@@ -269,6 +270,14 @@ class DiskTier:
         The vector is float32[d] with the precision of float16, or None. Read a page at a time; raises TierError.
         """
         return self._store.rows(embedder)
+
+    def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
+        """Return the live index rows of all other embedders, a page at a time. Raises TierError."""
+        return self._store.foreign(embedder)
+
+    def replace_rows(self, rows: list[Moved]) -> list[bool]:
+        """Replace index rows by another embedder's, durably; whether each was still there. Raises TierError."""
+        return self._store.replace_rows(rows).result()
 
     def stats(self) -> Mapping[str, int | float]:
         """Return entries and bytes of the file, and what this process wrote, evicted, lost and has waiting."""

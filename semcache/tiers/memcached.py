@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 from semcache.errors import ConfigurationError, InvalidationError, MissingExtraError, TierError
 from semcache.keys import KEY_BYTES
 from semcache.marks import Marks, Pair
-from semcache.model import Entry, Evidence, Facets, Hit, Miss, Request
+from semcache.model import Entry, Evidence, Facets, Hit, Lives, Miss, Request
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.fork import forking
@@ -104,9 +104,13 @@ class MemcachedTier:
             self._slide(name, found, data, cas)
         return found
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone, with no grace: where memcached stands alone, marks are of keys alone."""
-        return (yield from self.get(Request(key, facets=Facets(self._namespace))))
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone: where memcached stands alone, marks are of keys alone.
+
+        One that expired less than `grace` seconds ago is a hit without life.
+        """
+        lives = Lives(stale_while_revalidate=grace)
+        return (yield from self.get(Request(key, facets=Facets(self._namespace), lives=lives)))
 
     def _judge(self, request: Request, data: bytes, waited_ns: int) -> Hit | Miss:
         from semcache.stores.memcached import buried_at

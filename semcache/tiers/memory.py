@@ -152,9 +152,9 @@ class MemoryTier:
         )  # fmt: skip
         return Hit(entry, self.name, key)
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone."""
-        return self.peek(key)
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
+        return self.peek(key, grace)
         yield
 
     def _stale(self, key: bytes, grace: float, now: float) -> Kept | None:

@@ -16,6 +16,7 @@ from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Marks, Pair, Row
 from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan
+from semcache.stores.moving import Foreign, Moved
 from semcache.stores.redis import Asked, RedisStore
 from semcache.stores.redis_keys import Names
 from semcache.stores.redis_reported import Reporting
@@ -106,9 +107,9 @@ class RedisTier:
                 self._store.slide(key, min(entry.slide, entry.limit))
         return Hit(entry, self.name, key, waited_ns=waited_ns)
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key alone, with no grace."""
-        entry, waited_ns = yield from self._store.get(key, Facets(self._namespace), 0.0)
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key alone; one that expired less than `grace` seconds ago is a hit without life."""
+        entry, waited_ns = yield from self._store.get(key, Facets(self._namespace), grace)
         return self._hit(key, entry, waited_ns)
 
     def put(self, request: Request, entry: Entry, evidence: Evidence | None) -> Plan[None]:
@@ -176,6 +177,14 @@ class RedisTier:
     def rows(self, embedder: str) -> Iterator[Row]:
         """Return the live rows of an embedder in the log, oldest first. Raises TierError."""
         return self._store.rows(embedder)
+
+    def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
+        """Return the live rows of all other embedders in the log, a page at a time. Raises TierError."""
+        return self._store.foreign(embedder)
+
+    def replace_rows(self, rows: list[Moved]) -> list[bool]:
+        """Write another embedder's rows for those of these entries that still stand; which. Raises TierError."""
+        return self._store.replace_rows(rows)
 
     # Counters
 

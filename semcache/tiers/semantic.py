@@ -41,8 +41,8 @@ Warn = Callable[[str, str], None]
 class Values(Protocol):
     """An exact tier that can be asked by key alone."""
 
-    def fetch(self, key: bytes) -> Plan[Hit | Miss]:
-        """Look an entry up by its key."""
+    def fetch(self, key: bytes, grace: float = 0.0) -> Plan[Hit | Miss]:
+        """Look an entry up by its key; one that expired less than `grace` seconds ago is a hit without life."""
         ...
 
 
@@ -81,6 +81,11 @@ class SemanticTier:
     def identity(self) -> str:
         """Whose vectors are compared; empty while that is not known."""
         return self._embedder()
+
+    @property
+    def serves(self) -> bool:
+        """Whether the policy can serve anything near; one that does not say so can."""
+        return bool(getattr(self.policy, "serves", True))
 
     def unready(self) -> str:
         """Begin to load, if need be; say why there are no near matches yet."""
@@ -129,15 +134,20 @@ class SemanticTier:
     def _decide(
         self, request: Request, policy: Policy, neighbours: Sequence[Neighbour], evidence: Evidence
     ) -> Plan[tuple[Hit | None, list[bytes]]]:
-        """Ask the policy about each neighbour; also tell those whose answers are gone."""
+        """Ask the policy about each neighbour; also tell those whose answers are gone.
+
+        A stale answer, where the caller takes one, is for want of a fresh one.
+        """
         gone: list[bytes] = []
+        stale: Hit | None = None
+        grace = request.lives.stale_while_revalidate
         trouble: Exception | None = None
         for neighbour in neighbours:
             decision = self._judge(request, policy, neighbour)
             if evidence.decision is None or decision.verdict is Verdict.REUSE:
                 evidence.decision = decision
             try:
-                found = yield from self._fetch(neighbour.key)
+                found = yield from self._fetch(neighbour.key, grace)
             except Exception as error:  # noqa: BLE001 - one answer that cannot be had is no reason against the next
                 trouble = error
                 continue
@@ -149,10 +159,40 @@ class SemanticTier:
             if self._learns and evidence.match is None and not decision.guard and is_match(neighbour):
                 evidence.match = Match(neighbour, found.entry.value)
             if decision.verdict is Verdict.REUSE:
-                return Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence), gone
-        if trouble is not None:
+                hit = Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence)
+                if found.entry.life > 0:
+                    return hit, gone
+                stale = stale or hit
+        if trouble is not None and stale is None:
             raise trouble
-        return None, gone
+        return stale, gone
+
+    def vectors(self, texts: list[str]) -> Plan[list[Any]]:
+        """Return the float32[d] unit vectors of texts; None for one that is not seen whole, and for all before loading.
+
+        Raises TierError, and TimeoutError where that takes longer than a lookup may.
+        """
+        if self.batcher.state != "ready":
+            self.unready()
+            return [None] * len(texts)
+        deadline = self._now() + self._timeout
+        vectors: list[Any] = []
+        for future in [self.batcher.embed(text) for text in texts]:
+            try:
+                vectors.append((yield Wait(future, deadline - self._now())))
+            except TierError as error:
+                if error.reason != "uncovered":
+                    raise
+                vectors.append(None)
+        return vectors
+
+    def judge(self, request: Request, vector: Any, neighbour: Neighbour) -> Decision:
+        """Say whether the answer of a near text may be served, as to one that the search has found."""
+        policy = within(self.policy, request)
+        rank = getattr(policy, "rank", None)
+        if rank is not None:
+            (neighbour,) = rank(request.text or "", vector, [neighbour])
+        return self._judge(request, policy, neighbour)
 
     def _judge(self, request: Request, policy: Policy, neighbour: Neighbour) -> Decision:
         decision = policy.decide(request.text or "", neighbour)
@@ -174,12 +214,15 @@ class SemanticTier:
             reason = reported
         return Decision(Verdict.REJECT, reason, decision.similarity, decision.cut, score=decision.score)
 
-    def _fetch(self, key: bytes) -> Plan[Hit | None]:
+    def _fetch(self, key: bytes, grace: float) -> Plan[Hit | None]:
+        stale: Hit | None = None
         for tier in self._values:
-            found = yield from tier.fetch(key)
+            found = yield from tier.fetch(key, grace)
             if isinstance(found, Hit):
-                return found
-        return None
+                if found.entry.life > 0:
+                    return found
+                stale = found if stale is None or found.entry.life > stale.entry.life else stale
+        return stale
 
     def within(self, text: str, similarity: float) -> Plan[list[Neighbour]]:
         """Return every row, of whatever scope, at least so similar to a text. Raises TierError.
@@ -197,7 +240,9 @@ class SemanticTier:
         if request.scope is None or request.text is None or request.embedder != self.identity:
             return
         self.batcher.start()
-        life = inf if entry.is_pinned else min(self._ttl, entry.life) * (1 - self._jitter * self._random())
+        # Past its life an answer may be served while another is loaded: so long its text is to be found.
+        life = min(self._ttl, entry.life + entry.grace, entry.limit) * (1 - self._jitter * self._random())
+        life = inf if entry.is_pinned else life
         vector = evidence.vector if evidence is not None else None
         self._births.pop(request.key, None)
         self._births[request.key] = entry.born

@@ -45,6 +45,17 @@ def test_callers_who_share_a_load_are_hits_of_a_flight():
 
 
 @pytest.mark.semantic
+def test_callers_of_near_texts_who_share_a_load_are_near_hits(letters):
+    """What another text's load brings counts as a near match, so that a wrong one is not hidden among exact hits."""
+    lines = [chat(text, 0, answer, latency_ms=300) for text, answer in (("listen", "x"), ("silent", "y"))]
+    policy = Threshold(0.99, guards=None)
+    replayed = run(lines, embedder=letters, policy=policy, live_threads=2, origin_scale=1.0)
+    total = score(replayed.recording.asked, replayed.outcomes)
+    assert (total.misses, set(total.tiers)) == (1, {"semantic"})
+    assert figures(make_report(replayed))["semantic"] == {"hits": 1, "wrong": 1}
+
+
+@pytest.mark.semantic
 def test_live_replay_serves_near_matches(letters):
     """The real batcher, index and policy answer; what they took is measured, loading the model apart."""
     lines = [chat("listen", 0, "x"), chat("silent", 1, "x"), chat("enlist", 2, "y")]

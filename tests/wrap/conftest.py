@@ -21,8 +21,8 @@ class WatchedFlights(Flights):
         self.followed = 0
         self._arrivals = Semaphore(0)
 
-    def follow(self, flight, *, blocks):
-        follows = super().follow(flight, blocks=blocks)
+    def follow(self, flight, **how):
+        follows = super().follow(flight, **how)
         if follows:
             self.followed += 1
             self._arrivals.release()

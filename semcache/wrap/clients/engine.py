@@ -245,7 +245,7 @@ class Engine:
             request.family = meant.family()
         return request
 
-    def plan(self, asked: Asked, opened: Opened, *, blocks: bool) -> Plan[Outcome[Any]]:
+    def plan(self, asked: Asked, opened: Opened, *, blocks: bool, joins: bool = True) -> Plan[Outcome[Any]]:
         """Answer a plain call which memory did not: from the file at once, else by a lookup."""
         request, event = opened
         chain = self.cache.chain
@@ -255,7 +255,9 @@ class Engine:
             outcome = yield from load(origin, None, event)
             return finish(chain, event, outcome)
         found, value = probe(chain, request, event)
-        return Outcome(value) if found else (yield from lookup(chain, request, origin, event, blocks=blocks))
+        if found:
+            return Outcome(value)
+        return (yield from lookup(chain, request, origin, event, blocks=blocks, joins=joins))
 
     def _remembers(self, cache: Cache, asked: Asked, key: bytes, began: int, keyed: int) -> bool:
         """Look into memory, without plan or flight; True, recorded, where the answer is there."""

@@ -268,7 +268,9 @@ class Gathering:
             call.outcome = yield Load(partial(self._create, call))
         else:
             opened = call.request, call.event
-            call.take((yield from call.engine.plan(call.asked, opened, blocks=self._blocks)))
+            # A thread of ours does not know whose loop our caller blocks: it waits for no load that others lead.
+            plan = call.engine.plan(call.asked, opened, blocks=self._blocks, joins=not self._blocks)
+            call.take((yield from plan))
 
     def _create(self, call: Called) -> Any:
         """Make a call as its caller would; returns the answer, or an awaitable of it."""
@@ -290,7 +292,7 @@ class Gathering:
         plans = []
         for place, call in enumerate(free):
             origin = Origin(call.asked.load, pack.keeps(place), call.asked.usage)
-            plan = lookup(chain, call.request, origin, call.event, blocks=self._blocks)  # type: ignore[arg-type]
+            plan = lookup(chain, call.request, origin, call.event, blocks=self._blocks, joins=False)  # type: ignore[arg-type]
             plans.append(_taken(call, plan))
         try:
             done = yield from together(plans, pack.load)
