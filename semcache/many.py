@@ -16,8 +16,9 @@ from typing import Any
 from semcache.chain import Chain, Origin
 from semcache.errors import DecodeError
 from semcache.events import Event
+from semcache.finding import fill, note_failure, note_hit, note_time
 from semcache.inherit import tell_found
-from semcache.lookup import fill, lookup, note_failure, note_hit, note_time
+from semcache.lookup import lookup
 from semcache.model import Alike, Hit, Miss, Request, Usage
 from semcache.plan import Outcome, Plan
 from semcache.tier import Glance, Tier

@@ -30,6 +30,11 @@ class ErrorBudget(Learner):
         budget, confidence = check_budget(max_wrong, confidence)
         super().__init__(budget, confidence, guards, judge)
 
+    @property
+    def serves(self) -> bool:
+        """Whether a cut is open in some family."""
+        return any(place is not None for place in list(self._open.values()))
+
     def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:
         """Serve what is at or above the lowest open cut."""
         rank, similarity = rank_of(neighbour), neighbour.similarity
@@ -50,6 +55,8 @@ class Shadow(Learner):
 
     `status()` says what an ErrorBudget would have served. `judge` and `guards` are as there.
     """
+
+    serves = False
 
     def __init__(
         self, *, confidence: float = 0.95, guards: Iterable[str] | None = GUARDS,

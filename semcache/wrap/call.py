@@ -19,9 +19,10 @@ from semcache.codec import Codec, unpack
 from semcache.context import as_tenant, current
 from semcache.errors import DecodeError, UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.finding import probe
 from semcache.inherit import tell_context
 from semcache.keys import KEY_BYTES, canonical, canonical_items
-from semcache.lookup import finish, load_past, lookup, probe
+from semcache.lookup import finish, load_past, lookup
 from semcache.model import Facets, Request, Tenant
 from semcache.plan import Outcome, Plan
 from semcache.tiers.memory import Kept

@@ -17,11 +17,12 @@ from semcache.cache import Cache
 from semcache.context import current
 from semcache.errors import TierError
 from semcache.events import Event
+from semcache.finding import find, note_hit
 from semcache.flight import Flight
 from semcache.inherit import made_of, tell_context, tell_found, tell_loaded
 from semcache.keep import is_kept, keep, to_entry, usage_of
 from semcache.labelling import answer_text
-from semcache.lookup import compare, find, note_hit, takes_near
+from semcache.lookup import compare, takes_near
 from semcache.model import Evidence, Hit, Request, Usage
 from semcache.plan import Plan, arun, run
 from semcache.wrap.call import Call

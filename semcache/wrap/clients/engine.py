@@ -18,9 +18,10 @@ from semcache.codec import unpack
 from semcache.context import current
 from semcache.errors import UnkeyableError
 from semcache.events import FOLD_AT, Event, remember
+from semcache.finding import probe
 from semcache.inherit import tell_context
 from semcache.keys import digest
-from semcache.lookup import finish, load, lookup, probe
+from semcache.lookup import finish, load, lookup
 from semcache.model import FOREVER, Facets, Request
 from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
