@@ -3,12 +3,15 @@
 Laws:
 - identity is known without loading torch or the model: a name with its revision, or a digest of a folder's files;
 - what it returns is what the model's own `encode` returns, to rounding: its modules do the work;
-- the network is asked only for a name whose files are not on this machine.
+- the network is asked only for a name whose files are not on this machine;
+- on a GPU that is short of memory passes get smaller, and at last the CPU does the work; one that is lost leaves it to
+  the CPU from the next load on (law 10). What went wrong stands in `troubles`, for whoever asked.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import contextmanager
 from hashlib import blake2b
 from importlib import import_module
@@ -17,9 +20,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from semcache.errors import ConfigurationError, MissingExtraError
+from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
+from semcache.semantic.passes import SAMPLES, Passes, is_lost
 from semcache.semantic.threads import limit_torch_threads
+from semcache.semantic.tokens import Tokens
 from semcache.semantic.vectors import as_unit
 
 if TYPE_CHECKING:
@@ -42,6 +47,8 @@ _SAMPLE_BYTES = 64
 _PADDING_CHARACTERS = 160
 """Padding that costs a CPU about as much as one more pass over the weights: 40 tokens."""
 _CPU_BATCH, _GPU_BATCH = 64, 256
+_AHEAD = 512
+"""Texts that go to a GPU at once, so that it works on them while the next are split into tokens."""
 
 
 class SentenceTransformerEmbedder:
@@ -77,7 +84,13 @@ class SentenceTransformerEmbedder:
         self._model: Any = None
         self._prefix = ""
         self._tokenizer: Any = None
+        self._tokens: Tokens | None = None
         self._unknown: int | None = None
+        self._passes: Passes | None = None
+        self._plainly = ""
+        self._beside: SentenceTransformerEmbedder | None = None
+        self._is_lost = False
+        self.troubles: deque[BaseException] = deque(maxlen=16)
         # By process, because a fork while another thread loads would leave the only lock locked for good.
         self._loading: dict[int, Lock] = {}
 
@@ -97,14 +110,16 @@ class SentenceTransformerEmbedder:
             # A process that tokenised in parallel and then forks is warned on stderr; short texts gain nothing by it.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             limit_torch_threads()
-            device = _device(torch, self._device_name)
+            device = "cpu" if self._is_lost else _device(torch, self._device_name)
             with _without_progress_bars():
                 model = self._from_here_or_hub(SentenceTransformer, device)
-            model.eval().to(_dtype(torch, model, device, self._dtype))
+            model.eval().to(_dtype(torch, model, device, None if self._is_lost else self._dtype))
             self._prefix = _prefix(model, self._prompt)
             self._tokenizer, self._unknown = _counting_tokenizer(model)
+            self._tokens = None if self._tokenizer is None else Tokens(self._tokenizer)
             window = getattr(model, "max_seq_length", None)
             self.window = window if isinstance(window, int) else None
+            self._passes = self._make_passes(model) if device.startswith("cuda") else None
             self.dimension = as_unit(self._embed(model, ["dimension"]), 1, self.identity).shape[1]
             self._model = model
 
@@ -113,29 +128,108 @@ class SentenceTransformerEmbedder:
         """The device that the model is on, once it is loaded."""
         return None if self._model is None else str(self._model.device)
 
+    @property
+    def path(self) -> str:
+        """How its passes run, once it is loaded: as CUDA graphs, or plainly, and then why."""
+        if self._passes is None or self._passes.why:
+            why = self._plainly or (self._passes.why if self._passes else "")
+            return f"plain passes ({why})" if why else "plain passes"
+        return "CUDA graphs"
+
     def __call__(self, texts: list[str], /) -> NDArray[float32]:
-        """Return unit vectors, float32[n, d], loading the model first if need be."""
+        """Return unit vectors, float32[n, d], loading the model first if need be.
+
+        Raises TierError("lost") where the device has failed for good.
+        """
         import numpy as np
 
         self.load()
         if not texts:
             return np.empty((0, self.dimension or 0), dtype=np.float32)
+        if self._passes is not None:
+            return as_unit(self._by_passes(self._passes, texts), len(texts), self.identity)
         vectors = np.empty((len(texts), self.dimension or 0), dtype=np.float32)
         for places in _batches([len(text) for text in texts], on_cpu=self._model.device.type == "cpu"):
             vectors[places] = self._embed(self._model, [texts[place] for place in places])
         return as_unit(vectors, len(texts), self.identity)
 
+    def prepare(self, texts: list[str]) -> None:
+        """Split many texts into tokens at once, before `covers` is asked of each."""
+        self.load()
+        if self._tokens is not None:
+            self._tokens.prepare([self._prefix + text for text in texts if not coverage.too_long(len(text), self.window)])
+
     def covers(self, text: str) -> str | None:
         """Return None if the model sees the text whole, else why not; loads the model first if need be."""
         self.load()
         reason = coverage.unreadable(text, self._scripts) or coverage.too_long(len(text), self.window)
-        if reason or self._tokenizer is None:
+        if reason or self._tokens is None:
             return reason
-        tokens = self._tokenizer.encode(self._prefix + text)
-        if self._unknown is not None and self._unknown in tokens.ids:
+        whole = self._prefix + text
+        ids = self._tokens(whole)
+        if self._unknown is not None and self._unknown in ids:
+            tokens = self._tokenizer.encode(whole)
             start, stop = tokens.offsets[tokens.ids.index(self._unknown)]
-            return f"the text has characters the embedder does not know: {(self._prefix + text)[start:stop][:20]!r}"
-        return coverage.too_many(len(tokens.ids), self.window)
+            return f"the text has characters the embedder does not know: {whole[start:stop][:20]!r}"
+        return coverage.too_many(len(ids), self.window)
+
+    def _by_passes(self, passes: Passes, texts: list[str]) -> Any:
+        """Embed on the device; in smaller passes where memory is short, and at last on the CPU."""
+        import torch
+
+        while True:
+            try:
+                return self._in_slices(passes, texts)
+            except torch.cuda.OutOfMemoryError as error:
+                self.troubles.append(error)
+                if not passes.shrink():
+                    return self._on_cpu(texts)
+            except RuntimeError as error:
+                if not is_lost(error):
+                    raise
+                self._is_lost, self._model, self._passes = True, None, None
+                raise TierError("lost", f"the device of the embedder has failed: {_brief(error)}") from error
+
+    def _in_slices(self, passes: Passes, texts: list[str]) -> Any:
+        import numpy as np
+
+        tokens = self._tokens
+        assert tokens is not None  # noqa: S101 - there are no passes without
+        started = []
+        for at in range(0, len(texts), _AHEAD):
+            some = [self._prefix + text for text in texts[at : at + _AHEAD]]
+            tokens.prepare(some)
+            started.append(passes.start([tokens(text) for text in some]))
+        return np.concatenate([passes.end(*one) for one in started])
+
+    def _on_cpu(self, texts: list[str]) -> Any:
+        if self._beside is None:
+            source = str(self._path) if self._path and self._name != DEFAULT_MODEL else self._name
+            self._beside = SentenceTransformerEmbedder(
+                source, device="cpu", prompt=self._prompt, revision=self._revision
+            )
+        return self._beside(texts)
+
+    def _make_passes(self, model: Any) -> Passes | None:
+        """Return passes by graphs, if they are found to do what the model does."""
+        import torch
+
+        if self._tokens is None or not hasattr(model, "preprocess"):
+            self._plainly = "its tokenizer is not known" if self._tokens is None else "it cannot preprocess"
+            return None
+        tail = _tail_of(self._tokenizer)
+        pad = getattr(model.tokenizer, "pad_token_id", None) or 0
+        passes = Passes(model, window=self.window, pad=pad, tail=tail, use_graphs=True)
+        try:
+            self._plainly = passes.prove([self._tokens(self._prefix + text) for text in SAMPLES], SAMPLES, self._prefix)
+            if not self._plainly:
+                passes.warm()
+                return passes
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if is_lost(error) or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            self._plainly = _brief(error)
+        return None
 
     def _embed(self, model: Any, texts: list[str]) -> Any:
         """Return the model's vectors of a few texts, float32[n, d], by the steps of its own `encode`."""
@@ -283,6 +377,12 @@ def _counting_tokenizer(model: Any) -> tuple[Any, int | None]:
     copy.no_padding()
     token = getattr(own, "unk_token", None) or getattr(backend.model, "unk_token", None)
     return copy, copy.token_to_id(token) if isinstance(token, str) else None
+
+
+def _tail_of(tokenizer: Any) -> int:
+    """Return how many special tokens stand behind a text's own."""
+    empty, letter = tokenizer.encode("").ids, tokenizer.encode("a").ids
+    return next((n for n in range(len(empty), 0, -1) if letter[-n:] == empty[-n:] and letter[:-n]), 0)
 
 
 def _moved(feature: Any, device: Any) -> Any:
