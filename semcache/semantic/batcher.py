@@ -41,8 +41,8 @@ class Batcher:
 
     `make_index` takes the dimension. The vectors of the `remembered` texts asked for last are not computed again. With
     `max_pending` requests waiting, searches raise TierError("full") and rows are dropped. `restore` gives the rows to
-    begin with. `on_fault(reason, error)` is told of a failed "load", "restore", "embed", "search", "add" or "done", in
-    the worker, and of a row dropped because the queue was "full", where it was added.
+    begin with. `on_fault(reason, error)` is told of a failed "load", "restore", "embed", "search", "add" or "done", and
+    of a device short of "memory", in the worker, and of a row dropped as the queue was "full", where it was added.
     """
 
     def __init__(

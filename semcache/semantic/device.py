@@ -93,6 +93,13 @@ class _Some:
         return vectors if dtype is None else vectors.astype(dtype)
 
 
+def make_index(dimension: int, max_bytes: int, device: str | None, gpu_memory: int | None) -> FlatIndex:
+    """Make the index that goes with an embedder's device: on a GPU, with at most so many bytes there; else on the CPU."""
+    if device is None or not device.startswith("cuda"):
+        return FlatIndex(dimension, max_bytes)
+    return DeviceIndex(dimension, max_bytes, device=device, max_device_bytes=gpu_memory)
+
+
 class DeviceIndex(FlatIndex):
     """A FlatIndex whose large scopes lie on a torch device, in `dtype`: half precision on CUDA unless told.
 
@@ -207,9 +214,7 @@ class DeviceIndex(FlatIndex):
             return [], []
         return [near], [self._as_rows(found)]
 
-    def _living(
-        self, near: NDArray[float32], found: NDArray[int64], k: int
-    ) -> tuple[NDArray[float32], NDArray[int64]]:
+    def _living(self, near: NDArray[float32], found: NDArray[int64], k: int) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return the first k of each that live, the nearest first; what is none stands last, at -inf."""
         import numpy as np
 

@@ -42,7 +42,7 @@ class Graph:
         import torch
 
         self.given = torch.ones((rows, length + 1), dtype=torch.int32, device=passes.device)
-        side = torch.cuda.Stream(passes.device)
+        side: Any = torch.cuda.Stream(passes.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(passes.device))
         with torch.cuda.stream(side):
             for _ in range(2):  # what is made at first use must not be made while it is captured
@@ -142,7 +142,7 @@ class Passes:
         """Wait for the device, and return the vectors in the order of their texts; errors as `start`."""
         import numpy as np
 
-        found = made.cpu().numpy()
+        found: NDArray[float32] = made.cpu().numpy()
         vectors = np.empty_like(found)
         vectors[order] = found
         return vectors
@@ -162,7 +162,7 @@ class Passes:
             return True
 
     def run(self, packed: Any) -> Any:
-        """Return the vectors, float32[rows, d], of int32[rows, 1 + length]: each row's number of tokens, and its ids."""
+        """Return vectors, float32[rows, d], of int32[rows, 1 + length]: each row's number of tokens, and its ids."""
         import torch
 
         lengths, ids = packed[:, :1], packed[:, 1:].long()
@@ -223,7 +223,9 @@ def is_lost(error: BaseException) -> bool:
     """Say whether an error is the device's end for this process: nothing works on it any more."""
     told = f"{type(error).__name__}: {error}"
     about_capture = "captur" in told  # which spoils one graph, and no more
-    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and not about_capture
+    return (
+        isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and not about_capture
+    )
 
 
 def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:

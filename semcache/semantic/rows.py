@@ -49,7 +49,7 @@ class DeviceRows:
         self.dimension = dimension
         self.dtype = dtype
         self.troubles: deque[BaseException] = deque(maxlen=16)
-        self._slot_bytes = SLAB_ROWS * dimension * dtype.itemsize
+        self._slot_bytes: int = SLAB_ROWS * dimension * dtype.itemsize
         self._max_slots = None if max_bytes is None else max_bytes // self._slot_bytes
         self._chunks: list[Any] = []
         self._starts: list[int] = []

@@ -1,8 +1,8 @@
 """From texts to token ids, once for each text: what counts them for law 12 and what the model is given are the same.
 
 Laws:
-- the ids are the tokenizer's own. Where it is BERT's and a text plain ASCII, words seen before are not asked again: such
-  a text splits at spaces and punctuation, and each word's ids are its own, whatever stands beside it;
+- the ids are the tokenizer's own. Where it is BERT's and a text plain ASCII, words seen before are not asked again:
+  such a text splits at spaces and punctuation, and each word's ids are its own, whatever stands beside it;
 - all else goes through the tokenizer, many texts in slices on threads: its Rust code lets go of Python while it works.
   These threads are ours, so nothing has to be switched on for the process, and one made by fork makes its own.
 """

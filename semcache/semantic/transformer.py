@@ -157,7 +157,9 @@ class SentenceTransformerEmbedder:
         """Split many texts into tokens at once, before `covers` is asked of each."""
         self.load()
         if self._tokens is not None:
-            self._tokens.prepare([self._prefix + text for text in texts if not coverage.too_long(len(text), self.window)])
+            self._tokens.prepare(
+                [self._prefix + text for text in texts if not coverage.too_long(len(text), self.window)]
+            )
 
     def covers(self, text: str) -> str | None:
         """Return None if the model sees the text whole, else why not; loads the model first if need be."""

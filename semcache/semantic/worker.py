@@ -61,6 +61,7 @@ class Worker:
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
         self._counts = dict.fromkeys(("batches", "batched", "dropped"), 0)
+        self._lost: TierError | None = None
         self._texts = Texts(settings.embedder, settings.remembered, self._report)
 
     # What any thread may call
@@ -184,6 +185,10 @@ class Worker:
         if self._embedder.identity != self._identity:  # it has another model: all of before is worth nothing (law 11)
             self._load_failed(TierError("changed", "the embedder has another model than before"))
             return False
+        if self._lost is not None:  # what was on the device is gone: all begins anew, on what there is
+            lost, self._lost = self._lost, None
+            self._load_failed(lost)
+            return False
         return item is not None
 
     def _let_others_ask(self) -> None:
@@ -293,6 +298,7 @@ class Worker:
             self._fail(asked, as_exception(error))
             return
         search_ns = perf_counter_ns() - began
+        self._texts.tell_troubles(self._loaded)
         for search, vector, neighbours in zip(asked, vectors, found, strict=True):
             _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
@@ -387,6 +393,8 @@ class Worker:
                 _end(item.future, error)
 
     def _report(self, reason: str, error: BaseException) -> None:
+        if isinstance(error, TierError) and error.reason == "lost" and reason != "load":
+            self._lost = error
         batcher = self._owner()
         if batcher is not None:
             # Whoever listens must not break what is listened to.

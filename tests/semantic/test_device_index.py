@@ -66,7 +66,7 @@ def test_search_in_half_precision_finds_the_nearest():
 
 
 def test_small_scopes_stay_on_the_host_and_large_ones_come_back_as_they_shrink():
-    """No scope of at most 512 rows takes memory of the device; one that has shrunk gives it back, and is still found."""
+    """No scope of at most 512 rows takes memory of the device; one that shrinks gives it back and is found."""
     index, vectors = filled(512)
     assert index.device_bytes == 0
     filled(513, scope=b"large", index=index)
@@ -88,7 +88,9 @@ def test_search_many_expired_rows_hide_no_living_one():
     for number in range(3):
         index.add(b"new-%d" % number, b"scope", far, "new", inf)
     queries = np.stack([near, far])
-    assert [[one.text for one in found] for found in index.search([b"scope"] * 2, queries, 4, 20.0)] == [["new"] * 3] * 2
+    assert [[one.text for one in found] for found in index.search([b"scope"] * 2, queries, 4, 20.0)] == [
+        ["new"] * 3
+    ] * 2
     assert [one.text for one in index.search([b"scope"], near[None], 4, 5.0)[0]] == ["old"] * 4
 
 

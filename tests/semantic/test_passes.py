@@ -47,7 +47,7 @@ def test_shapes_hold_each_text_once_and_whole(lengths, most):
     for places, rows, length in found:
         assert len(places) <= rows
         assert max(lengths[place] for place in places) <= length
-        assert rows == 1 or rows * length <= max(2048 if most > 2048 else most, most)
+        assert rows == 1 or rows * length <= max(min(most, 2048), most)
 
 
 def test_shapes_of_many_texts_pad_little():
@@ -68,7 +68,9 @@ def test_prove_and_call_equal_the_models_own(make_passes, embedder):
     assert np.abs(passes(ids_of(embedder, TEXTS)) - embedder(TEXTS)).max() < 1e-5
 
 
-@pytest.mark.parametrize(("changes", "why"), [({"pad": 0, "tail": 0}, "pads or cuts"), ({"window": 128}, "pads or cuts")])
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"pad": 0, "tail": 0}, "pads or cuts"), ({"window": 128}, "pads or cuts")]
+)
 def test_prove_another_cut_is_said(make_passes, embedder, changes, why):
     """Where a text is not cut as the model cuts it, passes are not to be used, and say why."""
     assert why in make_passes(**changes).prove(ids_of(embedder, SAMPLES), SAMPLES, "")
