@@ -9,7 +9,8 @@ Each figure is printed, and the JSON written, as soon as it is there.
 A floor is the time that the bytes (each read once) or the operations take at the ceilings measured in this very run,
 whichever is longer. Times are medians, warm, of a call and the wait for it; "in a row": of many queued. Several copies
 of small matrices are read in turn, lest the device's cache be measured. Texts are new in every call, so that none is
-remembered. `encode` tokenises serially, as our embedder sets it, unless TOKENIZERS_PARALLELISM=true. The model is the folder that SEMCACHE_TEST_MODEL names, else the default.
+remembered. `encode` tokenises serially, as our embedder sets it, unless TOKENIZERS_PARALLELISM=true. The model is the
+folder that SEMCACHE_TEST_MODEL names, else the default.
 """
 
 from __future__ import annotations

@@ -61,8 +61,9 @@ class Cache(Meaning, Commands, Accounts):
     tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
-    are no near matches. `gpu_memory` bounds what the index takes of the embedder's GPU. `policy` says which near matches are served (None: none, they are only recorded; a path: as
-    the file of `semcache tune` says), `tenant` whose may meet.
+    are no near matches. `gpu_memory` bounds what the index takes of the embedder's GPU. `policy` says which near
+    matches are served (None: none, they are only recorded; a path: as the file of `semcache tune` says), `tenant`
+    whose may meet.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping

@@ -45,7 +45,7 @@ class DeviceSlab(Slab):
         super().__init__(index, block, dimension)
         self.expires = expires
 
-    def _make_vectors(self, dimension: int) -> Any:
+    def _make_vectors(self, dimension: int) -> Any:  # noqa: ARG002 - the rows know it
         return _Vectors(self.rows, self.slot)
 
     def write(self, at: int, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
@@ -94,7 +94,7 @@ class _Some:
 
 
 def make_index(dimension: int, max_bytes: int, device: str | None, gpu_memory: int | None) -> FlatIndex:
-    """Make the index that goes with an embedder's device: on a GPU, with at most so many bytes there; else on the CPU."""
+    """Make the index that goes with a device: on a GPU, with at most so many bytes there, or on the CPU."""
     if device is None or not device.startswith("cuda"):
         return FlatIndex(dimension, max_bytes)
     return DeviceIndex(dimension, max_bytes, device=device, max_device_bytes=gpu_memory)
@@ -183,12 +183,11 @@ class DeviceIndex(FlatIndex):
         """Yield what lies on the host."""
         return (one for one in super()._blocks(scope) if not isinstance(one[0], DeviceSlab))
 
-    def _elsewhere(
-        self, scope: bytes, queries: NDArray[float32], k: int
-    ) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
+    def _elsewhere(self, *asked: Any) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
         """Search what lies on the device."""
         import numpy as np
 
+        scope, queries, k = asked
         if self._arena.slab(self._tail(scope)[0]).block != SLAB_ROWS:
             return [], []
         slabs = self._slots_of.get(scope)

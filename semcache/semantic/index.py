@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 from itertools import count as numbers
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
@@ -349,10 +349,11 @@ class FlatIndex:
             self._arena.slab(nearest[0]).state[nearest[0] & OFFSET] = HOT
         return [list(map(self._neighbour, *pair)) for pair in found]
 
-    def _elsewhere(
-        self, scope: bytes, queries: NDArray[float32], k: int
-    ) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
-        """Return similarities and rows of what `_blocks` leaves out, each [queries, found]: here nothing."""
+    def _elsewhere(self, *_: Any) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
+        """Return similarities and rows, each [n, found], of what `_blocks` leaves out: here nothing.
+
+        An index that has rows elsewhere is given a scope, float32[n, d] and k.
+        """
         return [], []
 
     def _neighbour(self, row: int, similarity: float) -> Neighbour:
