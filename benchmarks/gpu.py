@@ -57,7 +57,7 @@ ROTATED_BYTES = 200_000_000
 FULL: dict[str, Any] = {
     "seconds": 1.0, "copy": 2**31, "matmul": 8192, "batches": (1, 32, 256, 1024, 4096), "tokens": (16, 128),
     "rows": (10_000, 100_000, 1_000_000), "queries": (1, 64, 256), "asked": 300, "gathered": 4096, "callers": (32, 128),
-    "pairs": 2000, "large": 10_000_000, "split": 4096, "inserted": 1000, "layers": 24,
+    "pairs": 2000, "large": 10_000_000, "split": 2048, "inserted": 1000, "layers": 24,
 }  # fmt: skip
 QUICK: dict[str, Any] = {
     "seconds": 0.1, "copy": 2**24, "matmul": 512, "batches": (1, 32), "tokens": (16,), "rows": (1000, 10_000),

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from numpy import bool_, float32, int64
     from numpy.typing import NDArray
 
-_FIRST_CHUNK = 16
-_LARGEST_CHUNK = 512
+_FIRST_CHUNK = 64
+_LARGEST_CHUNK = 2048
 _PENDING = 4096
 _MOST_RUNS = 8
-"""Runs of slots that are searched where they lie; more of them are gathered first, as each costs some launches."""
+_LONG_RUN = 64
+"""Runs of slots are searched where they lie; of more and shorter ones than this the rows are gathered first, as each
+costs some launches."""
 _PRODUCTS = 2**28
 """Similarities that a product makes at once: half a gigabyte."""
 _LEAST_PRODUCTS = 2**20
@@ -234,7 +236,7 @@ class DeviceRows:
         exact = torch.from_numpy(queries).to(device)
         rough = exact if on_host else exact.to(self.dtype)
         may = None if alive is None else torch.from_numpy(alive).to(device)
-        nears, founds, seen = [], [], 0
+        nears, founds, vectors_found, seen = [], [], [], 0
         for vectors, rows in self._pieces(slots, used, max(SLAB_ROWS, self._products // len(queries))):
             here = vectors.cpu().float() if on_host else vectors
             near = rough @ here.T
@@ -242,17 +244,18 @@ class DeviceRows:
                 near.masked_fill_(~may[seen : seen + len(here)], -torch.inf)
             seen += len(here)
             near, at = near.topk(min(k, len(here)))
-            again = torch.einsum("qkd,qd->qk", here[at].float(), exact)
-            nears.append(torch.where(near == -torch.inf, -torch.inf, again))
+            nears.append(near)
             founds.append(at + rows if isinstance(rows, int) else rows.to(device)[at])
-        near, found = (nears[0], founds[0]) if len(nears) == 1 else (torch.cat(nears, 1), torch.cat(founds, 1))
+            vectors_found.append(here[at])
+        near, found, again = torch.cat(nears, 1), torch.cat(founds, 1), torch.cat(vectors_found, 1)
+        near = torch.where(near == -torch.inf, -torch.inf, torch.einsum("qkd,qd->qk", again.float(), exact))
         near, order = near.topk(min(k, near.shape[1]))
         return near.cpu().numpy(), found.gather(1, order).cpu().numpy()
 
     def _pieces(self, slots: Sequence[int], used: int, most: int) -> Iterator[tuple[Any, Any]]:
         """Yield vectors, at most so many, and the row of the first or of each, in the order of the slots."""
         runs = self._runs(slots)
-        if len(runs) > _MOST_RUNS:
+        if len(runs) > _MOST_RUNS and len(slots) < _LONG_RUN * len(runs):
             yield from self._gathered(slots, used, max(1, min(_GATHERED, most >> SHIFT)))
             return
         for number, (first, count) in enumerate(runs):

@@ -31,6 +31,7 @@ class OnDevice(Rows):
         self.device_bytes = None if slots is None else slots * SLOT_BYTES
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("semcache.semantic.rows._MOST_RUNS", runs)
+        self.patch.setattr("semcache.semantic.rows._LARGEST_CHUNK", 4)
         self.patch.setattr("semcache.semantic.rows._FIRST_CHUNK", 1)
         self.begin(max_rows, max_bytes)
 
