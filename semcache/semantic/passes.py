@@ -222,10 +222,9 @@ class Passes:
 def is_lost(error: BaseException) -> bool:
     """Say whether an error is the device's end for this process: nothing works on it any more."""
     told = f"{type(error).__name__}: {error}"
-    about_capture = "captur" in told  # which spoils one graph, and no more
-    return (
-        isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and not about_capture
-    )
+    # Memory may come back, and a capture that failed spoils one graph and no more.
+    is_over = not any(word in told for word in ("out of memory", "captur"))
+    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and is_over
 
 
 def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:

@@ -47,6 +47,7 @@ _SAMPLE_BYTES = 64
 _PADDING_CHARACTERS = 160
 """Padding that costs a CPU about as much as one more pass over the weights: 40 tokens."""
 _CPU_BATCH, _GPU_BATCH = 64, 256
+_GPU_TOGETHER = 1024
 _AHEAD = 512
 """Texts that go to a GPU at once, so that it works on them while the next are split into tokens."""
 
@@ -127,6 +128,11 @@ class SentenceTransformerEmbedder:
     def device(self) -> str | None:
         """The device that the model is on, once it is loaded."""
         return None if self._model is None else str(self._model.device)
+
+    @property
+    def batch(self) -> int:
+        """How many texts it is best given at once, where that is known; 0 where it does not matter."""
+        return 0 if self._passes is None else _GPU_TOGETHER
 
     @property
     def path(self) -> str:

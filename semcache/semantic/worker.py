@@ -207,6 +207,7 @@ class Worker:
                 raise TierError("load", "the embedder does not know its dimension")
             restore = batcher.settings.restore
             self._identity = self._embedder.identity
+            self._max_batch = max(self._max_batch, getattr(self._embedder, "batch", 0))
             self._index = batcher.settings.make_index(dimension)
             del batcher
         if restore is not None:

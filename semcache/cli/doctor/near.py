@@ -152,17 +152,15 @@ def _throughput(made: Any) -> Finding:
         start = time.perf_counter()
         index.search([b"scope"], vectors[:1], 4, 0.0)
         took = min(took, time.perf_counter() - start)
-    on = isinstance(index, DeviceIndex)
-    how = (
-        f"on {made.device} by {index.path}, up to {index.crossover} rows a scope on the CPU"
-        if on
-        else "on the CPU by FAISS"
-    )
+    how, path = "on the CPU by FAISS", "FAISS"
+    if isinstance(index, DeviceIndex):
+        path = index.path
+        how = f"on {made.device} by {path}, up to {index.crossover} rows a scope on the CPU by FAISS"
     told = (
         f"{rate:,.0f} texts/s in batches of {batch}, {made.path}; {_ROWS:,} rows searched in {milliseconds(took)} {how}"
     )
     figures = {"texts_per_second": round(rate), "search_seconds": took, "embed_path": made.path}
-    figures["search_path"] = index.path if on else "FAISS"
+    figures["search_path"] = path
     return Finding("ok", "throughput", told, figures=figures)
 
 
