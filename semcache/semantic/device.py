@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
 from semcache.semantic.index import FlatIndex
-from semcache.semantic.rows import DeviceRows
+from semcache.semantic.rows import DeviceRows, Slots
 
 if TYPE_CHECKING:
     from collections import deque
@@ -146,7 +146,7 @@ class DeviceIndex(FlatIndex):
         self._slab_of_slot: dict[int, DeviceSlab] = {}
         # When lives end, of so many slots together: those of all rows that a search found are looked up in few steps.
         self._lives: list[NDArray[float64]] = []
-        self._slots_of: dict[bytes, list[DeviceSlab]] = {}
+        self._slots_of: dict[bytes, tuple[list[DeviceSlab], Slots]] = {}
         return Arena(self.dimension, self._make_slab)
 
     def _make_slab(self, index: int, block: int, dimension: int) -> Slab:
@@ -190,16 +190,17 @@ class DeviceIndex(FlatIndex):
         scope, queries, k = asked
         if self._arena.slab(self._tail(scope)[0]).block != SLAB_ROWS:
             return [], []
-        slabs = self._slots_of.get(scope)
-        if slabs is None:
+        known = self._slots_of.get(scope)
+        if known is None:
             slabs = [one for one, _, _ in super()._blocks(scope) if isinstance(one, DeviceSlab)]
-            self._slots_of[scope] = slabs
-        if not slabs:
-            return [], []
+            if not slabs:
+                return [], []
+            known = self._slots_of[scope] = slabs, self._device_rows.together([slab.slot for slab in slabs])
+        slabs, slots = known
         start, used = self._tail(scope)
         used = used if slabs[-1].index == start >> SHIFT else SLAB_ROWS
         rows = (len(slabs) - 1) * SLAB_ROWS + used
-        search = partial(self._device_rows.search, [slab.slot for slab in slabs], used, queries)
+        search = partial(self._device_rows.search, slots, used, queries)
         near, found = search(min(k + _MORE_FOUND, rows))
         if all(slab.soonest > self._now for slab in slabs):
             near, found = near[:, :k], found[:, :k]

@@ -41,6 +41,19 @@ _GATHERED = 128
 _HALF_ROUNDING = 2e-3
 
 
+class Slots:
+    """Slots that are searched together, in order, and the runs of them that lie side by side: (first, count)."""
+
+    __slots__ = ("numbers", "runs")
+
+    def __init__(self, numbers: Sequence[int], runs: list[tuple[int, int]]) -> None:
+        self.numbers = numbers
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
 class DeviceRows:
     """Slots for float32[1024, d] each, kept as `dtype` on `device`. Not locked: one thread owns it."""
 
@@ -132,7 +145,7 @@ class DeviceRows:
             raise lost(error) from error
 
     def search(
-        self, slots: Sequence[int], used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None = None
+        self, slots: Slots, used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None = None
     ) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return the k nearest of some slots' rows, `used` of them in the last: similarities and rows, [n, k].
 
@@ -155,6 +168,16 @@ class DeviceRows:
             return self.search(slots, used, queries, k, alive)
         with torch.inference_mode():
             return self._search(slots, used, queries, k, alive, on_host=True)
+
+    def together(self, numbers: Sequence[int]) -> Slots:
+        """Return slots as they are to be searched; it holds as long as they are in use."""
+        import numpy as np
+
+        slots = np.fromiter(numbers, np.int64, len(numbers))
+        breaks = (np.diff(slots) != 1) | np.isin(slots[1:], self._starts)
+        firsts = np.concatenate([[0], breaks.nonzero()[0] + 1])
+        counts = np.diff(np.concatenate([firsts, [len(slots)]]))
+        return Slots(numbers, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)))
 
     def near(self, vector: NDArray[float32], similarity: float) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return similarities and rows of all, free ones included, that may be so near. Raises TierError("lost")."""
@@ -227,7 +250,7 @@ class DeviceRows:
                 chunk[torch.from_numpy(at[mine]).to(self.device)] = vectors[torch.from_numpy(mine).to(self.device)]
 
     def _search(
-        self, slots: Sequence[int], used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None,
+        self, slots: Slots, used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None,
         *, on_host: bool = False,
     ) -> tuple[NDArray[float32], NDArray[int64]]:  # fmt: skip
         import torch
@@ -252,9 +275,9 @@ class DeviceRows:
         near, order = near.topk(min(k, near.shape[1]))
         return near.cpu().numpy(), found.gather(1, order).cpu().numpy()
 
-    def _pieces(self, slots: Sequence[int], used: int, most: int) -> Iterator[tuple[Any, Any]]:
+    def _pieces(self, slots: Slots, used: int, most: int) -> Iterator[tuple[Any, Any]]:
         """Yield vectors, at most so many, and the row of the first or of each, in the order of the slots."""
-        runs = self._runs(slots)
+        runs = slots.runs
         if len(runs) > _MOST_RUNS and len(slots) < _LONG_RUN * len(runs):
             yield from self._gathered(slots, used, max(1, min(_GATHERED, most >> SHIFT)))
             return
@@ -267,27 +290,16 @@ class DeviceRows:
                 stop = min(start + most, rows)
                 yield chunk[at + start : at + stop], (first << SHIFT) + start
 
-    def _gathered(self, slots: Sequence[int], used: int, most: int) -> Iterator[tuple[Any, Any]]:
+    def _gathered(self, slots: Slots, used: int, most: int) -> Iterator[tuple[Any, Any]]:
         import torch
 
         offsets = torch.arange(SLAB_ROWS, device=self.device)
         for at in range(0, len(slots), most):
-            some = torch.tensor(slots[at : at + most], device=self.device)
+            some = torch.tensor(slots.numbers[at : at + most], device=self.device)
             rows = (some[:, None] * SLAB_ROWS + offsets).flatten()
             if at + most >= len(slots):
                 rows = rows[: len(rows) + used - SLAB_ROWS]
             yield self._gather(rows), rows
-
-    def _runs(self, slots: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (first, count) of slots that lie in a row in one chunk."""
-        import numpy as np
-
-        numbers = np.fromiter(slots, np.int64, len(slots))
-        breaks = np.diff(numbers) != 1
-        breaks |= np.isin(numbers[1:], self._starts)
-        firsts = np.concatenate([[0], breaks.nonzero()[0] + 1])
-        counts = np.diff(np.concatenate([firsts, [len(numbers)]]))
-        return list(zip(numbers[firsts].tolist(), counts.tolist(), strict=True))
 
 
 def lost(error: RuntimeError) -> Exception:
