@@ -33,13 +33,15 @@ _LIVES = 64
 class DeviceSlab(Slab):
     """A slab of one block of 1,024 rows, whose vectors are a slot of the device."""
 
-    __slots__ = ("rows", "slot", "soonest")
+    __slots__ = ("others", "rows", "slot", "soonest")
 
     def __init__(
-        self, index: int, block: int, dimension: int, *, rows: DeviceRows, slot: int, expires: NDArray[float64]
-    ) -> None:
+        self, index: int, block: int, dimension: int, *, rows: DeviceRows, slot: int, expires: NDArray[float64],
+        others: dict[int, DeviceSlab],
+    ) -> None:  # fmt: skip
         self.rows = rows
         self.slot = slot
+        self.others = others
         self.soonest = float("inf")
         """No row's life is over before."""
         super().__init__(index, block, dimension)
@@ -58,6 +60,7 @@ class DeviceSlab(Slab):
 
     def give_back(self) -> None:
         self.rows.give(self.slot)
+        del self.others[self.slot]
 
 
 class _Vectors:
@@ -159,7 +162,7 @@ class DeviceIndex(FlatIndex):
             self._lives.append(np.zeros((_LIVES, SLAB_ROWS)))
         slab = self._slab_of_slot[slot] = DeviceSlab(
             index, block, dimension, rows=self._device_rows, slot=slot,
-            expires=self._lives[slot // _LIVES][slot % _LIVES],
+            expires=self._lives[slot // _LIVES][slot % _LIVES], others=self._slab_of_slot,
         )  # fmt: skip
         return slab
 

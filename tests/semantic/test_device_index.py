@@ -74,6 +74,7 @@ def test_small_scopes_stay_on_the_host_and_large_ones_come_back_as_they_shrink()
     assert index.device_bytes > 0
     for number in range(500):
         index.remove(b"large-%d" % number)
+    assert not index._slab_of_slot
     assert not any(hasattr(slab, "slot") for slab in index._arena.slabs)
     found = index.search([b"large"], vectors[505:506], 1, 0.0)[0]
     assert found[0].key == b"large-505"
