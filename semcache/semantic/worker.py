@@ -252,7 +252,11 @@ class Worker:
                 self._insert(row[0], row[1], unit, row[2], row[4])
 
     def _serve(self, batch: list[Item]) -> None:
-        """Embed all texts of a batch at once, then do what was asked in the order it was asked."""
+        """Embed all texts of a batch at once, and search at once for those between whom nothing is dropped.
+
+        So a search also sees rows that were added while it waited. Threads that miss ask, add and ask again in turn: to
+        search between one's row and the next's was one search a request.
+        """
         texts = [
             item.text
             for item in batch
@@ -268,10 +272,11 @@ class Worker:
         for item in batch:
             if isinstance(item, Search):
                 searches.append(item)
-            else:
+                continue
+            if not isinstance(item, Add | Take | Embed):
                 self._search(searches, known, embed_ns)
                 searches = []
-                self._apply(item, known)
+            self._apply(item, known)
         self._search(searches, known, embed_ns)
         self._loaded.sweep(self._clock())
 

@@ -178,7 +178,7 @@ def test_requests_more_than_max_batch_are_split(rig):
 
 
 def test_calls_take_effect_in_their_order(rig):
-    """A search sees every row added before it, none added after it, and no row removed or cleared before it."""
+    """A search sees every row added before it, and those added while it waits, but none dropped before it."""
     r = rig()
     r.held()
     b = r.batcher
@@ -193,7 +193,20 @@ def test_calls_take_effect_in_their_order(rig):
     futures.append(b.search(b"scope", "text", 4))
     r.embed.gate.set()
     found = [keys(future.result(SOON)) for future in futures]
-    assert found == [[], [b"one"], [b"one", b"two"], [b"two"], []]
+    assert found == [*[[b"one", b"two"]] * 3, [b"two"], []]
+
+
+def test_searches_between_rows_that_come_are_one_search(rig):
+    """Many threads that miss ask and add in turn; what has gathered of them is searched for at once."""
+    r = rig()
+    r.held()
+    futures = []
+    for number in range(20):
+        futures.append(r.batcher.search(b"scope", f"text {number}", 1))
+        r.batcher.add(b"%d" % number, b"scope", f"text {number}", vector_of(f"text {number}"), inf)
+    r.embed.gate.set()
+    assert [keys(future.result(SOON)) for future in futures] == [[b"%d" % number] for number in range(20)]
+    assert len({future.result().search_ns for future in futures}) == 1
 
 
 def test_search_expired_row_is_not_found_by_the_batchers_clock(rig):
