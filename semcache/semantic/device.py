@@ -37,13 +37,14 @@ class DeviceSlab(Slab):
 
     def __init__(
         self, index: int, block: int, dimension: int, *, rows: DeviceRows, slot: int, expires: NDArray[float64],
-        others: dict[int, DeviceSlab],
+        soonest: NDArray[float64], others: dict[int, DeviceSlab],
     ) -> None:  # fmt: skip
         self.rows = rows
         self.slot = slot
         self.others = others
-        self.soonest = float("inf")
-        """No row's life is over before."""
+        self.soonest = soonest
+        """No row's life is over before: float64[1], one of an array, so that many are compared at once."""
+        soonest[0] = float("inf")
         super().__init__(index, block, dimension)
         self.expires = expires
 
@@ -52,11 +53,11 @@ class DeviceSlab(Slab):
 
     def write(self, at: int, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         super().write(at, key, scope, vector, text, expires)
-        self.soonest = min(self.soonest, expires)
+        self.soonest[0] = min(self.soonest[0], expires)
 
     def copy(self, at: int, source: Slab, source_at: int, rows: int = 1) -> None:
         super().copy(at, source, source_at, rows)
-        self.soonest = min(self.soonest, float(self.expires[at : at + rows].min()))
+        self.soonest[0] = min(self.soonest[0], self.expires[at : at + rows].min())
 
     def give_back(self) -> None:
         self.rows.give(self.slot)
@@ -149,6 +150,7 @@ class DeviceIndex(FlatIndex):
         self._slab_of_slot: dict[int, DeviceSlab] = {}
         # When lives end, of so many slots together: those of all rows that a search found are looked up in few steps.
         self._lives: list[NDArray[float64]] = []
+        self._soonest: list[NDArray[float64]] = []
         self._slots_of: dict[bytes, tuple[list[DeviceSlab], Slots]] = {}
         return Arena(self.dimension, self._make_slab)
 
@@ -160,9 +162,11 @@ class DeviceIndex(FlatIndex):
             return Slab(index, block, dimension)
         while len(self._lives) <= slot // _LIVES:
             self._lives.append(np.zeros((_LIVES, SLAB_ROWS)))
+            self._soonest.append(np.full((_LIVES, 1), np.inf))
         slab = self._slab_of_slot[slot] = DeviceSlab(
             index, block, dimension, rows=self._device_rows, slot=slot,
-            expires=self._lives[slot // _LIVES][slot % _LIVES], others=self._slab_of_slot,
+            expires=self._lives[slot // _LIVES][slot % _LIVES],
+            soonest=self._soonest[slot // _LIVES][slot % _LIVES], others=self._slab_of_slot,
         )  # fmt: skip
         return slab
 
@@ -205,7 +209,7 @@ class DeviceIndex(FlatIndex):
         rows = (len(slabs) - 1) * SLAB_ROWS + used
         search = partial(self._device_rows.search, slots, used, queries)
         near, found = search(min(k + _MORE_FOUND, rows))
-        if all(slab.soonest > self._now for slab in slabs):
+        if (np.concatenate(self._soonest)[slots.numbers, 0] > self._now).all():
             near, found = near[:, :k], found[:, :k]
         else:
             near, found = self._living(near, found, min(k, rows))
@@ -238,7 +242,7 @@ class DeviceIndex(FlatIndex):
         lives: list[NDArray[bool_]] = [slab.expires > self._now for slab in slabs]
         alive = np.concatenate(lives)[: (len(slabs) - 1) * SLAB_ROWS + used]
         for slab in slabs:
-            slab.soonest = float(slab.expires[slab.state != FREE].min(initial=np.inf))
+            slab.soonest[0] = slab.expires[slab.state != FREE].min(initial=np.inf)
         count = int(alive.sum())
         if not count:
             return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64)

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy import float32
     from numpy.typing import NDArray
@@ -36,27 +36,30 @@ _SAME = 0.999
 
 
 class Graph:
-    """One captured pass: fill `given`, `replay`, read `made`, before any other graph of the same memory is replayed."""
+    """A captured function of one tensor: fill `given`, `replay`, read what it returns before memory is shared again.
 
-    def __init__(self, passes: Passes, rows: int, length: int) -> None:
+    Graphs of one `pool` share their memory. Raises torch.cuda.OutOfMemoryError, or RuntimeError for what cannot be
+    captured.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], given: Any, pool: Any = None) -> None:
         import torch
 
-        self.given = torch.ones((rows, length + 1), dtype=torch.int32, device=passes.device)
-        side: Any = torch.cuda.Stream(passes.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(passes.device))
+        self.given = given
+        side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(given.device))
         with torch.cuda.stream(side):
             for _ in range(2):  # what is made at first use must not be made while it is captured
-                passes.run(self.given)
-        torch.cuda.current_stream(passes.device).wait_stream(side)
+                function(given)
+        torch.cuda.current_stream(given.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile: only what this one does is watched.
-        with torch.cuda.graph(self._graph, pool=passes.pool, capture_error_mode="thread_local"):
-            self.made = passes.run(self.given)
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._made = function(given)
 
-    def __call__(self, packed: Any) -> Any:
-        self.given.copy_(packed, non_blocking=True)
+    def replay(self) -> Any:
         self._graph.replay()
-        return self.made
+        return self._made
 
 
 class Passes:
@@ -196,7 +199,10 @@ class Passes:
 
     def _pass(self, packed: Any, rows: int, length: int) -> Any:
         graph = self._graph(rows, length) if self._use_graphs and length <= _LENGTHS[-1] else None
-        return self.run(packed.to(self.device, non_blocking=True)) if graph is None else graph(packed)
+        if graph is None:
+            return self.run(packed.to(self.device, non_blocking=True))
+        graph.given.copy_(packed, non_blocking=True)
+        return graph.replay()
 
     def _graph(self, rows: int, length: int) -> Graph | None:
         """Return the graph of a shape, captured now if need be; None where there is to be none."""
@@ -208,7 +214,8 @@ class Passes:
                 self.pool = torch.cuda.graph_pool_handle()
             try:
                 with torch.cuda.device(self.device), torch.inference_mode():
-                    graph = self._graphs[rows, length] = Graph(self, rows, length)
+                    given = torch.ones((rows, length + 1), dtype=torch.int32, device=self.device)
+                    graph = self._graphs[rows, length] = Graph(self.run, given, self.pool)
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:

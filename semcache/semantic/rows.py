@@ -1,10 +1,12 @@
-"""Vectors of large scopes on a device: slots of 1,024 rows in chunks, written late, searched by a product and a topk.
+"""Vectors of large scopes on a device: slots of 1,024 rows in chunks, written late, searched by products and topk.
 
 Laws:
 - chunks are made one at a time, so growing copies nothing; at most `max_bytes` of them, and where the device has no
   memory left there is no slot: who asked keeps the rows itself;
 - what is written or moved waits on the host, and goes to the device in one copy, before it is next read;
-- what a search finds is compared once more in float32, so it is exact to the rounding of the rows;
+- what a search finds is compared once more in float32, so it is exact to the rounding of the rows; of the slots only
+  those with the largest maxima are looked into, since one topk of all rows took longer than their product;
+- few queries of a scope that stays as it is are one CUDA graph: some forty launches took longer than the work;
 - a device that is short of memory is given smaller products, then none: the rows come to the host (law 10).
 
 Written against `torch.device`: the same code runs on a CPU.
@@ -15,11 +17,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from semcache.errors import TierError
-from semcache.semantic.arena import SHIFT, SLAB_ROWS
-from semcache.semantic.passes import is_lost
+from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
+from semcache.semantic.nearest import Slots, largest, taken_of
+from semcache.semantic.passes import Graph, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,28 +35,16 @@ if TYPE_CHECKING:
 _FIRST_CHUNK = 64
 _LARGEST_CHUNK = 2048
 _PENDING = 4096
-_MOST_RUNS = 8
-_LONG_RUN = 64
-"""Runs of slots are searched where they lie; of more and shorter ones than this the rows are gathered first, as each
-costs some launches."""
 _PRODUCTS = 2**28
 """Similarities that a product makes at once: half a gigabyte."""
 _LEAST_PRODUCTS = 2**20
 _GATHERED = 128
 _HALF_ROUNDING = 2e-3
-
-
-class Slots:
-    """Slots that are searched together, in order, and the runs of them that lie side by side: (first, count)."""
-
-    __slots__ = ("numbers", "runs")
-
-    def __init__(self, numbers: Sequence[int], runs: list[tuple[int, int]]) -> None:
-        self.numbers = numbers
-        self.runs = runs
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+_GRAPH_QUERIES = 8
+_GRAPH_PRODUCTS = 2**24
+_GRAPH_AFTER = 64
+"""Searches of the same slots before they get a graph: to capture one takes longer than to search a few times."""
+_MOST_GRAPHS = 64
 
 
 class DeviceRows:
@@ -70,9 +63,15 @@ class DeviceRows:
         self._starts: list[int] = []
         self._slots = 0
         self._free: list[int] = []
-        # What a row is to be: a vector, or what the device has now as another row.
-        self._pending: dict[int, NDArray[float32] | int] = {}
+        # What a row is to be: a place of the stage, or, as -1 - row, what the device has now as another row.
+        self._pending: dict[int, int] = {}
+        self._stage: Any = None
+        self._staged = 0
         self._products = _PRODUCTS
+        self._graphs: WeakSet[Graph] = WeakSet()
+        self._use_graphs = self.device.type == "cuda"
+        self.why = ""
+        """Why no search is a CUDA graph."""
 
     @property
     def nbytes(self) -> int:
@@ -102,14 +101,22 @@ class DeviceRows:
 
     def write(self, row: int, vectors: NDArray[float32]) -> None:
         """Fill rows from this one on, with float32[n, d]."""
-        for place, vector in enumerate(vectors, row):
-            self._pending[place] = vector.copy()
-        if len(self._pending) >= _PENDING:
+        if self._staged + len(vectors) > _PENDING:
             self.flush()
+        if self._stage is None:
+            import torch
+
+            pinned = self.device.type == "cuda"
+            self._stage = torch.empty((_PENDING, self.dimension), dtype=torch.float32, pin_memory=pinned)
+            self._stage_here = self._stage.numpy()
+        staged = self._staged
+        self._stage_here[staged : staged + len(vectors)] = vectors
+        self._pending.update(zip(range(row, row + len(vectors)), range(staged, staged + len(vectors)), strict=True))
+        self._staged += len(vectors)
 
     def move(self, row: int, source: int, rows: int) -> None:
         """Fill rows from others, which stay as they are."""
-        found = [self._pending.get(place, place) for place in range(source, source + rows)]
+        found = [self._pending.get(place, -1 - place) for place in range(source, source + rows)]
         self._pending.update(enumerate(found, row))
 
     def read(self, row: int, rows: int) -> NDArray[float32]:
@@ -122,25 +129,25 @@ class DeviceRows:
     def flush(self) -> None:
         """Bring to the device what waits. Raises TierError("lost")."""
         if not self._pending:
+            self._staged = 0
             return
         import numpy as np
         import torch
 
-        pending, self._pending = self._pending, {}
-        moves = [(row, source) for row, source in pending.items() if isinstance(source, int)]
-        writes = {row: vector for row, vector in pending.items() if not isinstance(vector, int)}
+        targets = np.fromiter(self._pending, np.int64, len(self._pending))
+        sources = np.fromiter(self._pending.values(), np.int64, len(targets))
+        staged, self._pending, self._staged = self._staged, {}, 0
         try:
             with torch.inference_mode():
-                parts = []
-                if moves:  # all are read before any is written
-                    sources = torch.tensor([source for _, source in moves], device=self.device)
-                    parts.append(self._gather(sources))
-                if writes:
-                    host = torch.from_numpy(np.stack(list(writes.values()))).to(self.dtype)
-                    host = host.pin_memory() if self.device.type == "cuda" else host
-                    parts.append(host.to(self.device, non_blocking=True))
-                targets = np.fromiter((*(row for row, _ in moves), *writes), np.int64, len(pending))
-                self._scatter(targets, torch.cat(parts))
+                is_new = sources >= 0
+                moves = torch.from_numpy(-1 - sources[~is_new])
+                moved = self._gather(moves.to(self.device)) if len(moves) else None  # before any is written
+                if is_new.any():
+                    stage = self._stage[:staged].to(self.device).to(self.dtype)
+                    places = torch.from_numpy(sources[is_new]).to(self.device)
+                    self._scatter(targets[is_new], stage[places])
+                if moved is not None:
+                    self._scatter(targets[~is_new], moved)
         except RuntimeError as error:
             raise lost(error) from error
 
@@ -161,6 +168,8 @@ class DeviceRows:
             self.troubles.append(error)
         except RuntimeError as error:
             raise lost(error) from error
+        slots.graphs.clear()
+        self._use_graphs = False
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self._products > _LEAST_PRODUCTS:
@@ -177,7 +186,7 @@ class DeviceRows:
         breaks = (np.diff(slots) != 1) | np.isin(slots[1:], self._starts)
         firsts = np.concatenate([[0], breaks.nonzero()[0] + 1])
         counts = np.diff(np.concatenate([firsts, [len(slots)]]))
-        return Slots(numbers, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)))
+        return Slots(slots, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)))
 
     def near(self, vector: NDArray[float32], similarity: float) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return similarities and rows of all, free ones included, that may be so near. Raises TierError("lost")."""
@@ -239,67 +248,129 @@ class DeviceRows:
         return out
 
     def _scatter(self, rows: NDArray[int64], vectors: Any) -> None:
+        import numpy as np
         import torch
 
-        for chunk, start in zip(self._chunks, self._starts, strict=True):
-            at = rows - (start << SHIFT)
-            mine = ((at >= 0) & (at < len(chunk))).nonzero()[0]
-            if len(mine) == len(rows):
-                chunk[torch.from_numpy(at).to(self.device)] = vectors
-            elif len(mine):
-                chunk[torch.from_numpy(at[mine]).to(self.device)] = vectors[torch.from_numpy(mine).to(self.device)]
+        numbers = np.searchsorted(self._starts, rows >> SHIFT, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            at = torch.from_numpy(rows[mine] - (self._starts[number] << SHIFT)).to(self.device)
+            some = vectors if mine.all() else vectors[torch.from_numpy(mine.nonzero()[0]).to(self.device)]
+            self._chunks[number][at] = some
 
     def _search(
         self, slots: Slots, used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None,
         *, on_host: bool = False,
     ) -> tuple[NDArray[float32], NDArray[int64]]:  # fmt: skip
+        import numpy as np
         import torch
 
-        device = torch.device("cpu") if on_host else self.device
-        exact = torch.from_numpy(queries).to(device)
+        n = len(queries)
+        given = np.full((n, self.dimension + 1), used, np.float32)
+        given[:, :-1] = queries
+        graph = None if on_host or alive is not None else self._graph(slots, n, k)
+        if graph is not None:
+            graph.given[:n].copy_(torch.from_numpy(given))
+            packed = graph.replay()[:n]
+        else:
+            device = torch.device("cpu") if on_host else self.device
+            packed = self._find(slots, k, torch.from_numpy(given).to(device), alive)
+        found = packed.cpu().numpy()
+        places = found[:, k:].view(np.int32).astype(np.int64)
+        return found[:, :k], slots.numbers[places >> SHIFT] << SHIFT | places & OFFSET
+
+    def _graph(self, slots: Slots, queries: int, k: int) -> Graph | None:
+        """Return the graph of a search of so many queries, once such were asked often enough."""
+        import torch
+
+        fewest = 1 << (queries - 1).bit_length()
+        is_small = fewest <= _GRAPH_QUERIES and (fewest * len(slots)) << SHIFT <= _GRAPH_PRODUCTS
+        if not self._use_graphs or not is_small or slots.is_scattered:
+            return None
+        graph = slots.graphs.get((fewest, k))
+        if graph is not None:
+            return graph
+        slots.asked[fewest, k] += 1
+        if slots.asked[fewest, k] < _GRAPH_AFTER or len(self._graphs) >= _MOST_GRAPHS:
+            return None
+        try:
+            given = torch.zeros((fewest, self.dimension + 1), device=self.device)
+            graph = slots.graphs[fewest, k] = Graph(partial(self._find, slots, k), given)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if is_lost(error):
+                raise
+            self._use_graphs = False
+            self.why = str(error).partition("\n")[0]
+            return None
+        self._graphs.add(graph)
+        return graph
+
+    def _find(self, slots: Slots, k: int, given: Any, alive: NDArray[bool_] | None = None) -> Any:
+        """Return float32[n, 2k]: similarities, and the bits of the int32 places in the slots' order.
+
+        `given` is float32[n, d + 1]: queries, and how many rows of the last slot are in use.
+        """
+        import numpy as np
+        import torch
+
+        exact, used = given[:, :-1].contiguous(), given[:1, -1:]
+        on_host = exact.device != self.device
         rough = exact if on_host else exact.to(self.dtype)
-        may = None if alive is None else torch.from_numpy(alive).to(device)
-        nears, founds, vectors_found, seen = [], [], [], 0
-        for vectors, rows in self._pieces(slots, used, max(SLAB_ROWS, self._products // len(queries))):
-            here = vectors.cpu().float() if on_host else vectors
-            near = rough @ here.T
+        may = None
+        if alive is not None:
+            whole = np.zeros(len(slots) << SHIFT, dtype=bool)
+            whole[: len(alive)] = alive
+            may = torch.from_numpy(whole).to(exact.device)
+        nears, founds, vectors = [], [], []
+        for first, parts in self._groups(slots, max(1, self._products // len(exact) >> SHIFT)):
+            here = [part.cpu().float() for part in parts] if on_host else parts
+            start, stop = first << SHIFT, (first << SHIFT) + sum(map(len, here))
+            near = torch.empty((len(exact), stop - start), dtype=rough.dtype, device=exact.device)
+            at = 0
+            for part in here:
+                torch.mm(rough, part.T, out=near[:, at : at + len(part)])
+                at += len(part)
             if may is not None:
-                near.masked_fill_(~may[seen : seen + len(here)], -torch.inf)
-            seen += len(here)
-            near, at = near.topk(min(k, len(here)))
+                near.masked_fill_(~may[start:stop], -torch.inf)
+            if stop >> SHIFT == len(slots):
+                near[:, -SLAB_ROWS:].masked_fill_(torch.arange(SLAB_ROWS, device=exact.device) >= used, -torch.inf)
+            near, places = largest(near, k)
             nears.append(near)
-            founds.append(at + rows if isinstance(rows, int) else rows.to(device)[at])
-            vectors_found.append(here[at])
-        near, found, again = torch.cat(nears, 1), torch.cat(founds, 1), torch.cat(vectors_found, 1)
+            founds.append(places + start)
+            vectors.append(taken_of(here, places))
+        near, found, again = (one[0] if len(one) == 1 else torch.cat(one, 1) for one in (nears, founds, vectors))
         near = torch.where(near == -torch.inf, -torch.inf, torch.einsum("qkd,qd->qk", again.float(), exact))
-        near, order = near.topk(min(k, near.shape[1]))
-        return near.cpu().numpy(), found.gather(1, order).cpu().numpy()
+        near, order = near.topk(k)
+        return torch.cat([near, found.gather(1, order).to(torch.int32).view(torch.float32)], 1)
 
-    def _pieces(self, slots: Slots, used: int, most: int) -> Iterator[tuple[Any, Any]]:
-        """Yield vectors, at most so many, and the row of the first or of each, in the order of the slots."""
-        runs = slots.runs
-        if len(runs) > _MOST_RUNS and len(slots) < _LONG_RUN * len(runs):
-            yield from self._gathered(slots, used, max(1, min(_GATHERED, most >> SHIFT)))
+    def _groups(self, slots: Slots, most: int) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the place of a first slot and the vectors from there on, at most so many slots of them."""
+        if slots.is_scattered:
+            most = min(_GATHERED, most)
+            for first in range(0, len(slots), most):
+                yield first, [self._gathered(slots.numbers[first : first + most])]
             return
-        for number, (first, count) in enumerate(runs):
-            rows = count << SHIFT
-            if number == len(runs) - 1:
-                rows += used - SLAB_ROWS
-            chunk, at = self._where(first << SHIFT)
-            for start in range(0, rows, most):
-                stop = min(start + most, rows)
-                yield chunk[at + start : at + stop], (first << SHIFT) + start
+        first, parts, size = 0, [], 0
+        for slot, count in slots.runs:
+            chunk, at = self._where(slot << SHIFT)
+            taken = 0
+            while taken < count:
+                some = min(count - taken, most - size)
+                parts.append(chunk[at + (taken << SHIFT) : at + ((taken + some) << SHIFT)])
+                taken, size = taken + some, size + some
+                if size == most:
+                    yield first, parts
+                    first, parts, size = first + size, [], 0
+        if parts:
+            yield first, parts
 
-    def _gathered(self, slots: Slots, used: int, most: int) -> Iterator[tuple[Any, Any]]:
+    def _gathered(self, numbers: NDArray[int64]) -> Any:
         import torch
 
         offsets = torch.arange(SLAB_ROWS, device=self.device)
-        for at in range(0, len(slots), most):
-            some = torch.tensor(slots.numbers[at : at + most], device=self.device)
-            rows = (some[:, None] * SLAB_ROWS + offsets).flatten()
-            if at + most >= len(slots):
-                rows = rows[: len(rows) + used - SLAB_ROWS]
-            yield self._gather(rows), rows
+        return self._gather((torch.from_numpy(numbers).to(self.device)[:, None] * SLAB_ROWS + offsets).flatten())
 
 
 def lost(error: RuntimeError) -> Exception:

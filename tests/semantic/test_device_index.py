@@ -13,7 +13,9 @@ from semcache.errors import TierError
 from semcache.semantic.arena import SLAB_ROWS
 from semcache.semantic.device import DeviceIndex
 from semcache.semantic.index import FlatIndex
+from semcache.semantic.rows import DeviceRows
 
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.semantic
 
 DIMENSION = 4
@@ -30,7 +32,7 @@ class OnDevice(Rows):
     def make(self, max_rows, max_bytes, slots, runs):
         self.device_bytes = None if slots is None else slots * SLOT_BYTES
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("semcache.semantic.rows._MOST_RUNS", runs)
+        self.patch.setattr("semcache.semantic.nearest._MOST_RUNS", runs)
         self.patch.setattr("semcache.semantic.rows._LARGEST_CHUNK", 4)
         self.patch.setattr("semcache.semantic.rows._FIRST_CHUNK", 1)
         self.begin(max_rows, max_bytes)
@@ -149,3 +151,40 @@ def test_lost_device_is_said(monkeypatch):
     with pytest.raises(TierError) as raised:
         index.search([b"scope"], vectors[:1], 1, 0.0)
     assert raised.value.reason == "lost"
+
+
+class PlainGraph:
+    """What a CUDA graph does, without one."""
+
+    def __init__(self, function, given, pool=None):
+        self.given, self.function = given, function
+
+    def replay(self):
+        return self.function(self.given)
+
+
+@pytest.mark.parametrize("products", [2**10, 2**18, 2**28])
+@pytest.mark.parametrize("lie", ["in runs", "scattered"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_rows_of_many_slots_are_found_wherever_they_lie(monkeypatch, products, lie, graphs):
+    """Over several chunks, in parts that are as small as memory asks, plainly or as a graph, k are the nearest k."""
+    monkeypatch.setattr("semcache.semantic.rows.Graph", PlainGraph)
+    monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 2)
+    rows = DeviceRows(8, "cpu", torch.float32)
+    rows._products, rows._use_graphs = products, graphs
+    slots = [slot for slot in [rows.take() for _ in range(70)] if slot % (2 if lie == "scattered" else 23)]
+    vectors = np.random.default_rng(3).standard_normal((70 * 1024, 8), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for chunk, start in zip(rows._chunks, rows._starts, strict=True):
+        chunk[: (70 - start) * 1024] = torch.from_numpy(vectors[start * 1024 : (start + len(chunk) // 1024) * 1024])
+    queries = vectors[:3] + np.float32(0.1)
+    together = rows.together(slots)
+    may = np.concatenate([np.arange(slot * 1024, (slot + 1) * 1024) for slot in slots])
+    for used in (1, 700, 1024, 700):
+        mine = may[: len(may) - 1024 + used]
+        exact = queries @ vectors[mine].T
+        order = np.argsort(-exact, axis=1)[:, :20]
+        near, found = rows.search(together, used, queries, 20)
+        assert np.allclose(near, np.take_along_axis(exact, order, 1), atol=1e-6)
+        assert (found == mine[order]).mean() > 0.98
+    assert bool(together.graphs) == (graphs and lie == "in runs")
