@@ -337,6 +337,8 @@ def search_ours(bench: Bench) -> None:
             queries = _unit(batch)
             scopes = [b"scope"] * batch
             job = {"ours": lambda q=queries, s=scopes, i=index: i.search(s, q, NEIGHBOURS, 0.0)}
+            for _ in range(70):  # few queries have a graph then
+                job["ours"]()
             took = _in_turn(job, bench.sizes["seconds"] / 2)["ours"]
             floor = bench.floor(floor_bytes, 2 * rows * DIMENSION * batch, dtype)
             flat, where = [], list(index._device_rows._chunks)
@@ -347,8 +349,10 @@ def search_ours(bench: Bench) -> None:
                 flat = [sum(map(int.__eq__, flat, found)) / batch]
             bench.row(
                 f"DeviceIndex {dtype}", f"{rows:,} rows", batch, took, floor_s=floor,
-                **({"recall@1": flat[0]} if flat else {}),
+                graphs=len(index._device_rows._graphs), **({"recall@1": flat[0]} if flat else {}),
             )  # fmt: skip
+        if index._device_rows.why:
+            print("no graphs:", index._device_rows.why)
         _changes(bench, index, rows)
 
 
@@ -388,6 +392,8 @@ def crossover(bench: Bench) -> None:
             queries, scopes = _unit(batch), [b"scope"] * batch
             jobs = {"CPU": lambda q=queries, s=scopes, i=flat: i.search(s, q, NEIGHBOURS, 0.0)}
             jobs["device"] = lambda q=queries, s=scopes, i=device: i.search(s, q, NEIGHBOURS, 0.0)
+            for _ in range(70):
+                jobs["device"]()
             took = _in_turn(jobs, bench.sizes["seconds"] / 4)
             bench.row(
                 "FlatIndex beside DeviceIndex", f"{rows:,} rows", batch, took["CPU"], device_ms=took["device"] * 1e3
@@ -406,6 +412,8 @@ def large(bench: Bench) -> None:
         chunk.copy_(torch.nn.functional.normalize(torch.randn(chunk.shape, dtype=dtype, device=DEVICE), dim=1))
     for batch in (1, 64):
         queries = _unit(batch)
+        for _ in range(70 if batch == 1 else 1):
+            rows.search(whole, 1024, queries, 20)
         took = _in_turn({"ours": lambda q=queries: rows.search(whole, 1024, q, 20)}, bench.sizes["seconds"] / 2)["ours"]
         n = len(slots) << 10
         floor = bench.floor(n * DIMENSION * dtype.itemsize, 2 * n * DIMENSION * batch, "float16" if CUDA else "float32")
@@ -463,25 +471,28 @@ def _step(bench: Bench, rows: int) -> None:
         on_fault=lambda reason, error: print("fault:", reason, error), max_pending=10**6,
     )  # fmt: skip
     batcher.warm().result(300)
-    for _ in range(20):
+    for _ in range(80):  # the search's graph is made meanwhile
         batcher.search(b"scope", asked(), NEIGHBOURS).result(60)
     idle("Batcher, one request, idle")
     gc.collect()
     gc.freeze()
     idle("Batcher, one request, idle, what there was kept from the garbage collector")
     gc.unfreeze()
-    waves = []
+    waves, handed = [], []
     for _ in range(4):
         texts = [asked() for _ in range(bench.sizes["gathered"])]
         before, began = batcher.stats(), perf_counter()
-        for future in [batcher.search(b"scope", text, NEIGHBOURS) for text in texts]:
-            found = future.result(120)
+        futures = [batcher.search(b"scope", text, NEIGHBOURS) for text in texts]
+        handed.append(perf_counter() - began)
+        founds = [future.result(120) for future in futures]
         waves.append(perf_counter() - began)
         after = batcher.stats()
     batches = after["batches"] - before["batches"]
     bench.row(
         "Batcher, requests gathered", f"{rows:,} rows", bench.sizes["gathered"], statistics.median(waves[1:]),
-        batches=batches, embed_ms=found.embed_ns / 1e6, search_ms=found.search_ns / 1e6,
+        batches=batches, handed_over_ms=statistics.median(handed[1:]) * 1e3,
+        embed_ms=sum({found.embed_ns for found in founds}) / 1e6,
+        search_ms=sum({found.search_ns for found in founds}) / 1e6,
     )  # fmt: skip
     batcher.close()
 
@@ -491,7 +502,7 @@ def spin(bench: Bench) -> None:
     for told in ("OMP_WAIT_POLICY=passive", "OMP_NUM_THREADS=4"):
         env = os.environ | dict([told.split("=")])
         command = [sys.executable, __file__, "--only", "step_small", "cached"]
-        if bench.sizes is QUICK:
+        if bench.sizes["rows"] == QUICK["rows"]:
             command.append("--quick")
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
         kept = [line for line in done.stdout.splitlines() if line.startswith(("| Batcher", "| cached"))]
@@ -543,24 +554,37 @@ def cached(bench: Bench) -> None:
         answer(question)
     assert cache.flush(120)
 
-    def ask(_: int = 0) -> float:
+    letters = str.maketrans("0123456789", "abcdefghij")
+
+    def near() -> str:
         number = next(fresh)
+        return f"{questions[number % len(questions)]} {str(number).translate(letters)}"
+
+    def other() -> str:  # another number is another question: the guards see to it
+        number = next(fresh)
+        return f"{questions[number % len(questions)]} ({number})"
+
+    def ask(make: Any) -> float:
+        text = make()
         began = perf_counter()
-        answer(f"{questions[number % len(questions)]} ({number})")
+        answer(text)
         return perf_counter() - began
 
-    times = [ask() for _ in range(bench.sizes["asked"] + 10)][10:]
-    size = f"{len(questions)} rows"
-    p99 = float(np.percentile(times, 99)) * 1e3
-    bench.row("cached function, near hit, idle", size, 1, statistics.median(times), p99_ms=p99)
-    for callers in bench.sizes["callers"]:
-        with ThreadPoolExecutor(callers) as pool:
-            list(pool.map(ask, range(callers)))
-            before, began = dict(cache.stats().tiers["semantic"]), perf_counter()
-            list(pool.map(ask, range(8 * callers)))
-            took, after = perf_counter() - began, cache.stats().tiers["semantic"]
-        mean = (after["batched"] - before["batched"]) / (after["batches"] - before["batches"])
-        bench.row(f"cached function, {callers} threads", size, 8 * callers, took, mean_batch=mean)
+    for what, make in (("near hits", near), ("misses", other)):
+        size = f"{cache.stats().tiers['semantic']['rows']:,} rows"
+        hits = sum(cache.stats().hits.values())
+        times = [ask(make) for _ in range(bench.sizes["asked"] + 10)][10:]
+        p99 = float(np.percentile(times, 99)) * 1e3
+        share = (sum(cache.stats().hits.values()) - hits) / (len(times) + 10)
+        bench.row(f"cached function, {what}, idle", size, 1, statistics.median(times), p99_ms=p99, hits=share)
+        for callers in bench.sizes["callers"]:
+            with ThreadPoolExecutor(callers) as pool:
+                list(pool.map(ask, [make] * callers))
+                before, began = dict(cache.stats().tiers["semantic"]), perf_counter()
+                list(pool.map(ask, [make] * (8 * callers)))
+                took, after = perf_counter() - began, cache.stats().tiers["semantic"]
+            mean = (after["batched"] - before["batched"]) / (after["batches"] - before["batches"])
+            bench.row(f"cached function, {what}, {callers} threads", size, 8 * callers, took, mean_batch=mean)
     assert not cache.stats().faults, cache.stats().faults
     cache.close()
 
@@ -624,9 +648,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--pairs", type=Path, help="JSON lines with texts `a` and `b`, to compare decisions on")
     parser.add_argument("--only", nargs="*", default=[], help="sections, by name")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="SIZE=N,N", help="other sizes, as rows=1000000 batches=1,32"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    bench = Bench(QUICK if arguments.quick else FULL, arguments.pairs, arguments.json)
+    sizes = dict(QUICK if arguments.quick else FULL)
+    for name, _, told in (one.partition("=") for one in arguments.set):
+        sizes[name] = tuple(map(int, told.split(","))) if isinstance(sizes[name], tuple) else type(sizes[name])(told)
+    bench = Bench(sizes, arguments.pairs, arguments.json)
     print(_machine(), flush=True)
     failed, began = [], perf_counter()
     known = {section.__name__: section for section in (*SECTIONS, *EXTRA)}

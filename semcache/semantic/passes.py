@@ -5,12 +5,14 @@ Laws:
   the same: both are compared once (`prove`), and where they differ the model is to be asked as it asks itself;
 - where no graph can be captured the same shapes run plainly (`why` tells why);
 - texts are sorted by length and share passes only where padding costs nothing or little;
-- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call.
+- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call, while the next
+  are computed.
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +125,8 @@ class Passes:
         """Return the vectors, in order; errors as `start`."""
         return self.end(*self.start(ids))
 
-    def start(self, ids: Sequence[list[int]]) -> tuple[list[int], Any]:
-        """Hand texts to the device and do not wait; return whose vectors come, in which order.
+    def start(self, ids: Sequence[list[int]]) -> tuple[list[int], Any, Any]:
+        """Hand texts to the device and do not wait; return whose vectors come in which order, where, and after what.
 
         Raises torch.cuda.OutOfMemoryError, or RuntimeError where the device is lost.
         """
@@ -139,13 +141,23 @@ class Passes:
                 made = self._pass(packed, rows, length)[: len(places)]
                 parts.append(made.clone())  # the next pass writes where this one did
                 order += places
-            return order, torch.cat(parts)
+            made = torch.cat(parts)
+            if self.device.type != "cuda":
+                return order, made.cpu(), None
+            # To pinned memory, so that what is handed over next does not have to be waited for as well.
+            here = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+            here.copy_(made, non_blocking=True)
+            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(self.device))
+            return order, here, done
 
-    def end(self, order: list[int], made: Any) -> NDArray[float32]:
+    def end(self, order: list[int], here: Any, done: Any) -> NDArray[float32]:
         """Wait for the device, and return the vectors in the order of their texts; errors as `start`."""
         import numpy as np
 
-        found: NDArray[float32] = made.cpu().numpy()
+        if done is not None:
+            done.synchronize()
+        found: NDArray[float32] = here.numpy()
         vectors = np.empty_like(found)
         vectors[order] = found
         return vectors
@@ -191,9 +203,7 @@ class Passes:
         packed[:, 0] = 1  # a row of padding sees one token, as a row of none would be NaN
         packed[: len(some), 0] = lengths
         is_token = np.arange(length, dtype=np.int32) < lengths[:, None]
-        packed[: len(some), 1:][is_token] = np.fromiter(
-            (one for ids in some for one in ids), np.int32, int(lengths.sum())
-        )
+        packed[: len(some), 1:][is_token] = np.fromiter(chain.from_iterable(some), np.int32, int(lengths.sum()))
         host = torch.from_numpy(packed)
         return host.pin_memory() if self.device.type == "cuda" else host
 

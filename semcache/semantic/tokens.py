@@ -13,6 +13,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from semcache.semantic.threads import usable_cpus
@@ -123,15 +124,17 @@ class _Words:
         if not text.isascii():
             return None
         # The expression is slow, and hardly a text needs it.
-        is_plain = text.isprintable() and not any(first in text for first in self._firsts)
+        is_plain = text.isprintable()
+        for first in self._firsts:
+            is_plain = is_plain and first not in text
         if not is_plain and self._other.search(text):
             return None
-        ids, known = self._head.copy(), self._known
-        for word in _WORD.findall(text.lower() if self._lowers else text):
-            some = known.get(word)
-            ids += self._learn(word) if some is None else some
-        ids += self._tail
-        return ids
+        words = _WORD.findall(text.lower() if self._lowers else text)
+        try:
+            return [*self._head, *chain.from_iterable(map(self._known.__getitem__, words)), *self._tail]
+        except KeyError:
+            known = [self._known.get(word) or self._learn(word) for word in words]
+            return [*self._head, *chain.from_iterable(known), *self._tail]
 
     def _learn(self, word: str) -> list[int]:
         if len(self._known) >= _MOST_WORDS:
