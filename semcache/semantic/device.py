@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
 from semcache.semantic.index import FlatIndex
-from semcache.semantic.rows import DeviceRows, Slots
+from semcache.semantic.nearest import Slots
+from semcache.semantic.rows import DeviceRows
 
 if TYPE_CHECKING:
     from collections import deque

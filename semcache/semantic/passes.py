@@ -5,8 +5,7 @@ Laws:
   the same: both are compared once (`prove`), and where they differ the model is to be asked as it asks itself;
 - where no graph can be captured the same shapes run plainly (`why` tells why);
 - texts are sorted by length and share passes only where padding costs nothing or little;
-- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call, while the next
-  are computed.
+- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call.
 """
 
 from __future__ import annotations
