@@ -105,3 +105,22 @@ def test_search_on_gpu_short_of_memory_finds_all_the_same(torch, monkeypatch):
     found = index.search([b"scope"] * 30, vectors[::100], 1, 0.0)
     assert [one[0].key for one in found] == [b"scope-%d" % number for number in range(0, 3000, 100)]
     assert len(index.troubles) == 5
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_search_on_gpu_as_a_graph_finds_the_same(n, monkeypatch):
+    """Few queries of a scope become a CUDA graph, which sees what is added later, and is made anew with its slots."""
+    monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 3)
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    vectors = units(70_000, 9)
+    for stop in (66_900, 66_901, 67_500, 70_000):
+        add(index, b"scope", vectors[len(index) : stop], first=len(index))
+        for turn in range(6):
+            queries = vectors[stop - 1 - turn * 7 : stop - 1 - turn * 7 + 1].repeat(n, 0)
+            found = index.search([b"scope"] * n, queries, 4, 0.0)
+            exact = queries[0] @ vectors[:stop].T
+            assert {one[0].key for one in found} == {b"scope-%d" % exact.argmax()}
+            assert [one.similarity for one in found[0]] == pytest.approx(np.sort(exact)[:-5:-1].tolist(), abs=1e-3)
+    assert len(index._device_rows._graphs) == 1
+    assert not index._device_rows.why
+    assert not index.troubles
