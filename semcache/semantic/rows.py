@@ -316,7 +316,7 @@ class DeviceRows:
         import torch
 
         exact, used = given[:, :-1].contiguous(), given[:1, -1:]
-        on_host = exact.device != self.device
+        on_host = exact.device.type != self.device.type  # a device without a number is the current one
         rough = exact if on_host else exact.to(self.dtype)
         may = None
         if alive is not None:
