@@ -1,22 +1,29 @@
 """What do embedding, search and the whole near lookup take on a GPU, beside what the device itself could do?
 
-    python benchmarks/gpu.py --json FILE [--pairs PAIRS.jsonl]     a few minutes on one GPU
+    python benchmarks/gpu.py --json FILE [--pairs PAIRS.jsonl]     some four minutes on one GPU
+    python benchmarks/gpu.py --only embed step                     parts by name
     python benchmarks/gpu.py --quick                               small sizes; runs on a CPU too
+
+Each figure is printed, and the JSON written, as soon as it is there.
 
 A floor is the time that the bytes (each read once) or the operations take at the ceilings measured in this very run,
 whichever is longer. Times are medians, warm, of a call and the wait for it; "in a row": of many queued. Several copies
-of small matrices are read in turn, lest the device's cache be measured. Tokenising is serial, as our embedder sets it,
-unless TOKENIZERS_PARALLELISM=true. The model is the folder that SEMCACHE_TEST_MODEL names, else the default.
+of small matrices are read in turn, lest the device's cache be measured. Texts are new in every call, so that none is
+remembered. `encode` tokenises serially, as our embedder sets it, unless TOKENIZERS_PARALLELISM=true. The model is the
+folder that SEMCACHE_TEST_MODEL names, else the default.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +40,11 @@ from run import machine
 
 import semcache
 from semcache.semantic.batcher import Batcher
+from semcache.semantic.device import DeviceIndex
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 from semcache.semantic.index import FlatIndex
+from semcache.semantic.rows import DeviceRows
+from semcache.semantic.tokens import Tokens
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -45,12 +55,14 @@ FLOP_PER_TOKEN = 2 * 6 * 12 * DIMENSION**2
 """Of the six layers' matrices; attention comes to it by length."""
 ROTATED_BYTES = 200_000_000
 FULL: dict[str, Any] = {
-    "seconds": 1.5, "copy": 2**31, "matmul": 8192, "batches": (1, 32, 256, 1024), "tokens": (16, 128),
+    "seconds": 1.0, "copy": 2**31, "matmul": 8192, "batches": (1, 32, 256, 1024, 4096), "tokens": (16, 128),
     "rows": (10_000, 100_000, 1_000_000), "queries": (1, 64, 256), "asked": 300, "gathered": 4096, "callers": (32, 128),
+    "pairs": 2000, "large": 10_000_000, "split": 2048, "inserted": 1000, "layers": 24,
 }  # fmt: skip
 QUICK: dict[str, Any] = {
     "seconds": 0.1, "copy": 2**24, "matmul": 512, "batches": (1, 32), "tokens": (16,), "rows": (1000, 10_000),
-    "queries": (1, 64), "asked": 30, "gathered": 256, "callers": (8,),
+    "queries": (1, 64), "asked": 30, "gathered": 256, "callers": (8,), "pairs": 50, "large": 20_000, "split": 256,
+    "inserted": 100, "layers": 1,
 }  # fmt: skip
 
 
@@ -74,6 +86,7 @@ class Bench:
         """Note a figure: `seconds` of a call; beside it `floor_s`, `in_a_row_s`, and whatever else is told."""
         self.rows.append({"what": what, "size": size, "batch": batch, "seconds": seconds, **more})
         print(_line(self.rows[-1]), flush=True)
+        self.save()
 
     def save(self, **more: Any) -> None:
         if self.json is not None:
@@ -144,7 +157,7 @@ def ceilings(bench: Bench) -> None:
     bench.ceilings["copy"] = 2 * source.nbytes / took
     bench.row("copy, TB/s", f"{source.nbytes:,} B", 1, took, rate=bench.ceilings["copy"] / 1e12)
     n = bench.sizes["matmul"]
-    for dtype in ("bfloat16", "float16", "float32"):
+    for dtype in ("bfloat16", "float16", "float32") if CUDA else ("float32",):
         left, right = (torch.randn(n, n, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2))
         took = _in_a_row(lambda left=left, right=right: left @ right, calls=10 if dtype != "float32" else 3)
         bench.ceilings[dtype] = 2 * n**3 / took
@@ -152,13 +165,14 @@ def ceilings(bench: Bench) -> None:
 
 
 def parity(bench: Bench) -> None:
-    """How far the precisions are from float32 on the CPU, and how many decisions on pairs of texts differ."""
+    """How far half precision by graphs is from float32 on the CPU, and how many decisions on pairs of texts differ."""
     flat = _questions()[:400]
     if bench.pairs is not None:
-        flat = [pair[side] for pair in map(json.loads, bench.pairs.read_text().splitlines()) for side in ("a", "b")]
+        lines = bench.pairs.read_text().splitlines()[: bench.sizes["pairs"]]
+        flat = [pair[side] for pair in map(json.loads, lines) for side in ("a", "b")]
     reference = SentenceTransformerEmbedder(MODEL, device="cpu")(flat)
     here = (reference[::2] * reference[1::2]).sum(axis=1)
-    for dtype in ("float32", "float16", "bfloat16") if CUDA else ("float32",):
+    for dtype in ("float16", "bfloat16") if CUDA else ("float32",):
         embedder = SentenceTransformerEmbedder(MODEL, device=DEVICE, dtype=dtype)
         embedder(flat)
         began = perf_counter()
@@ -168,55 +182,90 @@ def parity(bench: Bench) -> None:
         error = float(np.linalg.norm(vectors - reference) / np.linalg.norm(reference))
         flips = {f"differ at {cut:.2f}": int(((here >= cut) != (there >= cut)).sum()) for cut in (0.85, 0.90, 0.95)}
         bench.row(
-            f"ours {dtype} beside the CPU's float32", f"{len(flat) // 2:,} pairs", len(flat), took,
+            f"ours {dtype}, {embedder.path}, beside the CPU's float32", f"{len(flat) // 2:,} pairs", len(flat), took,
             error=error, worst=float(np.abs(here - there).max()), **flips,
         )  # fmt: skip
+
+
+def tokens(bench: Bench) -> None:
+    """Texts split by the tokenizer, serially and in slices on threads, and word by word; `covers` needs no more."""
+    embedder = SentenceTransformerEmbedder(MODEL, device="cpu")
+    embedder.load()
+    tokenizer = embedder._tokenizer
+    for length in bench.sizes["tokens"]:
+        texts = _texts(embedder, length, bench.sizes["split"])
+        by_words, by_threads = Tokens(tokenizer), Tokens(tokenizer)
+        by_threads._words = None
+
+        def split(tokens: Tokens, texts: list[str] = texts) -> None:
+            tokens._texts = {}
+            tokens.prepare(texts)
+
+        jobs = {
+            "tokenizer, one by one": lambda texts=texts: [tokenizer.encode(text).ids for text in texts],
+            "ours, in slices on threads": lambda split=split, tokens=by_threads: split(tokens),
+            "ours, word by word": lambda split=split, tokens=by_words: split(tokens),
+        }
+        for name, took in _in_turn(jobs, bench.sizes["seconds"], least=3).items():
+            bench.row(name, f"{length} tokens", len(texts), took, us_each=took / len(texts) * 1e6)
 
 
 def embed(bench: Bench) -> None:
     """From Python strings to float32 vectors on the host: ours beside the model's own `encode`."""
     from sentence_transformers import SentenceTransformer
 
-    dtypes = ("float16", "bfloat16", "float32") if CUDA else ("float32",)
-    ours = {dtype: SentenceTransformerEmbedder(MODEL, device=DEVICE, dtype=dtype) for dtype in dtypes}
-    for embedder in ours.values():
-        embedder.load()
-    folder = str(ours[dtypes[0]]._path)
-    theirs = {dtype: SentenceTransformer(folder, device=DEVICE).to(getattr(torch, dtype)) for dtype in dtypes}
-    for tokens in bench.sizes["tokens"]:
+    dtype = "float16" if CUDA else "float32"
+    ours = SentenceTransformerEmbedder(MODEL, device=DEVICE, dtype=dtype)
+    ours.load()
+    theirs = SentenceTransformer(str(ours._path), device=DEVICE).to(getattr(torch, dtype))
+    print(f"ours: {ours.path}")
+    for length in bench.sizes["tokens"]:
         for batch in bench.sizes["batches"]:
-            texts = _texts(ours[dtypes[0]], tokens, batch)
-            real = sum(len(ours[dtypes[0]]._tokenizer.encode(text).ids) for text in texts)
-            jobs: dict[str, Any] = {}
-            for dtype in dtypes:
-                jobs[f"ours {dtype}"] = lambda dtype=dtype, texts=texts: ours[dtype](texts)
-                jobs[f"encode {dtype}"] = lambda dtype=dtype, texts=texts: theirs[dtype].encode(
-                    texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False
+            sets = [_texts(ours, length, batch, seed) for seed in range(8)]
+            real = statistics.mean(len(ours._tokenizer.encode(text).ids) for text in sets[0]) * batch
+            turn = count()
+
+            def mine(sets: Any = sets, turn: Any = turn) -> Any:
+                ours._tokens._texts = {}
+                return ours(sets[next(turn) % len(sets)])
+
+            def plain(sets: Any = sets, turn: Any = turn) -> Any:
+                return theirs.encode(
+                    sets[next(turn) % len(sets)], batch_size=256, normalize_embeddings=True, show_progress_bar=False
                 )
-            for name, took in _in_turn(jobs, bench.sizes["seconds"] * len(jobs) / 2).items():
-                flop = real * (FLOP_PER_TOKEN + 4 * 6 * DIMENSION * real / batch)
-                weights = FLOP_PER_TOKEN * (2 if name.endswith("32") else 1)  # bytes, at two operations a weight
-                floor = bench.floor(weights, flop, name.split()[1])
-                bench.row(name, f"{real / batch:.0f} tokens", batch, took, floor_s=floor)
-            _parts_of(bench, ours[dtypes[0]], texts, f"{real / batch:.0f} tokens")
+
+            for _ in sets:  # each captures what it needs
+                mine()
+            graphs = ours._passes.graphs if ours._passes else 0
+            flop = real * (FLOP_PER_TOKEN + 4 * 6 * DIMENSION * real / batch)
+            floor = bench.floor(FLOP_PER_TOKEN, flop, dtype)  # bytes of the weights, at two operations each
+            took = _in_turn({"ours": mine, "encode": plain}, bench.sizes["seconds"], least=4)
+            for name, one in took.items():
+                more = {"times": took["encode"] / took["ours"], "graphs": graphs} if name == "ours" else {}
+                bench.row(f"{name} {dtype}", f"{real / batch:.0f} tokens", batch, one, floor_s=floor, **more)
+            if ours._passes and batch > 1:
+                _parts_of(bench, ours, sets[0], f"{real / batch:.0f} tokens")
 
 
-def _parts_of(bench: Bench, embedder: Any, texts: list[str], size: str) -> None:
-    """Where ours spends its time: tokens, the device, and the count of tokens that the worker adds."""
-    model, kept = embedder._model, texts[:256]  # as many as go to the device at once
-    features = {name: value.to(DEVICE) for name, value in model.preprocess(kept).items() if hasattr(value, "to")}
+def _parts_of(bench: Bench, ours: Any, texts: list[str], size: str) -> None:
+    """Where ours spends its time: tokens alone, passes alone, and how much of these is padding."""
+    from semcache.semantic.passes import shapes
 
-    def forward() -> Any:
-        with torch.inference_mode():
-            return model(dict(features))["sentence_embedding"]
+    ids = [ours._tokens(text) for text in texts]
+    lengths = list(map(len, ids))
+    padded = sum(rows * length for _, rows, length in shapes(lengths)) / sum(lengths) - 1
+
+    def split() -> None:
+        ours._tokens._texts = {}
+        ours._tokens.prepare(texts)
 
     jobs = {
-        "· preprocess": lambda: model.preprocess(kept),
-        "· forward": forward,
-        "· covers, each text": lambda: [embedder.covers(text) for text in kept],
+        "· tokens": split,
+        "· passes": lambda: ours._passes(ids),
+        "· passes, handed over": lambda: ours._passes.start(ids),
     }
-    for name, took in _in_turn(jobs, bench.sizes["seconds"]).items():
-        bench.row(name, size, len(kept), took)
+    for name, took in _in_turn(jobs, bench.sizes["seconds"] / 2).items():
+        bench.row(name, size, len(texts), took, padding=padded, passes=len(list(shapes(lengths))))
 
 
 def _questions() -> list[str]:
@@ -225,10 +274,10 @@ def _questions() -> list[str]:
     return [question for question in questions if question.isascii() and 0 < len(question) < 120]
 
 
-def _texts(embedder: Any, tokens: int, n: int) -> list[str]:
+def _texts(embedder: Any, tokens: int, n: int, seed: int = 0) -> list[str]:
     """Make texts of about so many tokens out of the desk's words."""
     words = np.array(" ".join(_questions()).split())
-    generator = np.random.default_rng(tokens)
+    generator = np.random.default_rng([tokens, seed])
     per_word = len(embedder._tokenizer.encode(" ".join(words)).ids) / len(words)
     return [" ".join(generator.choice(words, max(1, round((tokens - 2) / per_word)))) for _ in range(n)]
 
@@ -268,7 +317,7 @@ def _search(bench: Bench, name: str, dtype: str, make: Any) -> None:
 
 def search_torch(bench: Bench) -> None:
     """The search in plain PyTorch: a matrix product, and the largest of each row."""
-    for dtype in ("float16", "float32") if CUDA else ("float32",):
+    for dtype in ("float16",) if CUDA else ("float32",):
         _search(
             bench, f"PyTorch {dtype}", dtype,
             lambda matrix: lambda queries: (queries.to(matrix.dtype) @ matrix.T).topk(NEIGHBOURS),
@@ -276,15 +325,99 @@ def search_torch(bench: Bench) -> None:
 
 
 def search_ours(bench: Bench) -> None:
-    """What stands: the flat index on the CPU, one scope of all rows. No floor: the device has no part in it."""
+    """What stands on the device: one scope of all rows, from vectors on the host to keys on the host."""
+    dtype = "float16" if CUDA else "float32"
     for rows in bench.sizes["rows"]:
+        began = perf_counter()
         index = _filled(rows)
+        index.search([b"scope"], _unit(1), NEIGHBOURS, 0.0)
+        bench.row("DeviceIndex, filled", f"{rows:,} rows", rows, perf_counter() - began)
+        floor_bytes = rows * DIMENSION * (2 if CUDA else 4)
         for batch in bench.sizes["queries"]:
             queries = _unit(batch)
             scopes = [b"scope"] * batch
             job = {"ours": lambda q=queries, s=scopes, i=index: i.search(s, q, NEIGHBOURS, 0.0)}
-            took = _in_turn(job, bench.sizes["seconds"] / 2, least=3)["ours"]
-            bench.row("FlatIndex on the CPU, float32", f"{rows:,} rows", batch, took)
+            for _ in range(70):  # few queries have a graph then
+                job["ours"]()
+            took = _in_turn(job, bench.sizes["seconds"] / 2)["ours"]
+            floor = bench.floor(floor_bytes, 2 * rows * DIMENSION * batch, dtype)
+            flat, where = [], list(index._device_rows._chunks)
+            if batch == bench.sizes["queries"][-1]:
+                exact = torch.cat([torch.from_numpy(queries).to(DEVICE) @ one.float().T for one in where], 1)
+                flat = exact.argmax(1).cpu().tolist()
+                found = [int.from_bytes(one[0].key, "little") for one in index.search(scopes, queries, NEIGHBOURS, 0.0)]
+                flat = [sum(map(int.__eq__, flat, found)) / batch]
+            bench.row(
+                f"DeviceIndex {dtype}", f"{rows:,} rows", batch, took, floor_s=floor,
+                graphs=len(index._device_rows._graphs), **({"recall@1": flat[0]} if flat else {}),
+            )  # fmt: skip
+        if index._device_rows.why:
+            print("no graphs:", index._device_rows.why)
+        _changes(bench, index, rows)
+
+
+def _changes(bench: Bench, index: DeviceIndex, rows: int) -> None:
+    """Rows put in and taken out of a full scope, each seen by the next search; and searches while rows come in."""
+    n, serial = bench.sizes["inserted"], count()
+    query = _unit(1)
+    vectors = _unit(n)
+    inserts, removes, beside = [], [], []
+    for _ in range(10):
+        keys = [f"new {next(serial)}".encode() for _ in range(n)]
+        began = perf_counter()
+        for key, vector in zip(keys, vectors, strict=True):
+            index.add(key, b"scope", vector, "a text", math.inf)
+        put = perf_counter()
+        index.search([b"scope"], query, NEIGHBOURS, 0.0)
+        done = perf_counter()
+        inserts.append(put - began)
+        beside.append(done - put)
+        began = perf_counter()
+        for key in keys:
+            index.remove(key)
+        removes.append(perf_counter() - began)
+    bench.row("· inserted", f"{rows:,} rows", n, statistics.median(inserts), slowest_ms=max(inserts) * 1e3)
+    bench.row("· the search behind it", f"{rows:,} rows", 1, statistics.median(beside), slowest_ms=max(beside) * 1e3)
+    bench.row("· removed", f"{rows:,} rows", n, statistics.median(removes), slowest_ms=max(removes) * 1e3)
+
+
+def crossover(bench: Bench) -> None:
+    """From which size of a scope on the device is faster than the CPU."""
+    for rows in (256, 512, 1024, 2048, 4096, 16384):
+        flat, device = FlatIndex(DIMENSION, 10**10), DeviceIndex(DIMENSION, 10**10, device=DEVICE)
+        for number, vector in enumerate(_unit(rows)):
+            for index in (flat, device):
+                index.add(number.to_bytes(8, "little"), b"scope", vector, "a text", math.inf)
+        for batch in (1, 32):
+            queries, scopes = _unit(batch), [b"scope"] * batch
+            jobs = {"CPU": lambda q=queries, s=scopes, i=flat: i.search(s, q, NEIGHBOURS, 0.0)}
+            jobs["device"] = lambda q=queries, s=scopes, i=device: i.search(s, q, NEIGHBOURS, 0.0)
+            for _ in range(70):
+                jobs["device"]()
+            took = _in_turn(jobs, bench.sizes["seconds"] / 4)
+            bench.row(
+                "FlatIndex beside DeviceIndex", f"{rows:,} rows", batch, took["CPU"], device_ms=took["device"] * 1e3
+            )
+
+
+def large(bench: Bench) -> None:
+    """Ten million rows: what the device does with them, without keys and texts."""
+    dtype = torch.float16 if CUDA else torch.float32
+    rows = DeviceRows(DIMENSION, DEVICE, dtype)
+    slots = []
+    while len(slots) << 10 < bench.sizes["large"]:
+        slots.append(rows.take())
+    whole = rows.together(slots)
+    for chunk in rows._chunks:
+        chunk.copy_(torch.nn.functional.normalize(torch.randn(chunk.shape, dtype=dtype, device=DEVICE), dim=1))
+    for batch in (1, 64):
+        queries = _unit(batch)
+        for _ in range(70 if batch == 1 else 1):
+            rows.search(whole, 1024, queries, 20)
+        took = _in_turn({"ours": lambda q=queries: rows.search(whole, 1024, q, 20)}, bench.sizes["seconds"] / 2)["ours"]
+        n = len(slots) << 10
+        floor = bench.floor(n * DIMENSION * dtype.itemsize, 2 * n * DIMENSION * batch, "float16" if CUDA else "float32")
+        bench.row("DeviceRows", f"{n:,} rows", batch, took, floor_s=floor, chunks=len(rows._chunks))
 
 
 def _unit(n: int) -> Any:
@@ -292,51 +425,118 @@ def _unit(n: int) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _filled(rows: int) -> FlatIndex:
-    index = FlatIndex(DIMENSION, 10**11)
+def _filled(rows: int) -> DeviceIndex:
+    index = DeviceIndex(DIMENSION, 10**11, device=DEVICE)
     for number, vector in enumerate(_unit(rows)):
         index.add(number.to_bytes(8, "little"), b"scope", vector, "a text", math.inf)
     return index
 
 
 def step(bench: Bench) -> None:
-    """The step as it stands through the Batcher: embedded on the device, searched on the CPU."""
+    """The step through the Batcher: embedded on the device, searched on the device."""
+    for rows in bench.sizes["rows"]:
+        _step(bench, rows)
+
+
+def step_small(bench: Bench) -> None:
+    """The step at the fewest rows alone: what `spin` runs in other environments."""
+    _step(bench, bench.sizes["rows"][0])
+
+
+def _step(bench: Bench, rows: int) -> None:
     questions, fresh = _questions(), count()
 
     def asked() -> str:
         number = next(fresh)
         return f"{questions[number % len(questions)]} ({number})"
 
-    for rows in bench.sizes["rows"]:
-        batcher = Batcher(
-            SentenceTransformerEmbedder(MODEL, device=DEVICE), lambda _, rows=rows: _filled(rows), perf_counter,
-            on_fault=lambda reason, error: print("fault:", reason, error), max_pending=10**6,
-        )  # fmt: skip
-        batcher.warm().result(300)
-        for _ in range(10):
-            batcher.search(b"scope", asked(), NEIGHBOURS).result(60)
+    def idle(what: str) -> None:
         times, founds = [], []
-        fewer = 8 if rows > 100_000 else 1
-        for _ in range(bench.sizes["asked"] // fewer):
+        for _ in range(bench.sizes["asked"]):
             text = asked()
             began = perf_counter()
             founds.append(batcher.search(b"scope", text, NEIGHBOURS).result(60))
             times.append(perf_counter() - began)
+        slow = [founds[place] for place in np.argsort(times)[-max(3, len(times) // 50) :]]
         bench.row(
-            "Batcher, one request, idle", f"{rows:,} rows", 1, statistics.median(times),
-            p99_ms=float(np.percentile(times, 99)) * 1e3,
+            what, f"{rows:,} rows", 1, statistics.median(times), p99_ms=float(np.percentile(times, 99)) * 1e3,
             embed_ms=statistics.median(found.embed_ns for found in founds) / 1e6,
             search_ms=statistics.median(found.search_ns for found in founds) / 1e6,
+            slow_embed_ms=statistics.median(found.embed_ns for found in slow) / 1e6,
+            slow_search_ms=statistics.median(found.search_ns for found in slow) / 1e6,
         )  # fmt: skip
-        waves, gathered = [], bench.sizes["gathered"] // fewer
-        for _ in range(3):
-            texts = [asked() for _ in range(gathered)]
-            began = perf_counter()
-            for future in [batcher.search(b"scope", text, NEIGHBOURS) for text in texts]:
-                future.result(120)
-            waves.append(perf_counter() - began)
-        bench.row("Batcher, requests gathered", f"{rows:,} rows", gathered, statistics.median(waves))
-        batcher.close()
+
+    batcher = Batcher(
+        SentenceTransformerEmbedder(MODEL, device=DEVICE), lambda _: _filled(rows), perf_counter,
+        on_fault=lambda reason, error: print("fault:", reason, error), max_pending=10**6,
+    )  # fmt: skip
+    batcher.warm().result(300)
+    for _ in range(80):  # the search's graph is made meanwhile
+        batcher.search(b"scope", asked(), NEIGHBOURS).result(60)
+    idle("Batcher, one request, idle")
+    gc.collect()
+    gc.freeze()
+    idle("Batcher, one request, idle, what there was kept from the garbage collector")
+    gc.unfreeze()
+    waves, handed = [], []
+    for _ in range(4):
+        texts = [asked() for _ in range(bench.sizes["gathered"])]
+        before, began = batcher.stats(), perf_counter()
+        futures = [batcher.search(b"scope", text, NEIGHBOURS) for text in texts]
+        handed.append(perf_counter() - began)
+        founds = [future.result(120) for future in futures]
+        waves.append(perf_counter() - began)
+        after = batcher.stats()
+    batches = after["batches"] - before["batches"]
+    bench.row(
+        "Batcher, requests gathered", f"{rows:,} rows", bench.sizes["gathered"], statistics.median(waves[1:]),
+        batches=batches, handed_over_ms=statistics.median(handed[1:]) * 1e3,
+        embed_ms=sum({found.embed_ns for found in founds}) / 1e6,
+        search_ms=sum({found.search_ns for found in founds}) / 1e6,
+    )  # fmt: skip
+    batcher.close()
+
+
+def spin(bench: Bench) -> None:
+    """The step and the threads in processes whose OpenMP threads do not spin, or are few."""
+    for told in ("OMP_WAIT_POLICY=passive", "OMP_NUM_THREADS=4"):
+        env = os.environ | dict([told.split("=")])
+        command = [sys.executable, __file__, "--only", "step_small", "cached"]
+        if bench.sizes["rows"] == QUICK["rows"]:
+            command.append("--quick")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
+        kept = [line for line in done.stdout.splitlines() if line.startswith(("| Batcher", "| cached"))]
+        print(f"{told}:", *kept[: len(kept) // 2], sep="\n", flush=True)
+
+
+def layers(bench: Bench) -> None:
+    """A model of 24 layers and 1,024 dimensions, random weights: how much of the matrix ceiling its passes reach."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    own = SentenceTransformerEmbedder(MODEL, device="cpu")
+    own.load()
+    width, n_layers = (1024, bench.sizes["layers"]) if CUDA else (64, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        config = BertConfig(
+            hidden_size=width, num_hidden_layers=n_layers, num_attention_heads=width // 64, intermediate_size=4 * width
+        )
+        BertModel(config).to(torch.bfloat16).save_pretrained(folder)
+        own._model.tokenizer.save_pretrained(folder)
+        made = Transformer(folder, max_seq_length=512)
+        SentenceTransformer(modules=[made, Pooling(width)], device="cpu").save(f"{folder}/whole")
+        embedder = SentenceTransformerEmbedder(f"{folder}/whole", device=DEVICE, dtype="bfloat16" if CUDA else None)
+        embedder.load()
+    print(f"ours: {embedder.path}")
+    for length, batch in ((256, 256), (16, 1024)) if CUDA else ((16, 8),):
+        texts = _texts(embedder, length, batch)
+        real = sum(len(embedder._tokens(text)) for text in texts)
+        embedder(texts)
+        took = _in_turn({"ours": lambda texts=texts: embedder(texts)}, bench.sizes["seconds"], least=3)["ours"]
+        flop = real * (24 * n_layers * width**2 + 4 * n_layers * width * real / batch)
+        floor = bench.floor(0, flop, "bfloat16" if CUDA else "float32")
+        bench.row(f"ours, {n_layers} layers of {width}", f"{real / batch:.0f} tokens", batch, took, floor_s=floor)
 
 
 def cached(bench: Bench) -> None:
@@ -354,67 +554,66 @@ def cached(bench: Bench) -> None:
         answer(question)
     assert cache.flush(120)
 
-    def ask(_: int = 0) -> float:
+    letters = str.maketrans("0123456789", "abcdefghij")
+
+    def near() -> str:
         number = next(fresh)
+        return f"{questions[number % len(questions)]} {str(number).translate(letters)}"
+
+    def other() -> str:  # another number is another question: the guards see to it
+        number = next(fresh)
+        return f"{questions[number % len(questions)]} ({number})"
+
+    def ask(make: Any) -> float:
+        text = make()
         began = perf_counter()
-        answer(f"{questions[number % len(questions)]} ({number})")
+        answer(text)
         return perf_counter() - began
 
-    times = [ask() for _ in range(bench.sizes["asked"] + 10)][10:]
-    size = f"{len(questions)} rows"
-    p99 = float(np.percentile(times, 99)) * 1e3
-    bench.row("cached function, near hit, idle", size, 1, statistics.median(times), p99_ms=p99)
-    for callers in bench.sizes["callers"]:
-        with ThreadPoolExecutor(callers) as pool:
-            list(pool.map(ask, range(callers)))
-            before, began = dict(cache.stats().tiers["semantic"]), perf_counter()
-            list(pool.map(ask, range(8 * callers)))
-            took, after = perf_counter() - began, cache.stats().tiers["semantic"]
-        mean = (after["batched"] - before["batched"]) / (after["batches"] - before["batches"])
-        bench.row(f"cached function, {callers} threads", size, 8 * callers, took, mean_batch=mean)
+    for what, make in (("near hits", near), ("misses", other)):
+        size = f"{cache.stats().tiers['semantic']['rows']:,} rows"
+        hits = sum(cache.stats().hits.values())
+        times = [ask(make) for _ in range(bench.sizes["asked"] + 10)][10:]
+        p99 = float(np.percentile(times, 99)) * 1e3
+        share = (sum(cache.stats().hits.values()) - hits) / (len(times) + 10)
+        bench.row(f"cached function, {what}, idle", size, 1, statistics.median(times), p99_ms=p99, hits=share)
+        for callers in bench.sizes["callers"]:
+            with ThreadPoolExecutor(callers) as pool:
+                list(pool.map(ask, [make] * callers))
+                before, began = dict(cache.stats().tiers["semantic"]), perf_counter()
+                list(pool.map(ask, [make] * (8 * callers)))
+                took, after = perf_counter() - began, cache.stats().tiers["semantic"]
+            mean = (after["batched"] - before["batched"]) / (after["batches"] - before["batches"])
+            bench.row(f"cached function, {what}, {callers} threads", size, 8 * callers, took, mean_batch=mean)
     assert not cache.stats().faults, cache.stats().faults
     cache.close()
 
 
-def bare(bench: Bench) -> None:
-    """The step as a GPU could do it: `encode` in half precision, a search in PyTorch, only the finds to the host."""
+def plain(bench: Bench) -> None:
+    """The same step made plainly: `encode` in half precision, FAISS's flat index on the device."""
+    import faiss
     from sentence_transformers import SentenceTransformer
 
     dtype = torch.float16 if CUDA else torch.float32
     model = SentenceTransformer(str(SentenceTransformerEmbedder(MODEL)._path), device=DEVICE).to(dtype)
     questions, fresh = _questions(), count()
+    resources = faiss.StandardGpuResources() if CUDA else None
     for rows in bench.sizes["rows"]:
-        matrix = _matrices(rows, dtype)[0]
+        index = faiss.GpuIndexFlatIP(resources, DIMENSION) if CUDA else faiss.IndexFlatIP(DIMENSION)
+        index.add(_unit(rows))
         for batch in bench.sizes["queries"]:
 
-            def job(batch: int = batch, matrix: Any = matrix) -> Any:
+            def job(batch: int = batch, index: Any = index) -> Any:
                 texts = [f"{questions[next(fresh) % len(questions)]} ({number})" for number in range(batch)]
-                vectors = model.encode(texts, batch_size=256, convert_to_tensor=True, show_progress_bar=False)
-                return [found.cpu() for found in (vectors @ matrix.T).topk(NEIGHBOURS)]
+                vectors = model.encode(texts, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+                return index.search(vectors.astype(np.float32), NEIGHBOURS)
 
-            took = _in_turn({"bare": job}, bench.sizes["seconds"])["bare"]
-            bench.row("encode and search on the device, in half", f"{rows:,} rows", batch, took)
-
-
-def search_knn(bench: Bench) -> None:
-    """FAISS on tensors of the device, no index. It comes late: an error inside CUDA may end the process."""
-    import faiss
-    import faiss.contrib.torch_utils
-
-    product = faiss.METRIC_INNER_PRODUCT
-    if not CUDA:
-        _search(bench, "faiss.knn", "float32", lambda m: lambda q: faiss.knn(q, m, NEIGHBOURS, metric=product))
-        return
-    resources = faiss.StandardGpuResources()
-    for dtype in ("float16", "float32"):
-        _search(
-            bench, f"faiss.knn_gpu {dtype}", dtype,
-            lambda m: lambda q: faiss.knn_gpu(resources, q.to(m.dtype), m, NEIGHBOURS, metric=product),
-        )  # fmt: skip
+            took = _in_turn({"plain": job}, bench.sizes["seconds"] / 2)["plain"]
+            bench.row("encode and FAISS, plainly", f"{rows:,} rows", batch, took)
 
 
-def search_index(bench: Bench) -> None:
-    """FAISS's flat index on the device."""
+def search_faiss(bench: Bench) -> None:
+    """FAISS's flat index on the device, on tensors there. It comes last: an error inside CUDA may end the process."""
     import faiss
     import faiss.contrib.torch_utils
 
@@ -430,11 +629,15 @@ def search_index(bench: Bench) -> None:
         index.add(matrix.float())
         return lambda queries: index.search(queries, NEIGHBOURS)
 
-    for dtype in ("float16", "float32") if CUDA else ("float32",):
-        _search(bench, f"{'GpuIndexFlatIP' if CUDA else 'IndexFlatIP'} {dtype}", dtype, flat)
+    dtype = "float16" if CUDA else "float32"
+    _search(bench, f"{'GpuIndexFlatIP' if CUDA else 'IndexFlatIP'} {dtype}", dtype, flat)
 
 
-SECTIONS = (ceilings, parity, embed, step, cached, search_ours, search_torch, bare, search_knn, search_index)
+SECTIONS = (
+    ceilings, tokens, embed, step, cached, search_ours, crossover, plain, large, spin, layers, parity, search_torch,
+    search_faiss,
+)  # fmt: skip
+EXTRA = (step_small,)
 HEAD = f"| what | of | batch | ms | in a row | per s | floor ms | floor / time | more |\n|---|---|{'--:|' * 6}---|"
 
 
@@ -445,14 +648,21 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--pairs", type=Path, help="JSON lines with texts `a` and `b`, to compare decisions on")
     parser.add_argument("--only", nargs="*", default=[], help="sections, by name")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="SIZE=N,N", help="other sizes, as rows=1000000 batches=1,32"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    bench = Bench(QUICK if arguments.quick else FULL, arguments.pairs, arguments.json)
+    sizes = dict(QUICK if arguments.quick else FULL)
+    for name, _, told in (one.partition("=") for one in arguments.set):
+        sizes[name] = tuple(map(int, told.split(","))) if isinstance(sizes[name], tuple) else type(sizes[name])(told)
+    bench = Bench(sizes, arguments.pairs, arguments.json)
     print(_machine(), flush=True)
     failed, began = [], perf_counter()
-    for section in SECTIONS:
-        if arguments.only and section.__name__ not in arguments.only:
-            continue
+    known = {section.__name__: section for section in (*SECTIONS, *EXTRA)}
+    if unknown := set(arguments.only) - known.keys():
+        parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for section in [known[name] for name in arguments.only] or SECTIONS:
         print(f"-- {section.__name__}, after {perf_counter() - began:.0f} s", flush=True)
         try:
             section(bench)

@@ -67,9 +67,9 @@ class Cache(Meaning, Reports, Reindexing):
     tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
-    are no near matches. `policy` says which near matches are served (None: none, they are only recorded; a path: as
-    the file of `semcache tune` says), `tenant` whose may meet. Of what a policy that learns serves, the share `audit`
-    is loaded all the same, to be compared.
+    are no near matches. `gpu_memory` bounds what the index takes of the embedder's GPU. `policy` says which near
+    matches are served (None: none, they are only recorded; a path: as the file of `semcache tune` says), `tenant`
+    whose may meet. Of what a policy that learns serves, the share `audit` is loaded all the same, to be compared.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
@@ -89,6 +89,7 @@ class Cache(Meaning, Reports, Reindexing):
         embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
+        gpu_memory: Size | None = None,
         policy: Policy | str | os.PathLike[str] | None = None,
         tenant: Tenant | None = None,
         mode: Mode = "live",
@@ -131,6 +132,7 @@ class Cache(Meaning, Reports, Reindexing):
         memory_bytes, semantic_bytes = size_bytes(memory, "memory"), size_bytes(semantic, "semantic")
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
+        gpu_bytes = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory")
         made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
         if made is not None and made.identity and isinstance(self.policy, Tuned):
             self.policy.check(made.identity)
@@ -155,7 +157,9 @@ class Cache(Meaning, Reports, Reindexing):
         self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None, settles)
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
-        self.semantic = None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values)
+        self.semantic = (
+            None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values, gpu_bytes)
+        )
         # A file is nearer than a memcached; of two servers the one that may forget comes first, be it on this host.
         tiers = [
             tier for tier in (self.memory, self.disk, self.memcached, self.redis, self.semantic) if tier is not None

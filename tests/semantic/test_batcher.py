@@ -178,7 +178,7 @@ def test_requests_more_than_max_batch_are_split(rig):
 
 
 def test_calls_take_effect_in_their_order(rig):
-    """A search sees every row added before it, none added after it, and no row removed or cleared before it."""
+    """A search sees every row added before it, and those added while it waits, but none dropped before it."""
     r = rig()
     r.held()
     b = r.batcher
@@ -193,7 +193,20 @@ def test_calls_take_effect_in_their_order(rig):
     futures.append(b.search(b"scope", "text", 4))
     r.embed.gate.set()
     found = [keys(future.result(SOON)) for future in futures]
-    assert found == [[], [b"one"], [b"one", b"two"], [b"two"], []]
+    assert found == [*[[b"one", b"two"]] * 3, [b"two"], []]
+
+
+def test_searches_between_rows_that_come_are_one_search(rig):
+    """Many threads that miss ask and add in turn; what has gathered of them is searched for at once."""
+    r = rig()
+    r.held()
+    futures = []
+    for number in range(20):
+        futures.append(r.batcher.search(b"scope", f"text {number}", 1))
+        r.batcher.add(b"%d" % number, b"scope", f"text {number}", vector_of(f"text {number}"), inf)
+    r.embed.gate.set()
+    assert [keys(future.result(SOON)) for future in futures] == [[b"%d" % number] for number in range(20)]
+    assert len({future.result().search_ns for future in futures}) == 1
 
 
 def test_search_expired_row_is_not_found_by_the_batchers_clock(rig):
@@ -759,3 +772,101 @@ future = stuck.embed("text")
 entered.wait()
 """
     assert script(stuck) == []
+
+
+# Devices that fail
+
+
+def test_lost_device_fails_who_waits_and_all_begins_anew(rig):
+    """Law 10: after a device's end its rows are restored where the embedder works again, and are found."""
+    failed = threading.Event()
+    faults = []
+
+    def hear(reason, error):
+        faults.append((reason, error))
+        if reason == "load":
+            failed.set()
+
+    row = (b"key", b"scope", "stored", vector_of("stored"), inf)
+    rig = rig(restore=lambda: [row], on_fault=hear)
+    assert keys(rig.search(b"scope", "stored")) == [b"key"]
+    rig.embed.fails = lambda texts: TierError("lost", "the device has failed")
+    with pytest.raises(TierError, match="the device has failed"):
+        rig.search(b"scope", "another")
+    assert failed.wait(SOON)
+    assert rig.batcher.state == "failed"
+    rig.embed.fails = lambda texts: None
+    rig.clock.now += 2
+    assert keys(rig.search(b"scope", "stored")) == [b"key"]
+    assert rig.embed.loads == 2
+    assert [reason for reason, _ in faults] == ["embed", "load"]
+
+
+def test_lost_device_of_the_index_begins_anew_too(rig):
+    """Law 10: an index whose device is lost is made anew, with its rows."""
+    failed = threading.Event()
+    made = []
+
+    class Fails(FlatIndex):
+        def search(self, *asked):
+            raise TierError("lost", "the device of the index has failed")
+
+    def make_index(dimension):
+        made.append((FlatIndex if made else Fails)(dimension, 10**9))
+        return made[-1]
+
+    rig = rig(
+        restore=lambda: [(b"key", b"scope", "stored", vector_of("stored"), inf)],
+        make_index=make_index,
+        on_fault=lambda reason, error: reason == "load" and failed.set(),
+    )
+    with pytest.raises(TierError, match="of the index"):
+        rig.search(b"scope", "stored")
+    assert failed.wait(SOON)
+    rig.clock.now += 2
+    assert keys(rig.search(b"scope", "stored")) == [b"key"]
+
+
+def test_what_a_device_was_short_of_is_told(rig):
+    """What embedder and index mended themselves is a fault of "memory", told once."""
+    from collections import deque
+
+    rig = rig(make_index=lambda dimension: made)
+    made = FlatIndex(DIMENSION, 10**9)
+    rig.batcher.settings.embedder.troubles = deque([MemoryError("of the embedder")])
+    made.troubles = deque([MemoryError("of the index")])
+    for text in ("one", "two"):
+        rig.batcher.add(text.encode(), b"scope", text, None, inf)
+        assert rig.search(b"scope", text).neighbours
+    assert [(reason, str(error)) for reason, error in rig.faults] == [
+        ("memory", "of the embedder"),
+        ("memory", "of the index"),
+    ]
+
+
+def test_texts_of_a_batch_are_prepared_together(rig):
+    """An embedder that can count many texts at once is given those of a batch, without what is remembered."""
+    rig = rig()
+    prepared = []
+    rig.batcher.settings.embedder.prepare = prepared.append
+    held = rig.held("held")
+    futures = [rig.batcher.embed(text) for text in ("one", "two", "held", "one", "three")]
+    rig.embed.gate.set()
+    for future in [held, *futures]:
+        future.result(SOON)
+    assert prepared == [["one", "two", "three"]]
+
+
+def test_prepare_that_fails_costs_nothing_but_a_fault(rig):
+    """What an embedder raises while it counts ahead is told, and the texts are embedded all the same."""
+    rig = rig()
+
+    def fails(texts):
+        raise RuntimeError("no threads")
+
+    held = rig.held("held")
+    rig.batcher.settings.embedder.prepare = fails
+    futures = [rig.batcher.embed(text) for text in ("one", "two")]
+    rig.embed.gate.set()
+    assert all(future.result(SOON) is not None for future in [held, *futures])
+    assert [reason for reason, _ in rig.faults] == ["embed"]

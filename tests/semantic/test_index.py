@@ -37,9 +37,15 @@ def keys_found(index, scope, vector, k=10, now=0.0):
 class Rows(RuleBasedStateMachine):
     """The index beside a dictionary of (scope, vector, text, expires)."""
 
+    def new(self, max_bytes, max_rows):
+        return FlatIndex(DIMENSION, max_bytes, max_rows)
+
     @initialize(max_rows=st.none() | st.integers(1, 40), max_bytes=st.just(PLENTY) | st.integers(2_000, 20_000))
     def make(self, max_rows, max_bytes):
-        self.index = FlatIndex(DIMENSION, max_bytes, max_rows)
+        self.begin(max_rows, max_bytes)
+
+    def begin(self, max_rows, max_bytes):
+        self.index = self.new(max_bytes, max_rows)
         self.is_bounded = max_rows is not None or max_bytes != PLENTY
         self.most = (inf if max_rows is None else max_rows, max_bytes)
         self.rows = {}

@@ -1,0 +1,276 @@
+"""The model's forward pass on a device, in shapes that are few: as CUDA graphs, since launching costs more than work.
+
+Laws:
+- the model's own modules do the work; what they are given is what its own `preprocess` gives, and what they make of it
+  the same: both are compared once (`prove`), and where they differ the model is to be asked as it asks itself;
+- where no graph can be captured the same shapes run plainly (`why` tells why);
+- texts are sorted by length and share passes only where padding costs nothing or little;
+- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy import float32
+    from numpy.typing import NDArray
+
+_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Few for small passes, where padding is free; of large ones the steps are an eighth of the length.
+_FEW_LENGTHS = (16, 32, 64, 128, 256, 512)
+_LENGTHS = (*range(4, 48, 4), *range(48, 96, 8), *range(96, 256, 16), *range(256, 513, 32))
+_FREE_TOKENS = 2048
+"""As many tokens as a GPU takes no longer for than for one: what is launched takes longer than what is computed."""
+_MOST_TOKENS = 16384
+_LEAST_TOKENS = 512
+_MOST_GRAPHS = 128
+_WARM = ((1, 16), (1, 32), (1, 64), (2, 16), (4, 16), (8, 16), (16, 16), (32, 16))
+SAMPLES = ("a", "How do I reset my password?", "word " * 600)
+"""Texts that passes are proved with: a short one, a usual one, one that is cut."""
+_SAME = 0.999
+
+
+class Graph:
+    """A captured function of one tensor: fill `given`, `replay`, read what it returns before memory is shared again.
+
+    Graphs of one `pool` share their memory. Raises torch.cuda.OutOfMemoryError, or RuntimeError for what cannot be
+    captured.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], given: Any, pool: Any = None) -> None:
+        import torch
+
+        self.given = given
+        side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(given.device))
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what is made at first use must not be made while it is captured
+                function(given)
+        torch.cuda.current_stream(given.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile: only what this one does is watched.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._made = function(given)
+
+    def replay(self) -> Any:
+        self._graph.replay()
+        return self._made
+
+
+class Passes:
+    """Makes unit vectors of token ids, float32[n, d] on the host, by a SentenceTransformer on its device.
+
+    `ids` are cut at the model's window here. `use_graphs` is for CUDA alone. Any thread may call it; one works.
+    """
+
+    def __init__(self, model: Any, *, window: int | None, pad: int, tail: int, use_graphs: bool) -> None:
+        self.device = model.device
+        self.pool: Any = None
+        self.most_tokens = _MOST_TOKENS
+        self.why = "" if use_graphs else "the device has no CUDA graphs"
+        self._model = model
+        self._window = window or sys.maxsize
+        self._pad = pad
+        self._tail = tail
+        self._use_graphs = use_graphs
+        self._types = False
+        self._extra: dict[str, Any] = {}
+        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._lock = Lock()
+
+    @property
+    def graphs(self) -> int:
+        """How many shapes have a graph."""
+        return len(self._graphs)
+
+    def prove(self, ids: Sequence[list[int]], texts: Sequence[str], prompt: str) -> str:
+        """Compare what the model would be given, and what it makes of it; say what differs, "" for nothing."""
+        import torch
+
+        own = self._model.preprocess(list(texts), prompt=prompt or None)
+        tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+        self._extra = {name: value for name, value in own.items() if name not in tensors}
+        others = tensors.keys() - {"input_ids", "attention_mask", "token_type_ids"}
+        if others or not {"input_ids", "attention_mask"} <= tensors.keys():
+            return f"the model wants {', '.join(sorted(tensors))}"
+        self._types = "token_type_ids" in tensors
+        if self._types and tensors["token_type_ids"].any():
+            return "the model wants types of tokens"
+        cut = [self._cut(one) for one in ids]
+        for one, row, mask in zip(cut, tensors["input_ids"].tolist(), tensors["attention_mask"].tolist(), strict=True):
+            if row[: len(one)] != one or sum(mask) != len(one) or not all(mask[: len(one)]):
+                return "the tokenizer pads or cuts in another way"
+        with torch.inference_mode():
+            moved = {name: value.to(self.device) for name, value in tensors.items()}
+            vectors = self._model({**moved, **self._extra})["sentence_embedding"][:, : self._model.truncate_dim]
+            there = torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
+        here = self(ids)
+        nearest = float((here * there).sum(axis=1).min())
+        return "" if nearest > _SAME else f"vectors differ: a similarity of {nearest:.4f}"
+
+    def warm(self) -> None:
+        """Capture the shapes of single requests, so that the first do not wait for it."""
+        for rows, length in _WARM:
+            if self._use_graphs and length <= self._window:
+                self._graph(rows, length)
+
+    def __call__(self, ids: Sequence[list[int]]) -> NDArray[float32]:
+        """Return the vectors, in order; errors as `start`."""
+        return self.end(*self.start(ids))
+
+    def start(self, ids: Sequence[list[int]]) -> tuple[list[int], Any, Any]:
+        """Hand texts to the device and do not wait; return whose vectors come in which order, where, and after what.
+
+        Raises torch.cuda.OutOfMemoryError, or RuntimeError where the device is lost.
+        """
+        import torch
+
+        cut = [self._cut(one) for one in ids]
+        order: list[int] = []
+        with self._lock, torch.inference_mode():
+            parts = []
+            for places, rows, length in shapes([len(one) for one in cut], self.most_tokens):
+                packed = self._packed([cut[place] for place in places], rows, length)
+                made = self._pass(packed, rows, length)[: len(places)]
+                parts.append(made.clone())  # the next pass writes where this one did
+                order += places
+            made = torch.cat(parts)
+            if self.device.type != "cuda":
+                return order, made.cpu(), None
+            # To pinned memory, so that what is handed over next does not have to be waited for as well.
+            here = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+            here.copy_(made, non_blocking=True)
+            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(self.device))
+            return order, here, done
+
+    def end(self, order: list[int], here: Any, done: Any) -> NDArray[float32]:
+        """Wait for the device, and return the vectors in the order of their texts; errors as `start`."""
+        import numpy as np
+
+        if done is not None:
+            done.synchronize()
+        found: NDArray[float32] = here.numpy()
+        vectors = np.empty_like(found)
+        vectors[order] = found
+        return vectors
+
+    def shrink(self) -> bool:
+        """Free what can be, and take smaller passes from now on; False where they are as small as is any use."""
+        import torch
+
+        with self._lock:
+            self._graphs.clear()
+            self.pool = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.most_tokens <= _LEAST_TOKENS:
+                return False
+            self.most_tokens //= 2
+            return True
+
+    def run(self, packed: Any) -> Any:
+        """Return vectors, float32[rows, d], of int32[rows, 1 + length]: each row's number of tokens, and its ids."""
+        import torch
+
+        lengths, ids = packed[:, :1], packed[:, 1:].long()
+        mask = (torch.arange(ids.shape[1], device=ids.device, dtype=torch.int32) < lengths).long()
+        features = {**self._extra, "input_ids": ids, "attention_mask": mask}
+        if self._types:
+            features["token_type_ids"] = torch.zeros_like(ids)
+        vectors = self._model(features)["sentence_embedding"][:, : self._model.truncate_dim]
+        return torch.nn.functional.normalize(vectors.float(), dim=1)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Cut at the window, as tokenizers do: the special tokens at the end stay."""
+        if len(ids) <= self._window:
+            return ids
+        return ids[: self._window - self._tail] + ids[len(ids) - self._tail :]
+
+    def _packed(self, some: list[list[int]], rows: int, length: int) -> Any:
+        import numpy as np
+        import torch
+
+        packed = np.full((rows, length + 1), self._pad, np.int32)
+        lengths = np.fromiter(map(len, some), np.int32, len(some))
+        packed[:, 0] = 1  # a row of padding sees one token, as a row of none would be NaN
+        packed[: len(some), 0] = lengths
+        is_token = np.arange(length, dtype=np.int32) < lengths[:, None]
+        packed[: len(some), 1:][is_token] = np.fromiter(chain.from_iterable(some), np.int32, int(lengths.sum()))
+        host = torch.from_numpy(packed)
+        return host.pin_memory() if self.device.type == "cuda" else host
+
+    def _pass(self, packed: Any, rows: int, length: int) -> Any:
+        graph = self._graph(rows, length) if self._use_graphs and length <= _LENGTHS[-1] else None
+        if graph is None:
+            return self.run(packed.to(self.device, non_blocking=True))
+        graph.given.copy_(packed, non_blocking=True)
+        return graph.replay()
+
+    def _graph(self, rows: int, length: int) -> Graph | None:
+        """Return the graph of a shape, captured now if need be; None where there is to be none."""
+        import torch
+
+        graph = self._graphs.get((rows, length))
+        if graph is None and len(self._graphs) < _MOST_GRAPHS:
+            if self.pool is None:
+                self.pool = torch.cuda.graph_pool_handle()
+            try:
+                with torch.cuda.device(self.device), torch.inference_mode():
+                    given = torch.ones((rows, length + 1), dtype=torch.int32, device=self.device)
+                    graph = self._graphs[rows, length] = Graph(self.run, given, self.pool)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if is_lost(error):
+                    raise
+                self._use_graphs = False
+                self.why = f"no CUDA graph can be made of it: {str(error).partition(chr(10))[0]}"
+        return graph
+
+
+def is_lost(error: BaseException) -> bool:
+    """Say whether an error is the device's end for this process: nothing works on it any more."""
+    told = f"{type(error).__name__}: {error}"
+    # Memory may come back, and a capture that failed spoils one graph and no more.
+    is_over = not any(word in told for word in ("out of memory", "captur"))
+    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and is_over
+
+
+def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:
+    """Yield which texts share a pass, and its shape: (places, rows, length), rows and length each of a short list.
+
+    The longest come first. What is over a pass's number of texts, or much shorter than its longest, goes to the next,
+    unless what is left is so little that its padding is free.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    at = 0
+    while at < len(order):
+        longest, left = lengths[order[at]], len(order) - at
+        coarse = _fit(_FEW_LENGTHS, longest)
+        if left * coarse <= min(_FREE_TOKENS, most_tokens):
+            yield order[at:], _fit(_ROWS, left), coarse
+            return
+        length = _fit(_LENGTHS, longest)
+        shorter = max((step for step in _LENGTHS if step < length), default=0)
+        same = at
+        while same < len(order) and lengths[order[same]] > shorter:
+            same += 1
+        most = max(1, most_tokens // length)
+        # As many of the next shorter ones as fill what would be free in any case.
+        rows = min(max(same - at, _FREE_TOKENS // length), left, most, _ROWS[-1])
+        if _fit(_ROWS, rows) * length > min(_FREE_TOKENS, most_tokens):
+            rows = max(step for step in _ROWS if step <= rows)
+        yield order[at : at + rows], _fit(_ROWS, rows), length
+        at += rows
+
+
+def _fit(steps: Sequence[int], least: int) -> int:
+    """Return the first step that is enough; past the last one, the number itself."""
+    return next((step for step in steps if step >= least), least)

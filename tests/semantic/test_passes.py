@@ -1,0 +1,172 @@
+"""Passes: few shapes, each text once, and the vectors that the model itself makes; run plainly on the CPU here."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semcache.errors import TierError
+from semcache.semantic.embedder import SentenceTransformerEmbedder
+from semcache.semantic.passes import SAMPLES, Passes, is_lost, shapes
+from semcache.semantic.transformer import _tail_of
+
+pytestmark = pytest.mark.semantic
+
+TEXTS = [f"{'word ' * (place * 7 % 11)}number {place}" for place in range(30)] + ["long " * 300, "a"]
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    embedder = SentenceTransformerEmbedder(device="cpu")
+    embedder.load()
+    return embedder
+
+
+@pytest.fixture
+def make_passes(embedder):
+    def make(**changes):
+        settings = {"window": embedder.window, "pad": 0, "tail": _tail_of(embedder._tokenizer), "use_graphs": False}
+        return Passes(embedder._model, **(settings | changes))
+
+    return make
+
+
+def ids_of(embedder, texts):
+    return [embedder._tokens(text) for text in texts]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60) | st.integers(1, 700), max_size=300),
+    most=st.sampled_from([512, 4096, 16384]),
+)
+def test_shapes_hold_each_text_once_and_whole(lengths, most):
+    """Every text is in one pass, which is long enough for it and has a row for it; no pass is over its tokens."""
+    found = list(shapes(lengths, most))
+    assert sorted(place for places, _, _ in found for place in places) == list(range(len(lengths)))
+    for places, rows, length in found:
+        assert len(places) <= rows
+        assert max(lengths[place] for place in places) <= length
+        assert rows == 1 or rows * length <= max(min(most, 2048), most)
+
+
+def test_shapes_of_many_texts_pad_little():
+    """Of 1,024 texts around 128 tokens, padding of rows and lengths together is less than a tenth."""
+    lengths = np.random.default_rng(0).normal(128, 26, 1024).clip(8, 256).astype(int).tolist()
+    assert sum(rows * length for _, rows, length in shapes(lengths)) < 1.1 * sum(lengths)
+
+
+def test_shapes_of_few_texts_are_one_pass():
+    """A handful of short texts of any lengths share one pass: to launch another costs more than padding."""
+    assert list(shapes([5, 30, 9])) == [([1, 2, 0], 4, 32)]
+
+
+def test_prove_and_call_equal_the_models_own(make_passes, embedder):
+    """What the passes make of texts of all lengths, one over the window among them, is what the embedder makes."""
+    passes = make_passes()
+    assert passes.prove(ids_of(embedder, SAMPLES), SAMPLES, "") == ""
+    assert np.abs(passes(ids_of(embedder, TEXTS)) - embedder(TEXTS)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"pad": 0, "tail": 0}, "pads or cuts"), ({"window": 128}, "pads or cuts")]
+)
+def test_prove_another_cut_is_said(make_passes, embedder, changes, why):
+    """Where a text is not cut as the model cuts it, passes are not to be used, and say why."""
+    assert why in make_passes(**changes).prove(ids_of(embedder, SAMPLES), SAMPLES, "")
+
+
+def test_prove_other_vectors_are_said(make_passes, embedder, monkeypatch):
+    """Where the model gives other vectors than by itself, passes are not to be used."""
+    passes = make_passes()
+    run = passes.run
+    monkeypatch.setattr(passes, "run", lambda packed: run(packed).flip(1))
+    assert "vectors differ" in passes.prove(ids_of(embedder, SAMPLES), SAMPLES, "")
+
+
+def test_shrink_ends(make_passes, embedder):
+    """Passes get smaller until they are of no use, and go on giving the same vectors."""
+    passes = make_passes()
+    passes.prove(ids_of(embedder, SAMPLES), SAMPLES, "")
+    before = passes(ids_of(embedder, TEXTS))
+    assert [passes.shrink() for _ in range(7)] == [True] * 5 + [False] * 2
+    assert np.abs(passes(ids_of(embedder, TEXTS)) - before).max() < 1e-5
+
+
+# An embedder on a device that fails, with the device's errors raised where the device would raise them
+
+
+@pytest.fixture
+def on_device(make_passes, embedder):
+    """An embedder that works by passes, as on a GPU."""
+    made = SentenceTransformerEmbedder(device="cpu")
+    made.load()
+    made._passes = make_passes()
+    assert made._passes.prove(ids_of(embedder, SAMPLES), SAMPLES, "") == ""
+    return made
+
+
+def test_call_by_passes_in_slices_equals_the_cpus(on_device, embedder, monkeypatch):
+    """More texts than go to the device at once come back in order."""
+    monkeypatch.setattr("semcache.semantic.transformer._AHEAD", 10)
+    assert np.abs(on_device(TEXTS) - embedder(TEXTS)).max() < 1e-5
+    assert on_device.path == "plain passes (the device has no CUDA graphs)"
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_out_of_memory_takes_smaller_passes_and_at_last_the_cpu(on_device, embedder, monkeypatch, failures):
+    """Law 10: without memory the vectors come all the same, in smaller passes or from the CPU, and it is told."""
+    import torch
+
+    start, left = on_device._passes.start, iter(range(failures))
+
+    def fails(ids):
+        if next(left, None) is not None:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, says a test")
+        return start(ids)
+
+    monkeypatch.setattr(on_device._passes, "start", fails)
+    assert np.abs(on_device(TEXTS[:20]) - embedder(TEXTS[:20])).max() < 1e-5
+    assert len(on_device.troubles) == min(failures, 6)
+    assert on_device._passes.most_tokens == (4096 if failures == 2 else 512)
+
+
+def test_lost_device_raises_lost_and_the_next_load_is_on_the_cpu(on_device, embedder, monkeypatch):
+    """Law 10: after a device's end the call fails as "lost", and loading again makes an embedder that works."""
+
+    def fails(ids):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(on_device._passes, "start", fails)
+    with pytest.raises(TierError) as raised:
+        on_device(TEXTS[:3])
+    assert raised.value.reason == "lost"
+    assert on_device.device is None
+    assert np.abs(on_device(TEXTS[:3]) - embedder(TEXTS[:3])).max() < 1e-5
+    assert on_device.device == "cpu"
+
+
+def test_other_errors_are_not_the_devices_end(on_device, monkeypatch):
+    """An error of the model's own goes to the caller as it is."""
+
+    def fails(ids):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(on_device._passes, "start", fails)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        on_device(TEXTS[:3])
+    assert on_device.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False),
+        (ValueError("CUDA error"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_is_lost_tells_the_devices_errors_from_others(error, expected):
+    """What CUDA says of itself means that it has ended; a spoilt capture and errors of a call do not."""
+    assert is_lost(error) is expected
