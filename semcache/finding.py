@@ -43,7 +43,7 @@ def find(
         if found.evidence is not None:
             evidence = found.evidence
             note_evidence(event, evidence)
-        if is_audited(chain, tier, request, event, found, value, audits=audits):
+        if is_noted(chain, tier, request, found) and audits and is_audited(chain, request, event, found, value):
             continue
         if isinstance(found, Hit) and found.entry.life <= 0:
             stale = (found, value) if stale is None or found.entry.life > stale[0].entry.life else stale
@@ -131,16 +131,21 @@ def is_usable(request: Request, value: Any) -> bool:
     return request.accepts is None or request.accepts(value)
 
 
-def is_audited(
-    chain: Chain, tier: Tier, request: Request, event: Event, found: Hit | Miss, value: Any, *, audits: bool
-) -> bool:  # fmt: skip
-    """Have a policy that learns know what a near tier said; say whether what it found is loaded, to be compared."""
+def is_noted(chain: Chain, tier: Tier, request: Request, found: Hit | Miss) -> bool:
+    """Have a policy that learns know what a near tier said; say whether there is one."""
     if tier.exact or chain.labelling is None:
         return False
+    chain.labelling.saw(request, found.evidence)
+    return True
+
+
+def is_audited(chain: Chain, request: Request, event: Event, found: Hit | Miss, value: Any) -> bool:
+    """Say whether a near match that would be served is loaded all the same, to be compared."""
     evidence = found.evidence
-    chain.labelling.saw(request, evidence)
-    decision = chain.labelling.explores(evidence) if audits and isinstance(found, Hit) else None
-    if decision is None or evidence is None or not isinstance(found, Hit):
+    if chain.labelling is None or evidence is None or not isinstance(found, Hit):
+        return False
+    decision = chain.labelling.explores(request, evidence)
+    if decision is None:
         return False
     evidence.audited = found, value
     event.decision, event.reason = decision, "audit"

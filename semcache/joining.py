@@ -23,7 +23,7 @@ from semcache.chain import Chain, Landing
 from semcache.errors import DecodeError, TierError
 from semcache.events import Event
 from semcache.flight import Abandoned, Flight
-from semcache.model import Entry, Evidence, Hit, Miss, Neighbour, Request, Verdict
+from semcache.model import Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.nearby import Loading, Nearby
 from semcache.plan import Follow, Plan
 from semcache.tier import Breaker
@@ -59,6 +59,12 @@ def join(
             return near
     nearby.begin(one)
     return None
+
+
+def load_all_the_same(chain: Chain, request: Request, flight: Flight[Landing], evidence: Evidence) -> None:
+    """Let others see the load of a call that might have been answered by `join`, but is to be compared with that."""
+    assert chain.nearby is not None  # noqa: S101 - the lookup has seen to it
+    chain.nearby.begin(Loading(flight, request, evidence.vector))
 
 
 def leave_near(chain: Chain, flight: Flight[Landing] | None) -> None:
@@ -132,12 +138,14 @@ def _nearest(
 def _follow(chain: Chain, one: Loading, other: Loading, neighbour: Neighbour, event: Event) -> Plan[Near | None]:
     """Wait for another text's load; None where it failed, was given up, took too long, or was not kept."""
     assert other.flight.future is not None  # noqa: S101 - it lingers
+    patience = chain.flight_timeout / 2
     try:
-        landing: Landing = yield Follow(other.flight.future, chain.flight_timeout)
+        # Half as long as those wait who follow this call: it is to load while they still do.
+        landing: Landing = yield Follow(other.flight.future, patience)
     except Abandoned:
         return None
     except TimeoutError:
-        event.fault("flight", TierError("late", f"the load of a near text took over {chain.flight_timeout:g} s"))
+        event.fault("flight", TierError("late", f"the load of a near text took over {patience:g} s"))
         return None
     finally:
         chain.flights.unboard(other.flight, leading=one.flight)
@@ -147,7 +155,8 @@ def _follow(chain: Chain, one: Loading, other: Loading, neighbour: Neighbour, ev
     entry = Entry(
         landing.value, born=landing.born, load_seconds=landing.load_seconds, usage=landing.usage, facets=facets
     )
-    return _usable(chain, one.request, Hit(entry, "flight", neighbour.key, neighbour.similarity))
+    evidence = Evidence(one.vector, [neighbour], event.decision, match=Match(neighbour, landing.value))
+    return _usable(chain, one.request, Hit(entry, "flight", neighbour.key, neighbour.similarity, evidence))
 
 
 def _usable(chain: Chain, request: Request, found: Hit) -> Near | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from semcache.codec import Codec
 from semcache.events import Event, Recorder, logger
-from semcache.model import Decision, Evidence, Request, Verdict
+from semcache.model import Decision, Evidence, Match, Request, Verdict
 from semcache.plan import Call, Crew, Plan, Spawn
 from semcache.policy import Policy
 from semcache.policy.label import Label, Source
@@ -95,14 +95,18 @@ class Labelling:
         match = None if evidence is None else evidence.match
         self.policy.saw(request, None if match is None else match.neighbour)
         if match is not None:
-            match.is_drawn = self.policy.draw(request, match.neighbour) is Source.AUDIT
+            self._draw(request, match)
 
-    def explores(self, evidence: Evidence | None) -> Decision | None:
+    def _draw(self, request: Request, match: Match) -> bool:
+        if match.is_drawn is None:
+            match.is_drawn = self.policy.draw(request, match.neighbour) is Source.AUDIT
+        return match.is_drawn
+
+    def explores(self, request: Request, evidence: Evidence) -> Decision | None:
         """Return the decision to load a match that would be served, where it is drawn; else None."""
-        match = None if evidence is None else evidence.match
-        if match is None or not self.policy.explores(Source.AUDIT if match.is_drawn else Source.MISS):
+        match, told = evidence.match, evidence.decision
+        if match is None or not self.policy.explores(Source.AUDIT if self._draw(request, match) else Source.MISS):
             return None
-        told = evidence.decision if evidence is not None else None
         return Decision(
             Verdict.EXPLORE, "audit: loaded to be compared", match.neighbour.similarity, told.cut if told else None
         )
@@ -185,7 +189,7 @@ class Labelling:
             asyncio.get_running_loop()
         except RuntimeError:
             return Context().run(asyncio.run, asking)
-        return asking
+        return asyncio.get_running_loop().create_task(asking, context=Context())
 
     def _text(self, comparison: _Comparison, data: bytes) -> str | None:
         try:

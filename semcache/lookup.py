@@ -37,10 +37,10 @@ from typing import Any
 from semcache.chain import Chain, Landing, Origin
 from semcache.errors import DecodeError, TierError
 from semcache.events import Event
-from semcache.finding import find, is_usable, note_hit
+from semcache.finding import find, is_audited, is_usable, note_hit
 from semcache.flight import Abandoned, Flight, enter, leave
 from semcache.inherit import made_of, tell_loaded
-from semcache.joining import join, leave_near
+from semcache.joining import join, leave_near, load_all_the_same
 from semcache.keep import encode, is_kept, keep, usage_of
 from semcache.ledger import near_of
 from semcache.model import Entry, Evidence, Hit, Request
@@ -158,9 +158,12 @@ def lead(
             return Outcome(value)
         stale = found
     if flight is not None and nearby is not None and nearby.serves:
-        joins = joins and stale is None
+        joins = joins and stale is None and (evidence is None or evidence.audited is None)
         near = yield from join(chain, request, flight, event, evidence, since, blocks=blocks, joins=joins)
-        if near is not None:
+        if near is not None and request.mode == "live" and is_audited(chain, request, event, *near):
+            evidence = near[0].evidence
+            load_all_the_same(chain, request, flight, evidence)  # type: ignore[arg-type]
+        elif near is not None:
             note_hit(chain, request, event, near[0].tier, near[0])
             event.shared = near[0].tier == "flight"
             land_hit(chain, flight, near[0])

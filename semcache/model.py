@@ -254,12 +254,12 @@ class Hit:
 class Match:
     """The near match of a request: the first neighbour that no guard refuses and whose answer, `value`, is at hand.
 
-    `is_drawn` says that it is one of the sample that bounds are made of.
+    `is_drawn` says whether it is one of the sample that bounds are made of; None until it was drawn or not.
     """
 
     neighbour: Neighbour
     value: bytes
-    is_drawn: bool = False
+    is_drawn: bool | None = None
 
     @property
     def key(self) -> bytes:

@@ -84,8 +84,11 @@ class SemanticTier:
 
     @property
     def serves(self) -> bool:
-        """Whether the policy can serve anything near; one that does not say so can."""
-        return bool(getattr(self.policy, "serves", True))
+        """Whether the policy can serve anything near; one that does not say so can, one that fails at it cannot."""
+        try:
+            return bool(getattr(self.policy, "serves", True))
+        except Exception:  # noqa: BLE001 - a policy may be the user's own (law 10)
+            return False
 
     def unready(self) -> str:
         """Begin to load, if need be; say why there are no near matches yet."""
@@ -140,6 +143,7 @@ class SemanticTier:
         """
         gone: list[bytes] = []
         stale: Hit | None = None
+        matched_life = -inf
         grace = request.lives.stale_while_revalidate
         trouble: Exception | None = None
         for neighbour in neighbours:
@@ -156,8 +160,10 @@ class SemanticTier:
                 if evidence.decision is decision:
                     evidence.decision = None
                 continue
-            if self._learns and evidence.match is None and not decision.guard and is_match(neighbour):
-                evidence.match = Match(neighbour, found.entry.value)
+            # What a policy learns of is what it would serve: the first, and a stale one only for want of a fresh one.
+            is_better = evidence.match is None or matched_life <= 0 < found.entry.life
+            if self._learns and is_better and not decision.guard and self._may_match(request, neighbour):
+                evidence.match, matched_life = Match(neighbour, found.entry.value), found.entry.life
             if decision.verdict is Verdict.REUSE:
                 hit = Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence)
                 if found.entry.life > 0:
@@ -166,6 +172,11 @@ class SemanticTier:
         if trouble is not None and stale is None:
             raise trouble
         return stale, gone
+
+    def _may_match(self, request: Request, neighbour: Neighbour) -> bool:
+        """Say whether some cut would serve a neighbour that no guard refuses: not one that was reported."""
+        reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
+        return reported is None and is_match(neighbour)
 
     def vectors(self, texts: list[str]) -> Plan[list[Any]]:
         """Return the float32[d] unit vectors of texts; None for one that is not seen whole, and for all before loading.
