@@ -104,6 +104,10 @@ class Blocks:
         every = [block for blocks in self._by_entry.values() for block in blocks.values()]
         return sorted(every, key=lambda block: block.written)
 
+    def knows(self, stored: bytes, words: bytes) -> bool:
+        """Say whether a pair was reported before."""
+        return words in self._by_entry.get(stored, ())
+
     def is_closed(self, stored: bytes) -> bool:
         """Say whether an entry answers its own text alone."""
         return len(self._by_entry.get(stored, ())) >= _CLOSED_AT

@@ -13,6 +13,7 @@ from semcache.chain import Chain
 from semcache.context import as_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Recorder
+from semcache.keys import KEY_BYTES
 from semcache.log import Log
 from semcache.marks import Pair
 from semcache.model import SHARED, Mode, Tenant
@@ -268,9 +269,14 @@ def _near_told(
 def key_bytes(key: bytes | str | None) -> bytes:
     """Return a key that was given as bytes, or as hex digits. Raises ConfigurationError."""
     try:
-        return key if isinstance(key, bytes) else bytes.fromhex(key or "")
+        found = key if isinstance(key, bytes) else bytes.fromhex(key or "")
     except ValueError:
-        raise ConfigurationError(f"a key is bytes or their hex digits, as an event's key.hex(); got {key!r}") from None
+        found = b""
+    if not isinstance(key, bytes) and len(found) != KEY_BYTES:
+        raise ConfigurationError(
+            f"a key is bytes or their {2 * KEY_BYTES} hex digits, as an event's key.hex(); got {key!r}"
+        )
+    return found
 
 
 def _function_name(function: str | Callable[..., Any] | None) -> str:

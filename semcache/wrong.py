@@ -109,8 +109,9 @@ class Reports(Commands, Accounts):
         near = list(pairs.values())
         reported = Reported(reason=found.reason)
         if near:
+            fresh = [row for row in near if not self.blocks.knows(row.stored, row.words)]  # said twice it is one fact
             reported = self._block(near, reported)
-            learned = self._teach(near, found.score) if found.is_sure or len(near) == 1 else 0
+            learned = self._teach(fresh, found.score) if found.is_sure or len(near) == 1 else 0
             reported = replace(reported, learned=learned)
         entries = list(dict.fromkeys([*found.entries, *(row.stored for row in near if drop)]))
         if entries:

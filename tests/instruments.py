@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -154,3 +155,11 @@ class SlowWire:
                 target.sendall(piece)
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
+
+
+def until(condition):
+    """Wait until something that another thread does is done."""
+    deadline = time.monotonic() + GUARD
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.001)

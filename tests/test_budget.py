@@ -278,12 +278,13 @@ def test_foreign_names_in_the_store_are_left_out():
     assert bench.policy.status().families == ()
 
 
-def test_a_report_is_a_wrong_label():
-    """A person's word closes what a comparator opened."""
+def test_a_report_informs_and_makes_no_bound():
+    """People report what they notice: the pair is blocked, and the sample says what the others are worth."""
     bench = Bench()
     bench.label(115)
     bench.label(3, source=Source.REPORT)
-    assert bench.verdict() == "reject"
+    assert bench.verdict() == "reuse"
+    assert bench.policy.status().families[0].informing == 3
 
 
 def test_the_sample_is_drawn_by_hash_whatever_a_match_looks_like():

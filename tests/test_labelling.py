@@ -322,7 +322,7 @@ def test_explain_says_what_the_policy_waits_for(open_near):
     cache.get_or_load(cache.request(text=WORDS[0]), lambda: "By card.")
     cache.flush()
     told = cache.explain(cache.request(text=WORDS[1]))
-    assert told.decision.reason == "no cut is open yet for all other families together"
+    assert told.decision.reason == "no cut is open for all other families together"
     assert cache.policy.status().others.asked == 1
 
 

@@ -9,7 +9,7 @@ import time
 from textwrap import dedent
 
 import pytest
-from instruments import GUARD, Crew, Origin
+from instruments import GUARD, Crew, Origin, until
 
 import semcache
 from semcache.log import LOST_SECONDS
@@ -31,14 +31,6 @@ def beside(request, memcached_url, tmp_path):
     if request.param == "redis":
         return {"memcached": memcached_url, "redis": request.getfixturevalue("redis_url")}
     return {"memcached": memcached_url, "disk": tmp_path / "c.db"}
-
-
-def until(condition):
-    """Wait until something that another thread does is done."""
-    deadline = time.monotonic() + GUARD
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.001)
 
 
 def said(cache, request):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from instruments import GUARD, Compass, Crew, watch_flights
+from instruments import GUARD, Compass, Crew, until, watch_flights
 
 import semcache
 from semcache import wrong
@@ -59,14 +58,6 @@ def asked(cache, text, **more):
 def why():
     """Say why the nearest was not served at the last lookup."""
     return semcache.last().decision.reason
-
-
-def until(condition):
-    """Wait until something that another thread does is done."""
-    deadline = time.monotonic() + GUARD
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.001)
 
 
 def test_near_match_that_was_wrong_is_not_served_again(open_store, report):
@@ -182,7 +173,7 @@ def test_call_that_went_by_the_cache_has_nothing_to_report(open_store):
     [
         ({}, "takes one of hit=, key=, response_id=, text=; got 0"),
         ({"key": b"k", "text": "t"}, "got 2"),
-        ({"key": "xyz"}, "a key is bytes or their hex digits"),
+        ({"key": "xyz"}, "a key is bytes or their 40 hex digits"),
         ({"key": b"k", "tenant": "acme"}, "tenant= says whose text= it was"),
         ({"hit": "letter"}, "hit= is the event of a lookup"),
         ({"hit": semcache.Event("fault")}, "hit= is the event of a lookup"),
@@ -560,3 +551,14 @@ def test_who_reads_along_a_near_match_has_a_row_too(open_near):
     assert len({event.neighbour for _, event in read}) == 1
     assert len(cache.blast(read[0][1].key)) == 2
     assert len(flights) == 0
+
+
+def test_what_is_reported_again_teaches_nothing_again(open_store):
+    """Three clicks on one thumb are one fact."""
+    cache = open_store()
+    put(cache)
+    assert asked(cache, "letter") == "about parcel"
+    cache.policy.learn = (learned := []).append
+    hit = semcache.last()
+    assert [cache.report_wrong(hit=hit).learned for _ in range(3)] == [1, 0, 0]
+    assert len(learned) == 1

@@ -41,6 +41,11 @@ def as_policy(policy: Policy | str | os.PathLike[str] | None) -> Policy:
     """Return the policy that a setting means; a path is a tuned policy's. Raises ConfigurationError."""
     if policy is None:
         return Shadow()
+    if isinstance(policy, str) and policy.startswith(("budget:", "threshold:")):
+        raise ConfigurationError(
+            f"policy={policy!r} is for commands and the environment: in Python it is semcache.ErrorBudget(0.01) or "
+            "semcache.Threshold(0.92)"
+        )
     if isinstance(policy, str | os.PathLike):
         return Tuned.read(policy)
     if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):

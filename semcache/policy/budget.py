@@ -39,7 +39,7 @@ class ErrorBudget(Learner):
         """Serve what is at or above the lowest open cut."""
         rank, similarity = rank_of(neighbour), neighbour.similarity
         if place is None:
-            return Decision(Verdict.REJECT, f"no cut is open yet for {why}", similarity)
+            return Decision(Verdict.REJECT, f"no cut is open for {why}", similarity)
         cut = CUTS[place]
         if rank < cut:
             return Decision(Verdict.REJECT, "below the cut", similarity, cut)

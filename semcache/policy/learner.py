@@ -199,7 +199,7 @@ class Learner(Telling):
         return told
 
     def learn(self, label: Label) -> None:
-        """Take a label; a person's report counts as a wrong one of the sample."""
+        """Take a label; only the sample's make a bound: what people report is what they notice."""
         place = place_of(label.score)
         if place is None:
             return
@@ -208,7 +208,7 @@ class Learner(Telling):
             told = self._turn()
             is_right = label.is_right is True and label.source is not Source.REPORT
             kind = "right" if is_right else "wrong"
-            if label.source is Source.MISS:
+            if label.source is not Source.AUDIT:
                 kind = f"miss_{kind}"
             elif is_right and self._is_again(label):
                 kind = "again"
@@ -216,7 +216,7 @@ class Learner(Telling):
             for at in (name,) if name in self._open else (name, others):
                 family = self._family(at)
                 self._add(family, kind, place)
-                if label.source is not Source.MISS:
+                if label.source is Source.AUDIT:
                     self._labels_here[at] += 1
                     self._share(family)
                     told += self._settle(family, [(place, is_right, 1.0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal
 
 from semcache.policy.bounds import upper_bound
@@ -67,7 +68,8 @@ class FamilyStatus:
 
     `labels` may make a bound, `needed` is how many there must be for a cut to open (None: at the present wrong share no
     number is enough); `informing` labels only inform. `wrong` is of what the cut serves, without one of all near
-    matches from the lowest cut on. `origin` is how often the origin answered an identical request otherwise.
+    matches from the lowest cut on; in shadow `budget` is None, and each of `offers` says its own. `origin` is how often
+    the origin answered an identical request otherwise.
     """
 
     name: str
@@ -85,6 +87,7 @@ class FamilyStatus:
     alarms: int
     is_by_itself: bool
     offers: tuple[Offer, ...] = ()
+    budget: float | None = None
 
     def __str__(self) -> str:
         where = self.about or self.name
@@ -92,7 +95,7 @@ class FamilyStatus:
         if not self.is_by_itself and not self.about.startswith("all"):
             cut = " (too few labels: the others' cut decides)"
         lines = [f"{where}: {self.state}{cut}; {self.labels} labels, {self.wrong} wrong"]
-        if self.cut is None:
+        if self.cut is None and self.budget is not None:
             lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
         if self.origin.labels:
             lines.append(f"  the origin itself answered identical requests otherwise: {self.origin}")
@@ -127,5 +130,7 @@ class PolicyStatus:
 def _missing(labels: int | None, days: float | None) -> str:
     if labels is None:
         return "at this wrong share no number of labels is enough"
-    when = "" if days is None else f", in about {days:.1f} days"
-    return f"{max(labels, 1)} labels are missing{when}"
+    missing = "1 label is missing" if labels <= 1 else f"{labels} labels are missing"
+    if days is None:
+        return missing
+    return f"{missing}, in about {f'{days:.1f} days' if days >= 1 else f'{ceil(days * 24)} h'} at this rate"

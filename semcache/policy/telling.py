@@ -70,7 +70,7 @@ class Telling:
             None if place is None else CUTS[place], labels, None if missing is None else labels + missing,
             None if own is None else own.days, self._wrong(family, -1 if place is None else place),
             Share(int(differs), int(same + differs)), int(informing), int(family.alone("asked", season)),
-            int(family.met(season)[-1]), family.alarms, is_others or name in self._open, offers,
+            int(family.met(season)[-1]), family.alarms, is_others or name in self._open, offers, self.budget,
         )  # fmt: skip
 
     def _wrong(self, family: Family, place: int) -> Share:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.errors import ConfigurationError, MissingExtraError
@@ -119,13 +120,17 @@ class CallableEmbedder:
         return coverage.too_many(self._count(text), self.window)
 
 
-def as_embedder(value: str | Embedder | TextEmbedder | None, device: str = "auto") -> TextEmbedder | None:
+def as_embedder(
+    value: str | PathLike[str] | Embedder | TextEmbedder | None, device: str = "auto"
+) -> TextEmbedder | None:
     """Return the embedder that a setting means: a model's name, path or URL, a named callable, or None.
 
     `device` is for models; a callable chooses its own. Raises ConfigurationError or MissingExtraError, with the mend.
     """
     if value is None:
         return None
+    if isinstance(value, PathLike):
+        value = str(value)
     is_served = isinstance(value, EmbeddingServer) or (isinstance(value, str) and "://" in value)
     is_model = isinstance(value, str) and not is_served
     needs = ["numpy", "faiss", "torch", "sentence_transformers"] if is_model else ["numpy", "faiss"]

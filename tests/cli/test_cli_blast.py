@@ -70,7 +70,12 @@ def test_answer_that_nobody_was_given_is_said(service, semcache_command, typed):
 
 
 @pytest.mark.parametrize(
-    ("options", "why"), [(["xyz"], "a key is bytes or their hex digits"), ([], "the following arguments are required")]
+    ("options", "why"),
+    [
+        (["xyz"], "a key is bytes or their 40 hex digits"),
+        (["8fd3b39e"], "40 hex digits"),
+        ([], "the following arguments are required"),
+    ],
 )
 def test_wrong_use_is_one_line_and_status_2(service, semcache_command, typed, options, why):
     """A key is needed, and is hex digits."""
