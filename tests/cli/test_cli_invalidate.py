@@ -69,7 +69,7 @@ def test_everything_is_the_namespace(service, semcache_command, typed, open_serv
         ([], "one of the arguments --tag --tenant"),
         (["--tag", "a", "--model", "b"], "not allowed with argument"),
         (["--tag", "a", "--everything"], "not allowed with argument"),
-        (["--key", "xyz"], "a key is bytes or their hex digits"),
+        (["--key", "xyz"], "a key is bytes or their 40 hex digits"),
         (["--tag", ""], "tag= is text"),
     ],
 )
