@@ -7,7 +7,7 @@ import pytest
 import semcache
 from semcache.model import Neighbour, Request
 from semcache.policy.label import Label, Source
-from semcache.policy.tally import SEASON_DAYS, SEASONS
+from semcache.policy.tally import MAX_FAMILIES, SEASON_DAYS, SEASONS, day_of, season_of
 
 SEASON_SECONDS = SEASON_DAYS * 86_400
 
@@ -118,6 +118,42 @@ def test_families_are_bounded():
     assert len(bench.policy._labels_here) < 50
     assert bench.policy.status().others.labels == 120
     assert len(bench.policy.taken()) == 1
+
+
+def families_of(book):
+    """Return the families that names of a store tell of."""
+    names = {name.split("|")[1] for amounts in book.values() for name in amounts}
+    return {name for name in names if not name.startswith("others")}
+
+
+def test_a_season_has_so_many_families_in_the_store():
+    """However many come and go, its names there are bounded; what more there are wait here for the next season."""
+    one = Bench()
+    known = set()
+    for number in range(120):
+        one.label(10, family=b"%d" % number)
+        known |= families_of(one.policy.taken())
+    assert len(known) == MAX_FAMILIES
+    one.label(10, family=b"119")
+    assert not families_of(one.policy.taken())
+    one.now += SEASON_SECONDS
+    one.label(10, family=b"119")
+    assert len(families_of(one.policy.taken())) == 1
+
+
+def test_nothing_is_open_where_a_store_lost_whose_labels_were_whose():
+    """Once names had run out, wrong labels may stand under none: until they are too old, nothing is proved."""
+    bench = Bench()
+    bench.label(200)
+    store = merged(bench.policy.taken())
+    day = day_of(season_of(bench.now))
+    bench.policy.take_over(store | {(day, "trust|other|other|other"): 1.0})
+    assert bench.verdict() == bench.verdict(family=b"never seen") == "reject"
+    assert any("begin anew" in what for what in bench.told)
+    bench.label(200)
+    assert bench.verdict() == "reject"
+    bench.policy.take_over(store)
+    assert bench.verdict() == "reuse"
 
 
 def test_answers_that_change_close_the_family_until_labels_are_fresh():

@@ -32,6 +32,7 @@ from semcache.policy.tally import (
     base_of,
     booked_as,
     day_of,
+    has_lost,
     kept,
     read,
     season_of,
@@ -46,6 +47,10 @@ _MOST_REMEMBERED = 8192
 _REST_SECONDS = 30.0
 _DRAWN = 2**32
 _WORTH_LABELS = 8
+_LOST = (
+    "closed: the store has counted labels under no family's name (a semcache before this one ran out of names), so "
+    "nothing near is served in the seasons that hold them: use another namespace to begin anew"
+)
 _ALARM = (
     "alarm: more of what is served is wrong than the budget allows; nothing near is served until fresh labels allow it"
 )
@@ -94,6 +99,9 @@ class Learner(Telling):
         self._mine: Fresh = {}
         self._returned: Booked = {}
         self._changed: set[str] = set()
+        # The families whose counts stand in the store in this season, and whether it has lost some of any.
+        self._shared: set[str] = set()
+        self._has_lost = False
         self._labels_here: Counter[str] = Counter()
         self._since = self._time()
         self._season = season_of(self._since)
@@ -192,6 +200,7 @@ class Learner(Telling):
             return []
         self._season = season
         told = []
+        self._shared = set()
         self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
         for family in self._families.values():
             family.forget(season)
@@ -281,10 +290,26 @@ class Learner(Telling):
         booked[at] = booked.get(at, 0.0) + 1.0
         if family.is_shared:
             self._changed.add(family.name)
+            self._take_place(family.name)
+
+    def _take_place(self, name: str) -> bool:
+        """Have a family be one of the store's in this season; False where there are as many as may be.
+
+        So its names there are bounded, however many families come and go, and no store need ever give one up.
+        """
+        is_there = name in self._shared or name.startswith(OTHERS)
+        if not is_there and len(self._shared) < MAX_FAMILIES:
+            self._shared.add(name)
+            return True
+        return is_there
 
     def _share(self, family: Family) -> None:
-        """Let a family's counts go to the store, once it has labels enough to be worth a place there."""
-        if not family.is_shared and self._labels(family, "right", "wrong", "again") >= _WORTH_LABELS:
+        """Let a family's counts go to the store, once it has labels enough to be worth a place there.
+
+        Where there is none in this season, they stay here, and wait for the next.
+        """
+        is_worth = not family.is_shared and self._labels(family, "right", "wrong", "again") >= _WORTH_LABELS
+        if is_worth and self._take_place(family.name):
             family.is_shared = True
             for at, amount in family.waiting.items():
                 self._mine[at] = self._mine.get(at, 0.0) + amount
@@ -309,7 +334,7 @@ class Learner(Telling):
                 family.alarms += 1
                 self._changed.add(name)
                 told.append((_ALARM, name))
-        after = self._lowest(family, self.budget)
+        after = None if self._has_lost else self._lowest(family, self.budget)
         if self._has_labels(family, self.budget) or name in self._open or name.startswith(OTHERS):
             self._open[name] = after
         if after != before:
@@ -359,11 +384,13 @@ class Learner(Telling):
         with self._lock:
             told = self._turn()
             season, sums = self._season, dict(booked)
-            old = self._families
+            seasons = range(season - SEASONS + 1, season + 1)
+            old, had_lost, self._has_lost = self._families, self._has_lost, has_lost(booked, seasons)
+            self._shared |= {name for name in read(booked, [season]) if not name.startswith(OTHERS)}
             for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in old.values()]):
                 for at, amount in booked_later.items():
                     sums[at] = sums.get(at, 0.0) + amount
-            self._families = dict(kept(read(sums, range(season - SEASONS + 1, season + 1))))
+            self._families = dict(kept(read(sums, seasons)))
             for name, family in self._families.items():
                 family.waiting = old[name].waiting if name in old else {}
                 family.is_shared = family.is_shared or not family.waiting
@@ -371,6 +398,8 @@ class Learner(Telling):
                 told += self._settle(family, _grown(old.get(name), family))
             for name in old.keys() - self._families.keys():
                 self._drop(name)
+            if self._has_lost and not had_lost:
+                told.append((_LOST, self._others))
         self._tell_all(told)
 
 

@@ -384,7 +384,7 @@ class Backlog:
 
 
 def _add(amounts: dict[tuple[str, str], float], more: Mapping[tuple[str, str], float]) -> None:
-    """Add amounts by (day, name); past a number of names, what is new is counted as "other"."""
+    """Add amounts by (day, name); past a number of names, a new one is "other", unless it is a policy's."""
     for (day, name), amount in more.items():
         at = (day, name if (day, name) in amounts or len(amounts) < MAX_AMOUNTS else overflow(name))
         amounts[at] = amounts.get(at, 0.0) + amount
