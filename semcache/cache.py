@@ -23,7 +23,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.labelling import labelling_of
+from semcache.labelling import Labelling, labelling_of
 from semcache.ledger import Ledger
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
@@ -177,14 +177,17 @@ class Cache(Meaning, Reports, Reindexing):
             names_tenants=tenant_usage,
             labelling=None
             if self.semantic is None
-            else labelling_of(
-                self.policy,
-                codec,
-                self.recorder,
-                self.clock,
-                audit=audit,
-                namespace=namespace,
-                is_in_use=partial(_is_open, weakref.ref(self)),
+            else _attuned(
+                labelling_of(
+                    self.policy,
+                    codec,
+                    self.recorder,
+                    self.clock,
+                    audit=audit,
+                    namespace=namespace,
+                    is_in_use=partial(_is_open, weakref.ref(self)),
+                ),
+                seed,
             ),
             nearby=None if self.semantic is None else Nearby(self.semantic),
         )
@@ -425,6 +428,13 @@ class Cache(Meaning, Reports, Reindexing):
 def _is_open(reference: weakref.ref[Cache]) -> bool:
     cache = reference()
     return cache is not None and not cache.is_closed
+
+
+def _attuned(labelling: Labelling | None, seed: int | None) -> Labelling | None:
+    """Have a policy that learns draw its sample by our seed."""
+    if labelling is not None:
+        labelling.policy.attune(seed)
+    return labelling
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

@@ -1,16 +1,19 @@
 """What policies that learn have in common: labels in, cuts out, one state for all processes.
 
 Laws: thread-safe, and quick where callers wait (`decide` takes no lock); a bound is made of the labels of a sample
-alone, which is drawn by hash, whatever a match looks like; what is served in a scope family is what its own labels
-allow, or, with too few of them, what those of all such families together allow; state is counts, bounded in number.
+alone, drawn by hash for each request, whatever a match looks like; what is served in a scope family is what its own
+labels allow, or, with too few of them, what those of all such families together allow; state is counts, bounded in
+number.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from itertools import count
 from threading import Lock
 
 from semcache.errors import ConfigurationError
@@ -46,6 +49,7 @@ _CAP = 20
 _MOST_REMEMBERED = 8192
 _REST_SECONDS = 30.0
 _DRAWN = 2**32
+_SALT_BYTES = 8
 _WORTH_LABELS = 8
 _LOST = (
     "closed: the store has counted labels under no family's name (a semcache before this one ran out of names), so "
@@ -92,6 +96,8 @@ class Learner(Telling):
 
     def _begin(self) -> None:
         self._lock = Lock()
+        self._salt = os.urandom(_SALT_BYTES)
+        self._draws = count()
         self._families: dict[str, Family] = {}
         self._open: dict[str, int | None] = {}
         self._detectors: dict[str, Detector] = {}
@@ -119,6 +125,11 @@ class Learner(Telling):
         self.check_free()
         self._owner, self._time, self._audit, self._tell = owner, now, audit, tell
         self._begin()
+
+    def attune(self, seed: int | None) -> None:
+        """Draw the sample so that the same requests in the same order draw it again, where there is a seed."""
+        if seed is not None:
+            self._salt = _digest_bytes(b"%d" % seed)
 
     def after_fork(self) -> None:
         """Begin anew in a child: what the parent has counted is the parent's to book."""
@@ -153,10 +164,13 @@ class Learner(Telling):
         """Say what a label of this near match may be used for.
 
         One share is drawn while nothing is served, another while something is: both depend on the past alone, not on
-        the match, so the labels of the sample are wrong as often as all near matches are.
+        the match, so the labels of the sample are wrong as often as all near matches are. Each request is drawn anew: a
+        rewording that is served is never stored, so it comes again, and were the draw its own, one that is not drawn
+        at first would never be. One that is drawn is stored, and comes here no more.
         """
         at = self._at(request)
-        drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key)[:4], "big") / _DRAWN
+        anew = b"%d" % next(self._draws)
+        drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key + self._salt + anew)[:4], "big") / _DRAWN
         share = self._audit if self.place(at.name, at.others)[0] is not None else max(self._audit, LEARNING_SHARE)
         return Source.AUDIT if drawn < share else Source.MISS
 
