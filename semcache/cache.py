@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -125,7 +126,7 @@ class Cache(Meaning, Reports, Reindexing):
             _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )
         recording = None if record is None else recording_of(record)
-        self._book_at = self.now() + BOOK_SECONDS
+        self._book_at, self._booking = self.now() + BOOK_SECONDS, RLock()
         self._closed = False
 
         ttl, timeouts = ttl or TTL(), timeouts or Timeouts()
@@ -407,6 +408,7 @@ class Cache(Meaning, Reports, Reindexing):
 
     def after_fork_in_child(self) -> None:
         """Begin anew: locks, flights and threads are the parent's."""
+        self._booking = RLock()
         self.chain.flights.forget()
         if self.chain.nearby is not None:
             self.chain.nearby.forget()

@@ -227,8 +227,10 @@ class Backlog:
         """Wait until what was booked is in the file; False where it is not."""
         with self.lock:
             self._pay()
-            self._done.wait_for(lambda: not (self._amounts or (self._batch and self._batch.amounts)), timeout)
-            return not (self._amounts or self._owed)
+            is_tried = self._done.wait_for(
+                lambda: not (self._amounts or (self._batch and self._batch.amounts)), timeout
+            )
+            return is_tried and not self._owed
 
     def suspect(self, damage: BaseException) -> None:
         """Say that a reader found the file damaged."""
