@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
+    from semcache.tiers.semantic import SemanticTier
 
 T = TypeVar("T")
 
@@ -188,6 +189,7 @@ class Cache(Meaning, Reports, Reindexing):
                     namespace=namespace,
                     is_in_use=partial(_is_open, weakref.ref(self)),
                 ),
+                weakref.ref(self.semantic),
                 seed,
             ),
             nearby=None if self.semantic is None else Nearby(self.semantic),
@@ -432,10 +434,17 @@ def _is_open(reference: weakref.ref[Cache]) -> bool:
     return cache is not None and not cache.is_closed
 
 
-def _attuned(labelling: Labelling | None, seed: int | None) -> Labelling | None:
-    """Have a policy that learns draw its sample by our seed."""
+def _attuned(
+    labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
+) -> Labelling | None:  # fmt: skip
+    """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
+
+    def identity() -> str:  # a policy may outlive the cache, whose index it must not hold
+        tier = semantic()
+        return "" if tier is None else tier.identity
+
     if labelling is not None:
-        labelling.policy.attune(seed)
+        labelling.policy.attune(identity, seed)
     return labelling
 
 

@@ -325,7 +325,7 @@ def test_a_report_is_a_wrong_label():
 def test_the_sample_is_drawn_by_hash_whatever_a_match_looks_like():
     """Half of all near matches while nothing is served, and the audited share afterwards; a seed draws them again."""
     bench = Bench(audit=0.1)
-    bench.policy.attune(7)
+    bench.policy.attune(lambda: "e", 7)
 
     def drawn(score):
         return {
@@ -335,7 +335,7 @@ def test_the_sample_is_drawn_by_hash_whatever_a_match_looks_like():
 
     before = drawn(0.72)
     again = Bench(audit=0.1)
-    again.policy.attune(7)
+    again.policy.attune(lambda: "e", 7)
     drawn_again = {
         number for number in range(4000)
         if again.policy.draw(again.request(key=b"k%d" % number), Neighbour(b"stored", 0.99, "t")) is Source.AUDIT
@@ -353,7 +353,7 @@ def test_the_sample_is_drawn_by_hash_whatever_a_match_looks_like():
 def test_one_rewording_that_comes_again_is_drawn_some_time():
     """What is served is not stored, so it comes again: it is drawn at the audited share, not always or never."""
     bench = Bench(audit=0.1)
-    bench.policy.attune(7)
+    bench.policy.attune(lambda: "e", 7)
     bench.label(200)
     for key in (b"one", b"two"):
         drawn = [bench.policy.draw(bench.request(key=key), Neighbour(b"stored", 0.99, "t")) for _ in range(1000)]

@@ -110,6 +110,22 @@ def test_counts_are_handed_over_while_the_cache_is_used(open_one, clock):
     assert other.policy.status().families[0].labels == 200
 
 
+def test_a_report_before_any_lookup_is_of_the_right_family(open_one):
+    """A process that has looked nothing up knows all the same whose vectors it compares."""
+    one, other = open_one(), open_one()
+    request = one.request(text=TEXT)
+    learn(one, 400)
+    one.flush()
+    other.flush()
+    other.policy.learn(Label(request.family, b"asked", b"stored", "a", "b", 0.99, 0.99, False, Source.REPORT))
+    (told,) = other.policy.status().families
+    assert (told.labels, told.wrong.count) == (401, 1)
+    other.flush()
+    one.flush()
+    (told,) = one.policy.status().families
+    assert (told.labels, told.wrong.count) == (401, 1)
+
+
 @pytest.fixture
 def held_up(store, request):
     """Hold up all that writes to the store, while what reads goes on."""

@@ -89,9 +89,9 @@ class Learner(Telling):
         self._owner: Callable[[], bool] | None = None
         self._time: Callable[[], float] = time.time
         self._tell: Tell = lambda _what, _name: None
-        self._embedder = ""
-        self._others = OTHERS
-        self._names: dict[bytes, str] = {}
+        self._identity: Callable[[], str] = str
+        # Whose vectors the families are of, what all but the large ones are called, and names by digest.
+        self._named: tuple[str, str, dict[bytes, str]] = ("", OTHERS, {})
         self._begin()
 
     def _begin(self) -> None:
@@ -126,8 +126,12 @@ class Learner(Telling):
         self._owner, self._time, self._audit, self._tell = owner, now, audit, tell
         self._begin()
 
-    def attune(self, seed: int | None) -> None:
-        """Draw the sample so that the same requests in the same order draw it again, where there is a seed."""
+    def attune(self, embedder: Callable[[], str], seed: int | None) -> None:
+        """Take what is known once the cache is made: whose vectors it compares, "" while it is not known, and its seed.
+
+        With a seed the same requests in the same order draw the same sample.
+        """
+        self._identity = embedder
         if seed is not None:
             self._salt = _digest_bytes(b"%d" % seed)
 
@@ -142,14 +146,29 @@ class Learner(Telling):
         return self._at(request)
 
     def _at(self, request: Request) -> InFamily:
-        if request.embedder != self._embedder:  # labels of another embedder's matches say nothing of this one's
-            self._embedder, self._names = request.embedder, {}
-            self._others = f"{OTHERS}:{_digest(request.embedder.encode())}"
-        return InFamily(self, self._name(request.family), self._others)
+        return InFamily(self, *self._called(request.family, request.embedder))
+
+    def _called(self, family: bytes, embedder: str = "") -> tuple[str, str]:
+        """Return a family's name and its others': labels of another embedder's matches say nothing of this one's.
+
+        `embedder` is taken where nobody has told us whose vectors are compared.
+        """
+        embedder = self._identity() or embedder or self._named[0]
+        named = self._named
+        if embedder != named[0]:  # all at once, for no lock is held
+            self._named = named = (embedder, f"{OTHERS}:{_digest(embedder.encode())}", {})
+        _, others, names = named
+        name = names.get(family)
+        if name is None:
+            if len(names) >= _MOST_REMEMBERED:
+                names.clear()
+            name = names[family] = _digest(family + embedder.encode())
+        return name, others
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Decide as in a scope family of which nothing is known."""
-        return InFamily(self, self._others, self._others).decide(text, neighbour)
+        others = self._named[1]
+        return InFamily(self, others, others).decide(text, neighbour)
 
     def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:
         """Say whether a near match that no guard refuses may be served, where the lowest open cut has this place."""
@@ -181,15 +200,6 @@ class Learner(Telling):
     def failed(self) -> None:
         """Say that the origin failed where it was asked for a comparison: for some time it is not asked so."""
         self._rests_until = self._time() + _REST_SECONDS
-
-    def _name(self, family: bytes) -> str:
-        names = self._names
-        name = names.get(family)
-        if name is None:
-            if len(names) >= _MOST_REMEMBERED:
-                names.clear()
-            name = names[family] = _digest(family + self._embedder.encode())
-        return name
 
     # Learning
 
@@ -226,7 +236,7 @@ class Learner(Telling):
         place = place_of(label.score)
         if place is None:
             return
-        name, others = self._name(label.family), self._others
+        name, others = self._called(label.family)
         with self._lock:
             told = self._turn()
             is_right = label.is_right is True and label.source is not Source.REPORT
@@ -413,7 +423,7 @@ class Learner(Telling):
             for name in old.keys() - self._families.keys():
                 self._drop(name)
             if self._has_lost and not had_lost:
-                told.append((_LOST, self._others))
+                told.append((_LOST, self._named[1]))
         self._tell_all(told)
 
 
