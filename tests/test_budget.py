@@ -141,6 +141,30 @@ def test_a_season_has_so_many_families_in_the_store():
     assert len(families_of(one.policy.taken())) == 1
 
 
+def test_what_waits_for_a_store_is_bounded_where_there_is_none():
+    """Families come and go for years, and nobody takes what was counted: what is kept of them does not grow."""
+    bench, sizes = Bench(), []
+    for season in range(SEASONS + 3):
+        for number in range(70):
+            bench.label(9, family=b"%d %d" % (season, number))
+        policy = bench.policy
+        sizes.append(sum(map(len, (policy._mine, policy._changed, policy._returned, policy._shared))))
+        bench.now += SEASON_SECONDS
+    assert sizes[-1] <= sizes[SEASONS] < 4 * SEASONS * MAX_FAMILIES
+
+
+def test_an_alarm_of_a_family_that_was_forgotten_is_booked():
+    """Another process that counts on with the family must hear of it."""
+    bench = Bench()
+    bench.label(1000, family=b"bad")
+    bench.label(8, is_right=False, family=b"bad")
+    day = day_of(season_of(bench.now))
+    bench.policy.take_over({(day, f"trust|{number:016x}|1.0|right.1"): 5000.0 for number in range(MAX_FAMILIES)})
+    assert not any(family.alarms for family in bench.policy.status().families)
+    bases = [name for name in next(iter(bench.policy.taken().values())) if "|base|" in name and "others" not in name]
+    assert [name.rpartition(".")[2] for name in bases] == ["1"]
+
+
 def test_nothing_is_open_where_a_store_lost_whose_labels_were_whose():
     """Once names had run out, wrong labels may stand under none: until they are too old, nothing is proved."""
     bench = Bench()

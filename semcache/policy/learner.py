@@ -226,6 +226,8 @@ class Learner(Telling):
         told = []
         self._shared = set()
         self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
+        days = self.days()
+        self._returned = {at: amount for at, amount in self._returned.items() if at[0] in days}
         for family in self._families.values():
             family.forget(season)
             told += self._settle(family, [])
@@ -295,12 +297,18 @@ class Learner(Telling):
             if len(self._families) >= MAX_FAMILIES:
                 known = (each for each in self._families.values() if not each.name.startswith(OTHERS))
                 least = min(known, key=lambda each: each.weight, default=None)  # the oldest of equals
-                self._drop(least.name if least else "")
+                if least is not None:
+                    self._drop(least)
             family = Family(name, self._season)
         self._families[name] = family
         return family
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, family: Family) -> None:
+        """Forget a family here; what the store is to be told of it, it is told all the same."""
+        name = family.name
+        if name in self._changed:
+            self._changed.discard(name)
+            self._returned[day_of(self._season), base_of(family)] = 1.0
         for kept_by_name in (self._families, self._open, self._detectors, self._labels_here):
             kept_by_name.pop(name, None)
 
@@ -421,7 +429,7 @@ class Learner(Telling):
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
                 told += self._settle(family, _grown(old.get(name), family))
             for name in old.keys() - self._families.keys():
-                self._drop(name)
+                self._drop(old[name])
             if self._has_lost and not had_lost:
                 told.append((_LOST, self._named[1]))
         self._tell_all(told)
