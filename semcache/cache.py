@@ -37,6 +37,7 @@ from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
+from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
@@ -417,6 +418,8 @@ class Cache(Meaning, Reports, Reindexing):
         self.chain.crew.after_fork()
         if self.chain.labelling is not None:
             self.chain.labelling.after_fork()
+        elif isinstance(self.policy, Learner):  # it learns nothing without an embedder, and is asked all the same
+            self.policy.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()

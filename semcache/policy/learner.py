@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from itertools import count
-from threading import Lock
+from threading import RLock
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request, Verdict
@@ -95,7 +95,7 @@ class Learner(Telling):
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # the collector may end a load, which is counted here, while this thread holds it
         self._salt = os.urandom(_SALT_BYTES)
         self._draws = count()
         self._families: dict[str, Family] = {}
@@ -225,10 +225,10 @@ class Learner(Telling):
         self._season = season
         told = []
         self._shared = set()
-        self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
+        self._mine = {at: amount for at, amount in list(self._mine.items()) if at[1].season > season - SEASONS}
         days = self.days()
-        self._returned = {at: amount for at, amount in self._returned.items() if at[0] in days}
-        for family in self._families.values():
+        self._returned = {at: amount for at, amount in list(self._returned.items()) if at[0] in days}
+        for family in list(self._families.values()):
             family.forget(season)
             told += self._settle(family, [])
         return told
@@ -264,7 +264,7 @@ class Learner(Telling):
         """
         with self._lock:
             self.generation = generation
-            told = [one for family in self._families.values() for one in self._settle(family, [])]
+            told = [one for family in list(self._families.values()) for one in self._settle(family, [])]
         self._tell_all(told)
 
     def compared_with_itself(self, request: Request, same: bool | None) -> None:  # noqa: FBT001 - what it was found to be
@@ -295,7 +295,7 @@ class Learner(Telling):
         family = self._families.pop(name, None)
         if family is None:
             if len(self._families) >= MAX_FAMILIES:
-                known = (each for each in self._families.values() if not each.name.startswith(OTHERS))
+                known = (each for each in list(self._families.values()) if not each.name.startswith(OTHERS))
                 least = min(known, key=lambda each: each.weight, default=None)  # the oldest of equals
                 if least is not None:
                     self._drop(least)
@@ -419,11 +419,11 @@ class Learner(Telling):
             seasons = range(season - SEASONS + 1, season + 1)
             old, had_lost, self._has_lost = self._families, self._has_lost, has_lost(booked, seasons)
             self._shared |= {name for name in read(booked, [season]) if not name.startswith(OTHERS)}
-            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in old.values()]):
+            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in list(old.values())]):
                 for at, amount in booked_later.items():
                     sums[at] = sums.get(at, 0.0) + amount
             self._families = dict(kept(read(sums, seasons)))
-            for name, family in self._families.items():
+            for name, family in list(self._families.items()):
                 family.waiting = old[name].waiting if name in old else {}
                 family.is_shared = family.is_shared or not family.waiting
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
