@@ -165,6 +165,17 @@ def test_an_alarm_of_a_family_that_was_forgotten_is_booked():
     assert [name.rpartition(".")[2] for name in bases] == ["1"]
 
 
+def test_a_family_after_an_alarm_is_closed_for_who_begins_too():
+    """It has no labels of its own yet, and is not served by what the others' labels allow."""
+    one, again = Bench(), Bench()
+    one.label(1000)
+    one.label(8, is_right=False)
+    for number in range(60):
+        one.label(5, family=b"small %d" % number)
+    again.policy.take_over(merged(one.policy.taken()))
+    assert (again.verdict(family=b"never seen"), again.verdict()) == ("reuse", "reject")
+
+
 def test_nothing_is_open_where_a_store_lost_whose_labels_were_whose():
     """Once names had run out, wrong labels may stand under none: until they are too old, nothing is proved."""
     bench = Bench()

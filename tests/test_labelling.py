@@ -383,6 +383,7 @@ def test_a_child_of_a_fork_is_told_of_the_policy_without_an_embedder(open_cache)
         signal.alarm(5)
         is_told = "nothing near is served" in cache.stats().policy
         os._exit(0 if is_told else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    status = os.waitpid(child, 0)[1]
     go.set()
     thread.join(GUARD)
+    assert status == 0

@@ -367,7 +367,8 @@ class Learner(Telling):
                 self._changed.add(name)
                 told.append((_ALARM, name))
         after = None if self._has_lost else self._lowest(family, self.budget)
-        if self._has_labels(family, self.budget) or name in self._open or name.startswith(OTHERS):
+        is_known = self._has_labels(family, self.budget) or family.alarms > 0  # after an alarm it has no labels yet
+        if is_known or name in self._open or name.startswith(OTHERS):
             self._open[name] = after
         if after != before:
             if after is None:
