@@ -7,6 +7,7 @@ counted, `flush`, `close` and `usage` what is left; what the store cannot take n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
@@ -18,6 +19,7 @@ from semcache.tier import Clock
 from semcache.ttl import Duration
 
 if TYPE_CHECKING:
+    from semcache.chain import Chain
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
 
@@ -35,7 +37,11 @@ class Accounts:
     books: bool = True
     clock: Clock
     policy: Policy
+    chain: Chain
     _book_at: float
+    # Held while booking: of two at once one would read sums in which what the other has just taken is missing. The
+    # collector may close a cache in the thread that holds it.
+    _booking: RLock
 
     def _book_when_due(self) -> None:
         """Hand over what was counted, some seconds after the last time."""
@@ -52,13 +58,22 @@ class Accounts:
         """
         if self.store is None or not self.books:
             return
-        self._hand_over(self.recorder.taken(), self.recorder.put_back)
-        if isinstance(self.policy, Learner):
-            self._hand_over(self.policy.taken(), self.policy.put_back)
-            try:
-                self.policy.take_over(self.store.tallied(self.policy.days()))
-            except TierError as error:  # until it can be read, we go on with what we know
-                self.recorder.fault(self.store.name, error.reason, error)
+        with self._booking:
+            if self.chain.labelling is not None:
+                self._learn_of_others(self.chain.labelling.policy)
+            self._hand_over(self.recorder.taken(), self.recorder.put_back)
+
+    def _learn_of_others(self, policy: Learner) -> None:
+        """Have a policy count with the sums of all processes, then hand over what it counted here.
+
+        In this order what we handed over the last time is there by now, so nobody waits for the store.
+        """
+        store = self.store
+        try:
+            policy.take_over(store.tallied(policy.days()))  # type: ignore[union-attr]
+        except TierError as error:  # until it can be read, we go on with what we know
+            self.recorder.fault(store.name, error.reason, error)  # type: ignore[union-attr]
+        self._hand_over(policy.taken(), policy.put_back)
 
     def _hand_over(self, taken: dict[str, Amounts], put_back: Callable[[str, Amounts], None]) -> None:
         for day, amounts in taken.items():

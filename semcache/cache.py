@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,7 +24,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
-from semcache.labelling import labelling_of
+from semcache.labelling import Labelling, labelling_of
 from semcache.ledger import Ledger
 from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
 from semcache.lookup import lookup
@@ -36,6 +37,7 @@ from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
 from semcache.policy import Policy, Tuned, as_policy
+from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
+    from semcache.tiers.semantic import SemanticTier
 
 T = TypeVar("T")
 
@@ -125,7 +128,7 @@ class Cache(Meaning, Reports, Reindexing):
             _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )
         recording = None if record is None else recording_of(record)
-        self._book_at = self.now() + BOOK_SECONDS
+        self._book_at, self._booking = self.now() + BOOK_SECONDS, RLock()
         self._closed = False
 
         ttl, timeouts = ttl or TTL(), timeouts or Timeouts()
@@ -177,14 +180,18 @@ class Cache(Meaning, Reports, Reindexing):
             names_tenants=tenant_usage,
             labelling=None
             if self.semantic is None
-            else labelling_of(
-                self.policy,
-                codec,
-                self.recorder,
-                self.clock,
-                audit=audit,
-                namespace=namespace,
-                is_in_use=partial(_is_open, weakref.ref(self)),
+            else _attuned(
+                labelling_of(
+                    self.policy,
+                    codec,
+                    self.recorder,
+                    self.clock,
+                    audit=audit,
+                    namespace=namespace,
+                    is_in_use=partial(_is_open, weakref.ref(self)),
+                ),
+                weakref.ref(self.semantic),
+                seed,
             ),
             nearby=None if self.semantic is None else Nearby(self.semantic),
         )
@@ -404,12 +411,15 @@ class Cache(Meaning, Reports, Reindexing):
 
     def after_fork_in_child(self) -> None:
         """Begin anew: locks, flights and threads are the parent's."""
+        self._booking = RLock()
         self.chain.flights.forget()
         if self.chain.nearby is not None:
             self.chain.nearby.forget()
         self.chain.crew.after_fork()
         if self.chain.labelling is not None:
             self.chain.labelling.after_fork()
+        elif isinstance(self.policy, Learner):  # it learns nothing without an embedder, and is asked all the same
+            self.policy.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
@@ -425,6 +435,20 @@ class Cache(Meaning, Reports, Reindexing):
 def _is_open(reference: weakref.ref[Cache]) -> bool:
     cache = reference()
     return cache is not None and not cache.is_closed
+
+
+def _attuned(
+    labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
+) -> Labelling | None:  # fmt: skip
+    """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
+
+    def identity() -> str:  # a policy may outlive the cache, whose index it must not hold
+        tier = semantic()
+        return "" if tier is None else tier.identity
+
+    if labelling is not None:
+        labelling.policy.attune(identity, seed)
+    return labelling
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

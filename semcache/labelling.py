@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from semcache.codec import Codec
@@ -86,7 +86,7 @@ class Labelling:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # the collector may close a half-read stream, and label it, while this thread holds it
         self._waiting: set[_Comparison] = set()
         self._room, self._filled_at = self._burst, self._now()
 

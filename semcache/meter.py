@@ -30,6 +30,8 @@ MOST_DAYS = 400
 DAY_SECONDS = 86_400
 LONGEST_NAME = 200
 OTHER = "other"
+# What a policy that learns has counted begins with this; none of it is usage.
+TRUST = "trust|"
 COLUMNS = ("day", "stage", "model", "tenant")
 MEASURES = (
     "hits", "near_hits", "loads", "load_errors", "saved_prompt_tokens", "saved_completion_tokens",
@@ -303,7 +305,13 @@ def read_name(name: str) -> tuple[str, Row] | None:
 
 
 def overflow(name: str) -> str:
-    """Return the name under which a store counts what it has no more room for under its own."""
+    """Return the name under which a store counts what it has no more room for under its own.
+
+    A policy's counts keep theirs: one that is lost is a wrong label or an alarm that nobody hears of. It bounds them
+    itself (`semcache.policy.learner`).
+    """
+    if name.startswith(TRUST):
+        return name
     return "|".join([name.partition("|")[0], OTHER, OTHER, OTHER])
 
 

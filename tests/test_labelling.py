@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 
 import pytest
@@ -343,3 +345,45 @@ def test_caches_refuse_a_policy_that_learns_for_another(open_near):
         open_near(policy=policy)
     first.close()
     assert open_near(policy=policy).policy is policy
+
+
+def test_a_load_that_the_collector_ends_is_counted_where_it_holds_the_lock(open_near):
+    """A half-read stream may be closed in any thread at any moment, also in one that is counting already."""
+    cache = open_near(policy=None, audit=1.0)
+    request = cache.request(text=WORDS[0])
+
+    def count():
+        with cache.policy._lock, cache.chain.labelling._lock:
+            cache.policy.saw(request, None)
+            cache.chain.labelling.sweep()
+            str(cache.policy.status())
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    thread.join(GUARD)
+    assert not thread.is_alive()
+    assert told(cache).asked == 1
+
+
+def test_a_child_of_a_fork_is_told_of_the_policy_without_an_embedder(open_cache):
+    """What another thread held at the fork is nobody's there, whether the policy learns or not."""
+    cache = open_cache()
+    is_held, go = threading.Event(), threading.Event()
+
+    def hold():
+        with cache.policy._lock:
+            is_held.set()
+            go.wait(GUARD)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert is_held.wait(GUARD)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        is_told = "nothing near is served" in cache.stats().policy
+        os._exit(0 if is_told else 1)
+    status = os.waitpid(child, 0)[1]
+    go.set()
+    thread.join(GUARD)
+    assert status == 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing, contextmanager
+
 import pytest
-from instruments import Compass
+from instruments import GUARD, Compass
 
 import semcache
 from semcache.accounts import BOOK_SECONDS
@@ -103,7 +106,62 @@ def test_counts_are_handed_over_while_the_cache_is_used(open_one, clock):
     for cache in (one, other, one, other):
         cache._book_at = 0.0
         cache._book_when_due()
+        assert cache.store.flush(GUARD)
     assert other.policy.status().families[0].labels == 200
+
+
+def test_a_report_before_any_lookup_is_of_the_right_family(open_one):
+    """A process that has looked nothing up knows all the same whose vectors it compares."""
+    one, other = open_one(), open_one()
+    request = one.request(text=TEXT)
+    learn(one, 400)
+    one.flush()
+    other.flush()
+    other.policy.learn(Label(request.family, b"asked", b"stored", "a", "b", 0.99, 0.99, False, Source.REPORT))
+    (told,) = other.policy.status().families
+    assert (told.labels, told.wrong.count) == (401, 1)
+    other.flush()
+    one.flush()
+    (told,) = one.policy.status().families
+    assert (told.labels, told.wrong.count) == (401, 1)
+
+
+@pytest.fixture
+def held_up(store, request):
+    """Hold up all that writes to the store, while what reads goes on."""
+
+    @contextmanager
+    def hold():
+        if "disk" in store:
+            with closing(sqlite3.connect(store["disk"], isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield
+                connection.execute("ROLLBACK")
+        else:
+            server = request.getfixturevalue("redis_server")
+            server.cli("CLIENT", "PAUSE", "20000", "WRITE")
+            yield
+            server.cli("CLIENT", "UNPAUSE")
+
+    return hold
+
+
+def test_what_the_store_has_not_written_yet_is_not_forgotten(open_one, held_up):
+    """Sums in which our own labels are missing are not taken for all there is, nor waited for in the follower."""
+    cache = open_one()
+    learn(cache, 400)
+    cache.flush()
+    learn(cache, 3, is_right=False, first=5000)
+    with held_up():
+        for _ in range(3):
+            cache._book()
+            told = cache.policy.status().families[0]
+            assert (told.labels, told.wrong.count, told.alarms) == (403, 3, 0)
+        assert any("late" in what for what in cache.stats().faults)
+    assert cache.store.flush(GUARD)
+    cache._book()
+    told = cache.policy.status().families[0]
+    assert (told.labels, told.wrong.count, told.alarms) == (403, 3, 0)
 
 
 def test_a_store_that_cannot_be_asked_loses_nothing(open_one, monkeypatch):

@@ -1,17 +1,20 @@
 """What policies that learn have in common: labels in, cuts out, one state for all processes.
 
 Laws: thread-safe, and quick where callers wait (`decide` takes no lock); a bound is made of the labels of a sample
-alone, which is drawn by hash, whatever a match looks like; what is served in a scope family is what its own labels
-allow, or, with too few of them, what those of all such families together allow; state is counts, bounded in number.
+alone, drawn by hash for each request, whatever a match looks like; what is served in a scope family is what its own
+labels allow, or, with too few of them, what those of all such families together allow; state is counts, bounded in
+number.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from threading import Lock
+from itertools import count
+from threading import RLock
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request, Verdict
@@ -32,6 +35,7 @@ from semcache.policy.tally import (
     base_of,
     booked_as,
     day_of,
+    has_lost,
     kept,
     read,
     season_of,
@@ -45,7 +49,12 @@ _CAP = 20
 _MOST_REMEMBERED = 8192
 _REST_SECONDS = 30.0
 _DRAWN = 2**32
+_SALT_BYTES = 8
 _WORTH_LABELS = 8
+_LOST = (
+    "closed: the store has counted labels under no family's name (a semcache before this one ran out of names), so "
+    "nothing near is served in the seasons that hold them: use another namespace to begin anew"
+)
 _ALARM = (
     "alarm: more of what is served is wrong than the budget allows; nothing near is served until fresh labels allow it"
 )
@@ -80,13 +89,15 @@ class Learner(Telling):
         self._owner: Callable[[], bool] | None = None
         self._time: Callable[[], float] = time.time
         self._tell: Tell = lambda _what, _name: None
-        self._embedder = ""
-        self._others = OTHERS
-        self._names: dict[bytes, str] = {}
+        self._identity: Callable[[], str] = str
+        # Whose vectors the families are of, what all but the large ones are called, and names by digest.
+        self._named: tuple[str, str, dict[bytes, str]] = ("", OTHERS, {})
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # the collector may end a load, which is counted here, while this thread holds it
+        self._salt = os.urandom(_SALT_BYTES)
+        self._draws = count()
         self._families: dict[str, Family] = {}
         self._open: dict[str, int | None] = {}
         self._detectors: dict[str, Detector] = {}
@@ -94,6 +105,9 @@ class Learner(Telling):
         self._mine: Fresh = {}
         self._returned: Booked = {}
         self._changed: set[str] = set()
+        # The families whose counts stand in the store in this season, and whether it has lost some of any.
+        self._shared: set[str] = set()
+        self._has_lost = False
         self._labels_here: Counter[str] = Counter()
         self._since = self._time()
         self._season = season_of(self._since)
@@ -112,6 +126,15 @@ class Learner(Telling):
         self._owner, self._time, self._audit, self._tell = owner, now, audit, tell
         self._begin()
 
+    def attune(self, embedder: Callable[[], str], seed: int | None) -> None:
+        """Take what is known once the cache is made: whose vectors it compares, "" while it is not known, and its seed.
+
+        With a seed the same requests in the same order draw the same sample.
+        """
+        self._identity = embedder
+        if seed is not None:
+            self._salt = _digest_bytes(b"%d" % seed)
+
     def after_fork(self) -> None:
         """Begin anew in a child: what the parent has counted is the parent's to book."""
         self._begin()
@@ -123,14 +146,29 @@ class Learner(Telling):
         return self._at(request)
 
     def _at(self, request: Request) -> InFamily:
-        if request.embedder != self._embedder:  # labels of another embedder's matches say nothing of this one's
-            self._embedder, self._names = request.embedder, {}
-            self._others = f"{OTHERS}:{_digest(request.embedder.encode())}"
-        return InFamily(self, self._name(request.family), self._others)
+        return InFamily(self, *self._called(request.family, request.embedder))
+
+    def _called(self, family: bytes, embedder: str = "") -> tuple[str, str]:
+        """Return a family's name and its others': labels of another embedder's matches say nothing of this one's.
+
+        `embedder` is taken where nobody has told us whose vectors are compared.
+        """
+        embedder = self._identity() or embedder or self._named[0]
+        named = self._named
+        if embedder != named[0]:  # all at once, for no lock is held
+            self._named = named = (embedder, f"{OTHERS}:{_digest(embedder.encode())}", {})
+        _, others, names = named
+        name = names.get(family)
+        if name is None:
+            if len(names) >= _MOST_REMEMBERED:
+                names.clear()
+            name = names[family] = _digest(family + embedder.encode())
+        return name, others
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Decide as in a scope family of which nothing is known."""
-        return InFamily(self, self._others, self._others).decide(text, neighbour)
+        others = self._named[1]
+        return InFamily(self, others, others).decide(text, neighbour)
 
     def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:
         """Say whether a near match that no guard refuses may be served, where the lowest open cut has this place."""
@@ -145,10 +183,13 @@ class Learner(Telling):
         """Say what a label of this near match may be used for.
 
         One share is drawn while nothing is served, another while something is: both depend on the past alone, not on
-        the match, so the labels of the sample are wrong as often as all near matches are.
+        the match, so the labels of the sample are wrong as often as all near matches are. Each request is drawn anew: a
+        rewording that is served is never stored, so it comes again, and were the draw its own, one that is not drawn
+        at first would never be. One that is drawn is stored, and comes here no more.
         """
         at = self._at(request)
-        drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key)[:4], "big") / _DRAWN
+        anew = b"%d" % next(self._draws)
+        drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key + self._salt + anew)[:4], "big") / _DRAWN
         share = self._audit if self.place(at.name, at.others)[0] is not None else max(self._audit, LEARNING_SHARE)
         return Source.AUDIT if drawn < share else Source.MISS
 
@@ -159,15 +200,6 @@ class Learner(Telling):
     def failed(self) -> None:
         """Say that the origin failed where it was asked for a comparison: for some time it is not asked so."""
         self._rests_until = self._time() + _REST_SECONDS
-
-    def _name(self, family: bytes) -> str:
-        names = self._names
-        name = names.get(family)
-        if name is None:
-            if len(names) >= _MOST_REMEMBERED:
-                names.clear()
-            name = names[family] = _digest(family + self._embedder.encode())
-        return name
 
     # Learning
 
@@ -192,8 +224,11 @@ class Learner(Telling):
             return []
         self._season = season
         told = []
-        self._mine = {at: amount for at, amount in self._mine.items() if at[1].season > season - SEASONS}
-        for family in self._families.values():
+        self._shared = set()
+        self._mine = {at: amount for at, amount in list(self._mine.items()) if at[1].season > season - SEASONS}
+        days = self.days()
+        self._returned = {at: amount for at, amount in list(self._returned.items()) if at[0] in days}
+        for family in list(self._families.values()):
             family.forget(season)
             told += self._settle(family, [])
         return told
@@ -203,7 +238,7 @@ class Learner(Telling):
         place = place_of(label.score)
         if place is None:
             return
-        name, others = self._name(label.family), self._others
+        name, others = self._called(label.family)
         with self._lock:
             told = self._turn()
             is_right = label.is_right is True and label.source is not Source.REPORT
@@ -229,7 +264,7 @@ class Learner(Telling):
         """
         with self._lock:
             self.generation = generation
-            told = [one for family in self._families.values() for one in self._settle(family, [])]
+            told = [one for family in list(self._families.values()) for one in self._settle(family, [])]
         self._tell_all(told)
 
     def compared_with_itself(self, request: Request, same: bool | None) -> None:  # noqa: FBT001 - what it was found to be
@@ -260,14 +295,20 @@ class Learner(Telling):
         family = self._families.pop(name, None)
         if family is None:
             if len(self._families) >= MAX_FAMILIES:
-                known = (each for each in self._families.values() if not each.name.startswith(OTHERS))
+                known = (each for each in list(self._families.values()) if not each.name.startswith(OTHERS))
                 least = min(known, key=lambda each: each.weight, default=None)  # the oldest of equals
-                self._drop(least.name if least else "")
+                if least is not None:
+                    self._drop(least)
             family = Family(name, self._season)
         self._families[name] = family
         return family
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, family: Family) -> None:
+        """Forget a family here; what the store is to be told of it, it is told all the same."""
+        name = family.name
+        if name in self._changed:
+            self._changed.discard(name)
+            self._returned[day_of(self._season), base_of(family)] = 1.0
         for kept_by_name in (self._families, self._open, self._detectors, self._labels_here):
             kept_by_name.pop(name, None)
 
@@ -281,10 +322,26 @@ class Learner(Telling):
         booked[at] = booked.get(at, 0.0) + 1.0
         if family.is_shared:
             self._changed.add(family.name)
+            self._take_place(family.name)
+
+    def _take_place(self, name: str) -> bool:
+        """Have a family be one of the store's in this season; False where there are as many as may be.
+
+        So its names there are bounded, however many families come and go, and no store need ever give one up.
+        """
+        is_there = name in self._shared or name.startswith(OTHERS)
+        if not is_there and len(self._shared) < MAX_FAMILIES:
+            self._shared.add(name)
+            return True
+        return is_there
 
     def _share(self, family: Family) -> None:
-        """Let a family's counts go to the store, once it has labels enough to be worth a place there."""
-        if not family.is_shared and self._labels(family, "right", "wrong", "again") >= _WORTH_LABELS:
+        """Let a family's counts go to the store, once it has labels enough to be worth a place there.
+
+        Where there is none in this season, they stay here, and wait for the next.
+        """
+        is_worth = not family.is_shared and self._labels(family, "right", "wrong", "again") >= _WORTH_LABELS
+        if is_worth and self._take_place(family.name):
             family.is_shared = True
             for at, amount in family.waiting.items():
                 self._mine[at] = self._mine.get(at, 0.0) + amount
@@ -309,8 +366,9 @@ class Learner(Telling):
                 family.alarms += 1
                 self._changed.add(name)
                 told.append((_ALARM, name))
-        after = self._lowest(family, self.budget)
-        if self._has_labels(family, self.budget) or name in self._open or name.startswith(OTHERS):
+        after = None if self._has_lost else self._lowest(family, self.budget)
+        is_known = self._has_labels(family, self.budget) or family.alarms > 0  # after an alarm it has no labels yet
+        if is_known or name in self._open or name.startswith(OTHERS):
             self._open[name] = after
         if after != before:
             if after is None:
@@ -359,18 +417,22 @@ class Learner(Telling):
         with self._lock:
             told = self._turn()
             season, sums = self._season, dict(booked)
-            old = self._families
-            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in old.values()]):
+            seasons = range(season - SEASONS + 1, season + 1)
+            old, had_lost, self._has_lost = self._families, self._has_lost, has_lost(booked, seasons)
+            self._shared |= {name for name in read(booked, [season]) if not name.startswith(OTHERS)}
+            for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in list(old.values())]):
                 for at, amount in booked_later.items():
                     sums[at] = sums.get(at, 0.0) + amount
-            self._families = dict(kept(read(sums, range(season - SEASONS + 1, season + 1))))
-            for name, family in self._families.items():
+            self._families = dict(kept(read(sums, seasons)))
+            for name, family in list(self._families.items()):
                 family.waiting = old[name].waiting if name in old else {}
                 family.is_shared = family.is_shared or not family.waiting
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
                 told += self._settle(family, _grown(old.get(name), family))
             for name in old.keys() - self._families.keys():
-                self._drop(name)
+                self._drop(old[name])
+            if self._has_lost and not had_lost:
+                told.append((_LOST, self._named[1]))
         self._tell_all(told)
 
 

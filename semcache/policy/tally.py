@@ -173,6 +173,12 @@ def read(booked: Mapping[tuple[str, str], float], seasons: Iterable[int]) -> dic
     return families
 
 
+def has_lost(booked: Mapping[tuple[str, str], float], seasons: Iterable[int]) -> bool:
+    """Say whether a store once counted, for want of room, what was some family's under no family's name."""
+    days = {day_of(season) for season in seasons}
+    return any(day in days and name.startswith("trust|other|") for day, name in booked)
+
+
 def _take(family: Family, season: int, part: str, told: str, amount: float) -> bool:
     """Take one name's count; False where it is none of ours."""
     one, dot, two = (told if part == "base" else part).partition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from threading import Lock
+from threading import RLock
 
 from semcache.policy.eprocess import CUTS, labels_needed, lowest_open, spent
 from semcache.policy.equivalent import Comparator
@@ -23,7 +23,7 @@ class Telling:
     generation: int
     comparator: Comparator
     unlabelled: Counter[str]
-    _lock: Lock
+    _lock: RLock
     _time: Callable[[], float]
     _since: float
     _families: dict[str, Family]
@@ -34,9 +34,9 @@ class Telling:
     def __str__(self) -> str:
         """Say in a few words what it has learned."""
         with self._lock:
-            labels = sum(int(self._labels(family, "right", "wrong")) for family in self._families.values()
+            labels = sum(int(self._labels(family, "right", "wrong")) for family in list(self._families.values())
                          if not family.name.startswith(OTHERS))  # fmt: skip
-            cuts = [CUTS[place] for place in self._open.values() if place is not None]
+            cuts = [CUTS[place] for place in list(self._open.values()) if place is not None]
         served = f"near matches from {min(cuts):g} on are served" if cuts else "nothing near is served"
         return f"{self!r}: {labels} labels, {served}"
 

@@ -227,8 +227,10 @@ class Backlog:
         """Wait until what was booked is in the file; False where it is not."""
         with self.lock:
             self._pay()
-            self._done.wait_for(lambda: not (self._amounts or (self._batch and self._batch.amounts)), timeout)
-            return not (self._amounts or self._owed)
+            is_tried = self._done.wait_for(
+                lambda: not (self._amounts or (self._batch and self._batch.amounts)), timeout
+            )
+            return is_tried and not self._owed
 
     def suspect(self, damage: BaseException) -> None:
         """Say that a reader found the file damaged."""
@@ -384,7 +386,7 @@ class Backlog:
 
 
 def _add(amounts: dict[tuple[str, str], float], more: Mapping[tuple[str, str], float]) -> None:
-    """Add amounts by (day, name); past a number of names, what is new is counted as "other"."""
+    """Add amounts by (day, name); past a number of names, a new one is "other", unless it is a policy's."""
     for (day, name), amount in more.items():
         at = (day, name if (day, name) in amounts or len(amounts) < MAX_AMOUNTS else overflow(name))
         amounts[at] = amounts.get(at, 0.0) + amount

@@ -33,7 +33,7 @@ PINNED_SHARE = 0.5
 SWEEP_ROWS = 64
 _VACUUM_PAGES = 256
 _COUNTER_DAYS = 400
-# So many names a day; past them a new one is counted as "other".
+# So many names a day; past them a new one is counted as "other", unless it is a policy's, which bounds its own.
 MAX_NAMES = 4096
 
 # An entry from the future, left behind by a clock that went back, is in nobody's way.

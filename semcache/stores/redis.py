@@ -45,6 +45,7 @@ MAX_RECORDS = 1_000_000
 _UPKEEP_SECONDS = 60.0
 _MARGIN_SECONDS = 60.0
 _MOST_AWAITING = 4096
+_TALLY_SECONDS = 0.05
 _DAY_SECONDS = 86_400.0
 
 
@@ -299,8 +300,12 @@ class RedisStore(Following):
         return self._tallies(days)
 
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
-        """Return what all processes booked under some days, once what we booked is there. Raises TierError."""
-        self.writer.settle(PATIENT_SECONDS)
+        """Return what all processes booked under some days, once what we booked is there.
+
+        Raises TierError, "late" where that is not so soon: who asks follows the log in the same thread.
+        """
+        if not self.writer.settle(_TALLY_SECONDS):
+            raise TierError("late", f"{self.link.where}: what was booked is not there yet")
         return self._tallies(days)
 
     def _tallies(self, days: list[str]) -> dict[tuple[str, str], float]:

@@ -6,7 +6,8 @@ after what was sent in its place. So each batch has a number, which the transact
 
 Laws:
 - a batch is added once, however often it is sent;
-- a hash has at most about MAX_NAMES names: once there are as many, a new one is counted as "other";
+- a hash has at most about MAX_NAMES names: once there are as many, a new one is counted as "other", unless
+  it is a policy's, which bounds its own;
 - each hash is kept for 400 days; what waits here is bounded, in the same way as a hash.
 """
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _MAX_IDLE = 16
 _PAGE_ROWS = 1000
 _FORK_WAIT_SECONDS = 5.0
+_TALLY_SECONDS = 0.05
 
 
 class IndexRow(NamedTuple):
@@ -188,8 +189,12 @@ class SqliteStore:
         return {(day, name): amount for day, name, amount in self.ask(schema.BOOKED, self._namespace, since_day)}
 
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
-        """Return the counters that stand under some days, once what we booked is in the file."""
-        self._backlog.settle_booked(PATIENCE_SECONDS)
+        """Return the counters that stand under some days, once what we booked is in the file.
+
+        Raises TierError("late") where it is not so soon: who asks follows the log in the same thread.
+        """
+        if not self._backlog.settle_booked(_TALLY_SECONDS):
+            raise TierError("late", f"{self._file.path}: what was booked is not written yet")
         return {
             (day, name): amount
             for day in days

@@ -10,7 +10,7 @@ from instruments import GUARD
 from semcache.errors import TierError
 from semcache.marks import Marks
 from semcache.meter import day_of, name_of, overflow
-from semcache.stores import changes, redis_ledger
+from semcache.stores import backlog, changes, redis_ledger
 from semcache.testing import ManualClock
 from semcache.tiers.disk import DiskTier
 from semcache.tiers.redis import RedisTier
@@ -94,6 +94,18 @@ def test_names_of_a_day_are_bounded(open_tier, monkeypatch):
         (YESTERDAY, "hits|9|m"): 1.0, (TODAY, "hits|0|m"): 2.0, (TODAY, "hits|1|m"): 2.0, (TODAY, "hits|2|m"): 2.0,
         (TODAY, overflow("hits|")): 6.0,
     }  # fmt: skip
+
+
+def test_what_a_policy_counted_keeps_its_name(open_tier, monkeypatch):
+    """A wrong label under a common name would be nobody's: the policy bounds its names, no store or queue does."""
+    monkeypatch.setattr(changes, "MAX_NAMES", 3)
+    monkeypatch.setattr(redis_ledger, "MAX_NAMES", 3)
+    monkeypatch.setattr(redis_ledger, "_MOST_WAITING", 3)
+    monkeypatch.setattr(backlog, "MAX_AMOUNTS", 3)
+    names = {f"trust|{number}|1.0|wrong.1": 1.0 for number in range(8)}
+    tier = open_tier()
+    tier.book(TODAY, names)
+    assert tier.booked(TODAY) == {(TODAY, name): 1.0 for name in names}
 
 
 def test_closed_tier_takes_nothing(open_tier):
