@@ -119,11 +119,11 @@ def test_a_report_before_any_lookup_is_of_the_right_family(open_one):
     other.flush()
     other.policy.learn(Label(request.family, b"asked", b"stored", "a", "b", 0.99, 0.99, False, Source.REPORT))
     (told,) = other.policy.status().families
-    assert (told.labels, told.wrong.count) == (401, 1)
+    assert (told.labels, told.informing) == (400, 1)
     other.flush()
     one.flush()
     (told,) = one.policy.status().families
-    assert (told.labels, told.wrong.count) == (401, 1)
+    assert (told.labels, told.informing) == (400, 1)
 
 
 @pytest.fixture
