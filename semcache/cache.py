@@ -6,15 +6,13 @@ then on only `invalidate` raises (law 10). A cache flushes and closes itself whe
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
 from threading import RLock
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from semcache.accounts import BOOK_SECONDS
 from semcache.blocks import Blocks
@@ -26,7 +24,8 @@ from semcache.events import Event, Observer, Recorder, Stats
 from semcache.explain import Explanation, explain
 from semcache.labelling import Labelling, labelling_of
 from semcache.ledger import Ledger
-from semcache.log import LOST_SECONDS, SETTLE_SECONDS, Log
+from semcache.life import Living, watch
+from semcache.log import SETTLE_SECONDS, Log
 from semcache.lookup import lookup
 from semcache.many import lookup_many
 from semcache.marks import Marks
@@ -35,17 +34,15 @@ from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
-from semcache.plan import Crew, Outcome, Plan, Wait, arun, run
+from semcache.plan import Crew, Outcome, Plan, arun, run
 from semcache.policy import Policy, Tuned, as_policy
-from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
 from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
-from semcache.stores.fork import forking
-from semcache.tier import Breaker, Clock, SystemClock, Tier
+from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
 from semcache.wrong import Reports
@@ -58,10 +55,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_EXIT_SECONDS = 10.0
 
-
-class Cache(Meaning, Reports, Reindexing):
+class Cache(Meaning, Reports, Reindexing, Living):
     """Tiers in order, nearest first, and one lookup through them.
 
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
@@ -199,7 +194,7 @@ class Cache(Meaning, Reports, Reindexing):
         if recording is not None:
             self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
             weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
-        _watch(self)
+        watch(self)
 
     def _listen(self) -> None:
         """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
@@ -318,11 +313,6 @@ class Cache(Meaning, Reports, Reindexing):
         """Whether it was closed: its functions then call their origins."""
         return self._closed
 
-    @property
-    def tiers(self) -> list[Tier]:
-        """The tiers, nearest first."""
-        return [tier for tier, _ in self.chain.tiers]
-
     def stats(self) -> Stats:
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
@@ -331,105 +321,9 @@ class Cache(Meaning, Reports, Reindexing):
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 
-    def warm(self) -> None:
-        """Load the model and the index now, rather than behind the first lookup. Raises what loading raises."""
-        run(self._warm())
-
-    async def awarm(self) -> None:
-        """Load the model and the index without blocking the loop."""
-        await arun(self._warm())
-
-    def _warm(self) -> Plan[None]:
-        self.log.start()
-        if self.semantic is not None:
-            yield Wait(self.semantic.batcher.warm())
-
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
-        # What loads behind the callers first, then the index: what it embeds is written by the store.
-        is_done = self.chain.crew.wait(timeout)
-        if self.chain.labelling is not None:
-            is_done = self.chain.labelling.flush(timeout) and is_done
-        self._book()
-        tape = self.recorder.recording
-        is_done = (tape is None or tape.flush(timeout)) and is_done
-        return all([is_done, *[tier.flush(timeout) for tier in reversed(self.tiers)]])
-
-    def close(self) -> None:
-        """Flush, stop the threads and close the files; later calls go to their origins."""
-        if not self._closed:
-            self._closed = True
-            self.flush(_EXIT_SECONDS)
-            self._let_go.detach()
-            self._own_mode = "off"
-            self._switch_to(None)
-            self.log.stop()
-            if self.recorder.recording is not None:
-                self.recorder.recording.stop()
-            for tier in reversed(self.tiers):
-                tier.close()
-
-    async def aclose(self) -> None:
-        """Close as `close` does, without blocking the loop."""
-        import asyncio
-
-        await asyncio.to_thread(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         tiers = " > ".join(tier.name for tier in self.tiers)
         return f"Cache({self.namespace!r}, {tiers or 'no tier'}, policy={self.policy!r}, mode={self.mode!r})"
-
-    def before_fork(self) -> None:
-        """Let nothing be half done in the child."""
-        if self.semantic is not None:
-            self.semantic.batcher.before_fork()
-        if self.memory is not None:
-            self.memory.before_fork()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_parent()
-        if self.memory is not None:
-            self.memory.after_fork_in_parent()
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew: locks, flights and threads are the parent's."""
-        self._booking = RLock()
-        self.chain.flights.forget()
-        if self.chain.nearby is not None:
-            self.chain.nearby.forget()
-        self.chain.crew.after_fork()
-        if self.chain.labelling is not None:
-            self.chain.labelling.after_fork()
-        elif isinstance(self.policy, Learner):  # it learns nothing without an embedder, and is asked all the same
-            self.policy.after_fork()
-        self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
-        self.recorder.after_fork()
-        self.log.after_fork()
-        self.blocks.after_fork()
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_child()
-        if self.memory is not None:
-            self.memory.after_fork_in_child()
-            if self.store is not None:  # nobody follows the log here until the first miss
-                self.memory.lose(LOST_SECONDS)
 
 
 def _is_open(reference: weakref.ref[Cache]) -> bool:
@@ -462,21 +356,3 @@ def _callables(observers: Iterable[Observer]) -> list[Observer]:
     if not all(callable(observer) for observer in listed):
         raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
     return listed
-
-
-_live: weakref.WeakSet[Cache] = weakref.WeakSet()
-_hooks: list[Callable[[], None]] = []
-
-
-def _watch(cache: Cache) -> None:
-    """Close the cache when the interpreter exits, and begin it anew in a forked child."""
-    if not _hooks:  # at the first cache, not at import (law 13); a hook of the process, registered once
-        _hooks.append(_close_all)
-        atexit.register(_close_all)
-    _live.add(cache)
-    forking().add(cache)
-
-
-def _close_all() -> None:
-    for cache in list(_live):
-        cache.close()

@@ -10,7 +10,7 @@ from instruments import Compass
 from servers import MemcachedServer, RedisServer
 
 import semcache
-from semcache import cache as cache_module
+from semcache import life
 from semcache.events import remember
 from semcache.policy.threshold import UnmeasuredThresholdWarning
 from semcache.testing import ManualClock
@@ -23,7 +23,7 @@ def _no_cache_outlives_a_test():
     remember(None)
     yield
     default.reset()
-    for cache in list(cache_module._live):
+    for cache in list(life._live):
         cache.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from instruments import GUARD, Compass, Crew, Origin
 
 import semcache
-from semcache import cache as cache_module
+from semcache import life
 from semcache.tiers import semantic as semantic_tier
 
 pytestmark = pytest.mark.semantic
@@ -209,7 +209,7 @@ def test_cache_whose_embedder_hangs_can_be_closed(open_near, monkeypatch):
     """Closing waits some seconds for an embedder, not for ever."""
     from semcache.semantic.batcher import Batcher
 
-    monkeypatch.setattr(cache_module, "_EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(life, "_EXIT_SECONDS", 0.01)
     monkeypatch.setattr(Batcher.close, "__defaults__", (0.01,))
     embedder = Compass()
     cache = open_near(embedder=embedder)
