@@ -56,6 +56,14 @@ def open_cache(clock):
         assert all(count >= 0 for counts in tiers.values() for count in counts.values()), tiers
 
 
+@pytest.fixture(params=["disk", "redis"])
+def store(request, tmp_path):
+    """Settings of an exact store that several caches share."""
+    if request.param == "disk":
+        return {"disk": tmp_path / "cache.db"}
+    return {"redis": request.getfixturevalue("redis_url")}
+
+
 @pytest.fixture(params=["sync", "async"])
 def ask(request):
     """Look up in one colour, then the other: ask(cache, request, load)."""

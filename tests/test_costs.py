@@ -34,13 +34,6 @@ USED = Usage(2000, 100)
 LONG = semcache.TTL(memory="10d", jitter=0)
 
 
-@pytest.fixture(params=["disk", "redis"])
-def store(request, tmp_path):
-    if request.param == "disk":
-        return {"disk": tmp_path / "cache.db"}
-    return {"redis": request.getfixturevalue("redis_url")}
-
-
 @pytest.fixture
 def open_priced(open_cache):
     """Make caches that know the prices of this module."""

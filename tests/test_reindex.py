@@ -15,14 +15,6 @@ pytestmark = pytest.mark.semantic
 DEGREES = {"a": 0, "b": 90, "c": 180, "near a": 10, "near b": 100}
 
 
-@pytest.fixture(params=["disk", "redis"])
-def store(request, tmp_path):
-    """The settings of each store that keeps index rows."""
-    if request.param == "disk":
-        return {"disk": tmp_path / "cache.db"}
-    return {"redis": request.getfixturevalue("redis_url")}
-
-
 @pytest.fixture
 def open_as(open_near, store):
     """Make caches with an embedder of a name; the new one points all texts elsewhere than the old one."""

@@ -17,14 +17,6 @@ pytestmark = pytest.mark.semantic
 TEXT = "how do I pay my bill"
 
 
-@pytest.fixture(params=["disk", "redis"])
-def store(request, tmp_path):
-    """Settings of an exact store that several caches share."""
-    if request.param == "disk":
-        return {"disk": tmp_path / "answers.db"}
-    return {"redis": request.getfixturevalue("redis_url")}
-
-
 @pytest.fixture
 def open_one(open_cache, store):
     """Make caches with a policy of their own over one store."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from semcache.cache import Cache
 from semcache.cli.seeds import Reader, Seed, calls, function_of, questions
-from semcache.cli.store import add_store, opened, place_of, quiet
+from semcache.cli.store import INDEX_TTL, add_store, opened, place_of, quiet
 from semcache.context import context
 from semcache.errors import CodecError, ConfigurationError, SemcacheError, TierError, TrafficError
 from semcache.events import Event
@@ -24,8 +24,6 @@ from semcache.wrap.wrapping import cache_of
 _SHOWN = 10
 _PAGE = 500
 _FLUSH_SECONDS = 300.0
-# Whoever adds a row to the log trims it by his own ttl: this one is to be no shorter than the service's.
-_INDEX_TTL = "30d"
 
 
 def add(commands: Any) -> None:
@@ -127,7 +125,7 @@ def _target(options: argparse.Namespace) -> Iterator[_Target]:
     place = place_of(options)
     embedder = options.embedder or os.environ.get("SEMCACHE_EMBEDDER") or None
     made = {name: value for name, value in asked.items() if value is not None}
-    with opened(place, embedder=embedder, ttl=TTL(semantic=_INDEX_TTL)) as cache:
+    with opened(place, embedder=embedder, ttl=TTL(semantic=INDEX_TTL)) as cache:
         _learn_identity(cache)
         reader = questions(lambda text: cache.request(text=text, function=options.function, **made))
         note = "" if embedder else "; in these words alone, as no --embedder was given"

@@ -9,14 +9,11 @@ import sys
 from typing import Any
 
 from semcache.cli.arguments import positive, positive_float
-from semcache.cli.store import add_store, opened, place_of
+from semcache.cli.store import INDEX_TTL, add_store, opened, place_of
 from semcache.errors import ConfigurationError
 from semcache.replay.progress import progress
 from semcache.replay.words import count
 from semcache.ttl import TTL
-
-# Whoever adds a row to the log trims it by his own ttl: this one is to be no shorter than the service's.
-_INDEX_TTL = "30d"
 
 
 def add(commands: Any) -> None:
@@ -49,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     if not embedder:
         raise ConfigurationError("which embedder is the new one? give --embedder MODEL, or set SEMCACHE_EMBEDDER")
     with (
-        opened(place, embedder=embedder, device=options.device, ttl=TTL(semantic=_INDEX_TTL)) as cache,
+        opened(place, embedder=embedder, device=options.device, ttl=TTL(semantic=INDEX_TTL)) as cache,
         progress(sys.stderr, is_quiet=options.quiet or options.dry_run) as shown,
     ):
         told = cache.reindex(dry_run=options.dry_run, rate=options.rate, max_batch=options.batch, progress=shown)

@@ -19,6 +19,9 @@ from semcache.cache import Cache
 from semcache.errors import ConfigurationError, TierError
 from semcache.ttl import Timeouts
 
+INDEX_TTL = "30d"
+"""For who adds a row to the log: he trims it by his own ttl, which is to be no shorter than the service's."""
+
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION = slice(68, 72)

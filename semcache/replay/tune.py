@@ -175,7 +175,7 @@ def make_ways(
     families = [b"" if one.request is None else one.request.family for one in asked]
     before = [position < calibrating for position in range(len(asked))]
     reports = [not one for one in before]
-    refuses = None if not tuning.guards else _refuse(Guards(tuning.guards))
+    refuses = Guards(tuning.guards).unbounded().refuses if tuning.guards else None
     confidence = CONFIDENCE if taught is None else 1 - (1 - CONFIDENCE) / 2
     settings: list[tuple[str, Trace, tuple[float, ...], list[bool], float, Score | None]] = []
     if refuses is not None:
@@ -202,14 +202,6 @@ def proving(trace: Trace, taught: Taught, calibrating: int) -> list[bool]:
 def _cosine(tuning: Tuning) -> str:
     """Name the way by the cosine that may be taken."""
     return GUARDED if tuning.guards else PLAIN
-
-
-def _refuse(guards: Guards) -> Refuse:
-    def refuses(text: str, other: str) -> str | None:
-        refusal = guards.check(text, other)
-        return None if refusal is None else refusal.reason
-
-    return refuses
 
 
 def make_worlds(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from instruments import GUARD
+from instruments import GUARD, until
 
 
 def comes_to(cache, mode):
-    deadline = time.monotonic() + GUARD
-    while cache.mode != mode:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: cache.mode == mode)
 
 
 def test_mode_reaches_a_running_process_and_is_shown(open_service, store, told, typed):

@@ -26,15 +26,6 @@ SOON = 30
 """Seconds within which what must happen happens; a test that passes waits far less."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torch():
-    """PyTorch with a CUDA device; it comes before FAISS, as in the embedder: who comes first brings the libraries."""
-    found = pytest.importorskip("torch", reason="needs PyTorch")
-    if not found.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return found
-
-
 @pytest.fixture(scope="module")
 def on_cpu(torch):
     embedder = SentenceTransformerEmbedder(MODEL, device="cpu")

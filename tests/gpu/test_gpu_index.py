@@ -14,14 +14,6 @@ DIMENSION = 384
 PLENTY = 10**12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torch():
-    found = pytest.importorskip("torch", reason="needs PyTorch")
-    if not found.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return found
-
-
 def units(n, seed):
     vectors = np.random.default_rng(seed).standard_normal((n, DIMENSION), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

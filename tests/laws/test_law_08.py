@@ -6,11 +6,10 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 
 import pytest
-from instruments import GUARD, Crew, Origin, watch_flights
+from instruments import GUARD, Crew, Origin, until, watch_flights
 
 import semcache
 
@@ -283,10 +282,7 @@ def test_invalidation_by_another_means_what_was_loaded_after_one_that_could_not_
     take_marks(tmp_path / "cache.db")
     other = open_cache(disk=tmp_path / "cache.db")
     other.invalidate(function="f")
-    deadline = time.monotonic() + GUARD
-    while cache.get_or_load(asked, lambda: "newest") != "newest":
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: cache.get_or_load(asked, lambda: "newest") == "newest")
     assert cache.get_or_load(asked, lambda: "not again") == "newest"
 
 

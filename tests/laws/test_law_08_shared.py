@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from contextlib import closing
 
 import pytest
-from instruments import GUARD, Crew, Origin
+from instruments import GUARD, Crew, Origin, until
 
 import semcache
 
@@ -37,14 +36,6 @@ def ask(cache, answer, name="a"):
         given = cache.get_or_load(request, lambda: answer)
     assert cache.flush(GUARD)
     return given
-
-
-def until(condition):
-    """Wait until something that another thread does is done."""
-    deadline = time.monotonic() + GUARD
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.001)
 
 
 def key_of(cache, name="a"):

@@ -18,28 +18,6 @@ from semcache.tiers.redis import RedisTier
 TODAY, YESTERDAY = day_of(1e9), day_of(1e9 - 86_400)
 
 
-@pytest.fixture(params=["disk", "redis"])
-def open_tier(request, tmp_path):
-    """Make tiers of one store, each as a process of its own has it."""
-    opened = []
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else ""
-
-    def open_one(namespace="ns"):
-        clock = ManualClock()
-        if request.param == "disk":
-            made = DiskTier(
-                tmp_path / "cache.db", namespace=namespace, ttl=60.0, clock=clock, timeout=10.0, on_fault=print
-            )
-        else:
-            made = open_redis(url, namespace)
-        opened.append(made)
-        return made
-
-    yield open_one
-    for tier in opened:
-        tier.close()
-
-
 def open_redis(url, namespace="ns", on_fault=print):
     clock = ManualClock()
     marks = Marks(clock.monotonic, 3600.0)

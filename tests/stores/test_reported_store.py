@@ -12,38 +12,15 @@ from instruments import GUARD
 from semcache.blocks import Block
 from semcache.errors import TierError
 from semcache.ledger import Ledger, Served, Taken, id_digest
-from semcache.marks import Marks
 from semcache.stores import redis_reported, reported
 from semcache.testing import ManualClock
 from semcache.tiers.disk import DiskTier
-from semcache.tiers.redis import RedisTier
 
 BLOCK = Block(b"stored", b"words", 0.9375, 1e9)
 
 
 def row(number, at=1e9):
     return Served(at, b"asked", b"stored", 0.9375, f"text {number}", "its own", b"words")
-
-
-@pytest.fixture(params=["disk", "redis"])
-def open_tier(request, tmp_path):
-    """Make tiers of one store, each as a process of its own has it."""
-    opened = []
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else ""
-
-    def open_one(namespace="ns"):
-        clock = ManualClock()
-        common = {"namespace": namespace, "ttl": 60.0, "clock": clock, "timeout": 10.0, "on_fault": print}
-        if request.param == "disk":
-            made = DiskTier(tmp_path / "cache.db", **common)
-        else:
-            made = RedisTier(url, marks=Marks(clock.monotonic, 3600.0), **common)
-        opened.append(made)
-        return made
-
-    yield open_one
-    for tier in opened:
-        tier.close()
 
 
 def test_blocks_come_back_as_they_were_and_go_as_pairs(open_tier):
