@@ -300,7 +300,9 @@ class Worker:
             most = max(search.k for search in asked)
             found = self._loaded.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
             for search, neighbours in zip(asked, found, strict=True):
-                for neighbour in neighbours if search.with_vectors else ():  # here no row is written meanwhile
+                for neighbour in (
+                    neighbours[: search.k] if search.with_vectors else ()
+                ):  # here no row is written meanwhile
                     neighbour.vector = self._loaded.vector(neighbour.key)
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
