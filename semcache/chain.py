@@ -23,7 +23,7 @@ class Landing:
 
     `near` says that the answer is a near match's, which not every follower may be given. `documents` is what it is made
     of, but for what an answer tells itself (None: not all is known), since the position `born`. With `is_kept` it was
-    loaded, and may be served to others from now on.
+    loaded, and may be served to others from now on; what was found is `age` seconds old.
     """
 
     value: bytes | None = None
@@ -34,6 +34,7 @@ class Landing:
     documents: tuple[str, ...] | None = ()
     born: int = 0
     is_kept: bool = False
+    age: float = 0.0
 
 
 @dataclass(slots=True)

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
 
 
+def stricter(one: Mode, other: Mode) -> Mode:
+    """Return the one of two modes that lets the cache do less."""
+    return max(one, other, key=STRICTNESS.__getitem__)
+
+
 # How near a text is, unless it is said: what a careful threshold would serve.
 NEAR = 0.9
 _PAGE = 500
@@ -52,7 +57,7 @@ class Commands:
     def _switch_to(self, mode: Mode | None) -> None:
         """Take over the mode of all replicas where it is stricter than our own."""
         self._switched: Mode = mode or "live"
-        self.mode: Mode = max(self._own_mode, self._switched, key=STRICTNESS.__getitem__)
+        self.mode: Mode = stricter(self._own_mode, self._switched)
         self.is_read = self.mode not in ("off", "refresh")
 
     def invalidate(

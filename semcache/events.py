@@ -44,7 +44,8 @@ class Event:
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
     "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, "reported", or
     "policy" for what a policy that learns opens or closes.
-    `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
+    `stages` holds nanoseconds of wall-clock time; `age`, `life` (what remains of it) and `load_seconds` are seconds,
+    `similarity` is a cosine.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
@@ -62,6 +63,7 @@ class Event:
     neighbour: bytes | None = None
     decision: Decision | None = None
     age: float | None = None
+    life: float | None = None
     load_seconds: float | None = None
     reason: str | None = None
     shared: bool = False

@@ -23,6 +23,8 @@ from semcache.tier import Breaker, Tier
 
 # Why an answer that stands is not served: it is another call's, though the key is the same.
 UNSUITED = "unsuited"
+# Or it is older than its caller takes.
+TOO_OLD = "older than the caller takes"
 
 
 def find(
@@ -79,6 +81,8 @@ def ask(
         if not isinstance(found, Hit):
             return found, None
         value = chain.codec.decode(found.entry.value)
+        if found.entry.age > request.oldest:
+            return Miss(TOO_OLD, found.evidence), None
         return (found, value) if is_usable(request, value) else (Miss(UNSUITED, found.evidence), None)
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
@@ -104,7 +108,7 @@ def probe(chain: Chain, request: Request, event: Event) -> tuple[bool, Any]:
         if not isinstance(found, Hit):
             return False, None
         value = chain.codec.decode(found.entry.value)
-        if not is_usable(request, value):
+        if found.entry.age > request.oldest or not is_usable(request, value):
             return False, None
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
@@ -163,7 +167,7 @@ def note_hit(chain: Chain, request: Request, event: Event, tier: str, hit: Hit) 
     """Take over what is known of an answer that was found, and tell its pipeline of it."""
     tell_found(chain, request, hit.entry.facets, hit.entry.born)
     event.kind, event.tier, event.reason = "hit", tier, None
-    event.is_stale = hit.entry.life <= 0
+    event.is_stale, event.life = hit.entry.life <= 0, hit.entry.life
     event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage
     if hit.similarity is not None:
         event.similarity, event.neighbour, event.near = hit.similarity, hit.key, near_of(request, hit)

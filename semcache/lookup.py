@@ -116,7 +116,10 @@ def share(chain: Chain, landing: Landing, request: Request, event: Event) -> Out
     if landing.value is None:
         event.fault("flight", TierError("unshared", "the leader's answer could not be encoded"))
         return None
-    if landing.near is not None and not takes_near(request):
+    if landing.near is not None and not (takes_near(request) and (landing.near.similarity or 0.0) >= request.least):
+        return None
+    if landing.age > request.oldest:
+        event.fault("flight", TierError("unshared", "the leader's answer is older than this caller takes"))
         return None
     try:
         value = chain.codec.decode(landing.value)
@@ -199,7 +202,9 @@ def land_hit(chain: Chain, flight: Flight[Landing] | None, found: Hit) -> None:
     if flight is not None:
         near, entry = None if found.similarity is None else found, found.entry
         documents = () if entry.facets is None else entry.facets.documents
-        landing = Landing(entry.value, None, entry.load_seconds, near, entry.usage, documents, entry.born)
+        landing = Landing(
+            entry.value, None, entry.load_seconds, near, entry.usage, documents, entry.born, age=entry.age
+        )
         chain.flights.land(flight, landing)
 
 

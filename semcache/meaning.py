@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from semcache.commands import STRICTNESS
+from semcache.commands import stricter
 from semcache.context import as_tenant, current, named_stage, names_of
 from semcache.keys import FORMAT, canonical, digest, of_embedder
 from semcache.model import FOREVER, SHARED, Facets, Lives, Mode, Request, Tenant
@@ -109,7 +109,7 @@ class Meaning:
         mode: Mode = self.mode
         if options is not None:
             if options.mode is not None:
-                mode = max(options.mode, self._switched, key=STRICTNESS.__getitem__)
+                mode = stricter(options.mode, self._switched)
             stage = options.stage or stage
             if options.ttl is not None:
                 lives = replace(lives or FOREVER, ttl=options.ttl, ttl_of=None)

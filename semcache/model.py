@@ -156,7 +156,8 @@ class Request:
     of its pipeline may be made of; None outside of one, and for what inherits none, as a vector.
     `family` is a digest of what a policy learns over, the scope without namespace, tenant and earlier turns;
     empty where no policy asks for it. `identify` finds in a stored answer the id that its provider gave it; `says`
-    returns its text, as its reader sees it (None: the answer itself, or its JSON).
+    returns its text, as its reader sees it (None: the answer itself, or its JSON). `least` is the similarity below
+    which this caller wants no near match, whatever the policy says; what is older than `oldest` seconds is a miss.
     """
 
     key: bytes
@@ -175,13 +176,15 @@ class Request:
     family: bytes = b""
     identify: Callable[[Any], str | None] | None = None
     says: Callable[[Any], str | None] | None = None
+    least: float = -1.0
+    oldest: float = inf
 
     def at(self, key: bytes) -> Request:
         """Return the same request of another key; `replace` would take ten times as long."""
         return Request(
             key, self.scope, self.text, self.facets, self.tenanted, self.lives, self.mode, self.embedder,
             self.exact_only, self.stage, self.documents_of, self.accepts, self.sources, self.family,
-            self.identify, self.says,
+            self.identify, self.says, self.least, self.oldest,
         )  # fmt: skip
 
 

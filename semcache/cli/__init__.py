@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from semcache import __version__
-from semcache.cli import blast, doctor, importing, invalidate, load, mode, reindex, replay, stats, tune
+from semcache.cli import blast, doctor, importing, invalidate, load, mode, reindex, replay, serve, stats, tune
 from semcache.cli.arguments import Parser
 from semcache.errors import ConfigurationError, SemcacheError
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="semcache", description=about)
     parser.add_argument("--version", action="version", version=f"semcache {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (replay, tune, importing, doctor, stats, blast, invalidate, mode, load, reindex):
+    for command in (replay, tune, importing, serve, doctor, stats, blast, invalidate, mode, load, reindex):
         command.add(commands)
     return parser
 

@@ -218,6 +218,8 @@ class SemanticTier:
                 "a near match was found but not served, because nobody said whose answers may meet: "
                 "set tenant= on the cache or the call (semcache.SHARED if all users may share answers)",
             )
+        elif neighbour.similarity < request.least:
+            reason = f"{neighbour.similarity:.3f} is below what the caller takes, {request.least:g}"
         else:
             reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
             if reported is None:

@@ -12,10 +12,11 @@ def memory_event(
     cache: Cache, name: str, key: bytes, kept: Kept, key_ns: int, memory_ns: int, stage: str
 ) -> Event:  # fmt: skip
     """Make the event of a hit in memory, which took so long for its key and for the rest."""
+    now = cache.now()
     return Event(
-        "hit", name, cache.namespace, "memory", key, age=cache.now() - kept.since, load_seconds=kept.load_seconds,
-        stages={"key": key_ns, "memory": memory_ns}, stage=stage, model=kept.facets.model,
-        tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
+        "hit", name, cache.namespace, "memory", key, age=now - kept.since, life=kept.expires - now,
+        load_seconds=kept.load_seconds, stages={"key": key_ns, "memory": memory_ns}, stage=stage,
+        model=kept.facets.model, tenant=kept.facets.tenant if cache.chain.names_tenants else "", usage=kept.usage,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class Embeddings:
     def _plan(self, client: Any, given: Mapping[str, Any], send: partial[Any], *, blocks: bool) -> Plan[Outcome[Any]]:
         cache = self.cache
         try:
-            items = _items(given["body"].get("input"))
+            items = items_of(given["body"].get("input"))
             requests = self._requests(cache, client, given, items)
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
             return (yield from self._through(cache, given, send, "unkeyable", error))
@@ -165,21 +165,26 @@ class Embeddings:
 
     def _answer(self, client: Any, given: Mapping[str, Any], values: list[Json], sent: list[Any]) -> Any:
         """Have the SDK make its answer of what was found and loaded, as it does with what comes over the wire."""
-        rows = [
-            {**value["row"], "index": place, "embedding": _written(value["embedding"])}
-            for place, value in enumerate(values)
-        ]
-        told = {**values[-1]["answer"], "data": rows}
-        if all(value["tokens"] is not None for value in values):
-            tokens = sum(value["tokens"] for value in values)
-            told["usage"] = {**values[-1]["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
-        answer = made_by_sdk(client, told, given["cast_to"])
+        answer = made_by_sdk(client, gathered(values), given["cast_to"])
         answer._request_id = getattr(sent[-1], "_request_id", None) if sent else None  # noqa: SLF001 - as the SDK sets it
         parser = (given.get("options") or {}).get("post_parser")
         return parser(answer) if callable(parser) else answer
 
 
-def _items(told: Any) -> list[Any]:
+def gathered(values: list[Json]) -> Json:
+    """Return the answer, as it comes over the wire, that is made of what was found and loaded for each input."""
+    rows = [
+        {**value["row"], "index": place, "embedding": _written(value["embedding"])}
+        for place, value in enumerate(values)
+    ]
+    told = {**values[-1]["answer"], "data": rows}
+    if all(value["tokens"] is not None for value in values):
+        tokens = sum(value["tokens"] for value in values)
+        told["usage"] = {**values[-1]["usage"], "prompt_tokens": tokens, "total_tokens": tokens}
+    return told
+
+
+def items_of(told: Any) -> list[Any]:
     """Return the inputs of a call: texts, or lists of tokens. Raises UnkeyableError for what is neither."""
     if isinstance(told, str) or _are_tokens(told):
         return [told]

@@ -1,0 +1,52 @@
+"""`semcache serve`: the sidecar, with its settings from flags, environment and a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from semcache.errors import MissingExtraError
+
+_NEEDED = ("httpx", "httptools", "uvicorn")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    from semcache.sidecar.settings import add_settings
+
+    parser = commands.add_parser(
+        "serve",
+        help="run the sidecar: a caching proxy that speaks OpenAI's and Anthropic's protocols",
+        description="Run a caching proxy in front of a model's server: point a client's base URL at it, and change "
+        "nothing else. Every setting is a flag, a variable of the environment (SEMCACHE_PORT) and a key of the file; "
+        "the nearer goes before the other. SIGTERM lets open answers end first. Exit status 2: a setting is wrong; "
+        "1: it cannot listen.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings (default: SEMCACHE_CONFIG)")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as a file, and end")
+    parser.add_argument("--new-token", action="store_true", help="print a new token and its digest, and end")
+    add_settings(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from semcache.sidecar.credentials import new_token
+    from semcache.sidecar.settings import read
+
+    if options.new_token:
+        token, digest = new_token()
+        print(f'token (shown this once, for x-semcache-token): {token}\n\n[[token]]\nsha256 = "{digest}"\ntenant = ""')
+        return 0
+    resolved = read(options)
+    if options.print_config:
+        print(resolved.told())
+        return 0
+    if any(find_spec(name) is None for name in _NEEDED):
+        raise MissingExtraError("semcache serve", "sidecar")
+    from semcache.sidecar.serve import serve
+
+    serve(resolved.settings, partial(print, file=sys.stderr, flush=True))
+    return 0

@@ -1,0 +1,76 @@
+"""A request as it arrived, and an answer as it goes: what the endpoints and the proxy hand to each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from semcache.events import Event
+from semcache.sidecar.headers import Headers
+from semcache.sidecar.settings import Server
+from semcache.sidecar.wishes import Wishes
+from semcache.wrap.clients.dialect import Json
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request as it arrived.
+
+    `where` is what it asks, with the headers that may change the answer, canonical; `send` asks a server the same, or,
+    if it is given one, another body.
+    """
+
+    body: bytes
+    where: bytes
+    tenant: str
+    wishes: Wishes
+    send: Callable[[Server, bytes | None], Awaitable[httpx.Response]]
+
+    @property
+    def whose(self) -> str:
+        """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
+        return f"{self.tenant}/{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+class Found:
+    """An answer: its head, and its body, or for a stream what yields its blocks; `stored` where that is known."""
+
+    __slots__ = ("blocks", "body", "event", "head", "is_ours", "status", "stored")
+
+    def __init__(
+        self, event: Event, head: Headers, *, body: bytes = b"", blocks: AsyncGenerator[str, None] | None = None,
+        is_ours: bool, stored: bool | None = None, status: int = 200,
+    ) -> None:  # fmt: skip
+        self.event = event
+        self.head = head
+        self.body = body
+        self.blocks = blocks
+        self.is_ours = is_ours  # else it is the very answer of the server behind
+        self.stored = stored
+        self.status = status
+
+
+def parsed(data: bytes) -> Json:
+    """Return a body's parameters. Raises ValueError for what is no object, or has a number that is none.
+
+    A name that stands twice means one thing to one reader and another to the next: no key can know which.
+    """
+    told = json.loads(data, parse_constant=_refuse, object_pairs_hook=_object)
+    if not isinstance(told, dict):
+        raise ValueError("a call is an object")  # noqa: TRY004 - as for all else that is no call
+    return told
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise ValueError("a name stands twice")
+    return told
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

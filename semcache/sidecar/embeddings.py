@@ -1,0 +1,122 @@
+"""Proxied embeddings: each input an entry of its own, as with cached clients, and only what is missing is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from math import inf
+from typing import Any
+
+from semcache.cache import Cache
+from semcache.commands import stricter
+from semcache.context import context
+from semcache.errors import UnkeyableError
+from semcache.events import Event
+from semcache.finding import find
+from semcache.keys import canonical
+from semcache.plan import arun
+from semcache.sidecar.asked import Asked, Found, parsed
+from semcache.sidecar.headers import Headers
+from semcache.sidecar.refusals import not_cached
+from semcache.sidecar.upstream import Answer, Upstream, answered
+from semcache.wrap.clients.dialect import Json
+from semcache.wrap.clients.embeddings import Embeddings, gathered, items_of
+from semcache.wrap.clients.options import ClientOptions
+
+_JSON: Headers = [(b"content-type", b"application/json")]
+
+
+class _Loaded:
+    """What a server answered, as the engine of cached clients takes an SDK's answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def to_dict(self, **_how: Any) -> Json:
+        """Return what it says. Raises ValueError for what is no JSON."""
+        told: Json = json.loads(self.answer.body)
+        return told
+
+
+class _Where:
+    """Whom a call asks: it says so itself."""
+
+    @staticmethod
+    def of(asked: tuple[Asked, bytes]) -> tuple[bytes, frozenset[str]]:
+        return asked[1], frozenset()
+
+
+class EmbeddingsEndpoint(Embeddings):
+    """POST /v1/embeddings."""
+
+    def __init__(self, cache: Cache, options: ClientOptions, upstream: Upstream, longest: float) -> None:
+        super().__init__(cache, options)
+        self._upstream = upstream
+        self._longest = longest
+        self._where: Any = _Where()
+
+    def remembered(self, asked: Asked) -> None:  # noqa: ARG002 - as the other endpoints
+        """Each input is looked up by itself, in memory first of all."""
+        return
+
+    async def answer(self, asked: Asked) -> Found:
+        """Answer a call. Raises AnsweredError, and RefusedError."""
+        try:
+            body = parsed(asked.body)
+        except (ValueError, RecursionError):
+            body = {}
+        server = self._upstream.of(body.get("model"))
+        where = asked.where + canonical([server.url, asked.wishes.namespace])
+        sent: list[Answer] = []
+        send = partial(self._ask, asked, server, sent)
+        given = {"body": body, "options": {}}
+        with self._context(asked):
+            if asked.wishes.is_only_cached:
+                await self._check(asked, where, given)
+            outcome = await arun(self._plan((asked, where), given, send, blocks=False))
+        value = outcome.unwrap()
+        event = Event("miss" if sent else "hit")
+        if isinstance(value, _Loaded):  # what went by
+            event.kind = "bypass"
+            return Found(
+                event, value.answer.headers, body=value.answer.body, is_ours=False, status=value.answer.status
+            )  # fmt: skip
+        told = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        return Found(event, _JSON, body=told, is_ours=True)
+
+    def _context(self, asked: Asked) -> Any:
+        wishes = asked.wishes
+        mode = wishes.mode
+        if wishes.oldest != inf:  # a vector is as good as new, but who asks for a new one is given it
+            mode = stricter(mode or "live", "refresh")
+        mode = None if mode is None else stricter(mode, self.cache.mode)
+        ttl = None if wishes.ttl is None else min(wishes.ttl, self._longest)
+        return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=wishes.tags)
+
+    async def _check(self, asked: Asked, where: bytes, given: Mapping[str, Any]) -> None:
+        """See that nothing is to be loaded. Raises RefusedError."""
+        try:
+            requests = self._requests(self.cache, (asked, where), given, items_of(given["body"].get("input")))
+        except UnkeyableError:
+            raise not_cached() from None
+        if requests.one.mode in ("off", "refresh"):
+            raise not_cached()
+        for request in requests:
+            found, _, _ = await arun(find(self.cache.chain, request, self.cache.event(request)))
+            if found is None:
+                raise not_cached()
+
+    async def _ask(
+        self, asked: Asked, server: Any, sent: list[Answer], *, body: Json | None = None, options: Any = None
+    ) -> _Loaded:
+        """Ask the server for some inputs, or as the caller asked. Raises AnsweredError."""
+        del options  # the SDK's
+        told = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        answer = await answered(await asked.send(server, told))
+        sent.append(answer)
+        return _Loaded(answer)
+
+    def _answer(self, client: Any, given: Mapping[str, Any], values: list[Json], sent: list[Any]) -> Json:
+        del client, given, sent
+        return gathered(values)

@@ -1,0 +1,294 @@
+"""One proxied endpoint: its calls are looked up, and those that miss are sent to the server behind.
+
+Laws: as those of cached clients: everything that was sent is in the key but what docs/sidecar.md lists (law 1); what
+is not understood goes by, and the server behind says what is wrong with it; nothing of ours fails a call (law 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import RLock
+from time import perf_counter_ns
+from typing import Any
+
+import httpx
+
+from semcache.cache import Cache
+from semcache.chain import Origin
+from semcache.codec import unpack
+from semcache.commands import STRICTNESS, stricter
+from semcache.context import context
+from semcache.errors import UnkeyableError
+from semcache.events import FOLD_AT, Event
+from semcache.finding import find, probe
+from semcache.keys import canonical, digest
+from semcache.lookup import finish, load, lookup
+from semcache.model import Facets, Request
+from semcache.plan import Outcome, Plan, arun
+from semcache.sidecar.asked import Asked, Found, parsed
+from semcache.sidecar.call import Head, Proxied, head_headers
+from semcache.sidecar.refusals import not_cached
+from semcache.sidecar.settings import Server
+from semcache.sidecar.upstream import Upstream, headers_of
+from semcache.sidecar.wishes import NONE, Wishes
+from semcache.wrap.clients.conversation import Meant
+from semcache.wrap.clients.dialect import Dialect, Json
+from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.noting import bypass_event, memory_event
+from semcache.wrap.shared import AsyncGeneratorOrigin, End, Stream
+from semcache.wrap.stream import Reading
+
+_MOST_KNOWN = 8192
+# So many blocks of a stream are read before somebody asks for them.
+_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a call that was made before in the same words: enough to answer it from memory."""
+
+    key: bytes
+    is_stream: bool
+    with_usage: bool
+
+
+class Endpoint:
+    """The calls of one dialect, in one cache."""
+
+    def __init__(
+        self, cache: Cache, dialect: Dialect, settings: ClientOptions, upstream: Upstream, longest: float
+    ) -> None:
+        self.cache = cache
+        self._upstream = upstream
+        self.dialect = dialect
+        self.keeps_tools = settings.tool_calls
+        self.streams: dict[Any, Stream] = {}
+        self.streams_lock = RLock()
+        self._settings = settings
+        self._longest = longest
+        self._prefix = cache.prefix(dialect.name, settings.version)
+        self._known: dict[bytes, Known] = {}
+
+    # From memory
+
+    def remembered(self, asked: Asked) -> Found | None:
+        """Answer from memory, if the same words were asked before; recorded."""
+        wishes, cache = asked.wishes, self.cache
+        if not cache.is_read or (wishes.mode is not None and STRICTNESS[wishes.mode] > STRICTNESS["exact"]):
+            return None
+        began = perf_counter_ns()
+        known = self._known.get(self._words(asked))
+        kept = None if known is None else cache.probe(known.key)
+        if known is None or kept is None or cache.now() - kept.since > wishes.oldest:
+            return None
+        recorder = cache.recorder
+        body = json.loads(asked.body) if self.dialect.echoes or recorder.recording is not None else {}
+        call = Proxied(self, body, None, is_stream=known.is_stream, with_usage=known.with_usage)
+        call.tenant = asked.whose
+        keyed = perf_counter_ns()
+        try:
+            value = unpack(kept.body) if kept.body is not None else cache.chain.codec.decode(kept.value)
+        except Exception:  # noqa: BLE001 - the lookup meets it again, counts it and overwrites it
+            return None
+        if not call.accepts(value):
+            return None
+        key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
+        event = memory_event(cache, self.dialect.name, known.key, kept, key_ns, memory_ns, self.dialect.name)
+        if recorder.is_watched:
+            event.call = call if recorder.recording is not None else None
+            recorder.lookup(event)
+        else:
+            usage, age = kept.usage, event.age or 0.0
+            recorder.quick.append((kept.facets, self.dialect.name, key_ns, memory_ns, kept.load_seconds, usage, age))
+            if len(recorder.quick) > FOLD_AT:
+                recorder.fold()
+        return self._told(call, event)
+
+    def _told(self, call: Proxied, event: Event) -> Found:
+        """Return what `accepts` took as it goes to the caller, in one piece."""
+        if not call.is_stream:
+            head, body = call.found
+            return Found(event, head, body=body, is_ours=True)
+        first, *blocks = call.found
+        text = "".join(blocks)
+        return Found(event, head_headers(first), body=text.encode("utf-8", "surrogateescape"), is_ours=True)
+
+    def _words(self, asked: Asked) -> bytes:
+        return digest(
+            self._prefix, asked.where, asked.body, asked.tenant.encode(), asked.wishes.tenant.encode(),
+            asked.wishes.namespace.encode(),
+        )  # fmt: skip
+
+    # By a lookup
+
+    async def answer(self, asked: Asked) -> Found:
+        """Answer a call which memory did not. Raises AnsweredError, and RefusedError."""
+        try:
+            body = parsed(asked.body)
+        except (ValueError, RecursionError):
+            return await self._past(asked, {}, "no JSON that is known")
+        is_stream = body.get("stream") is True
+        server = self._upstream.of(body.get("model"))
+        try:
+            with_usage = is_stream and self.dialect.asks_usage(body)
+            why_not = self._why_not(body)
+            call = Proxied(self, body, partial(asked.send, server, None), is_stream=is_stream, with_usage=with_usage)
+            if why_not is not None:
+                return await self._past(asked, body, why_not)
+            request = self._request(asked, server, body, call)
+        except Exception as error:  # noqa: BLE001 - of other types than those that are documented: the server says so
+            is_ours = isinstance(error, UnkeyableError)
+            return await self._past(asked, body, "unkeyable" if is_ours else f"not understood: {type(error).__name__}")
+        self._learn(asked, Known(request.key, is_stream, with_usage))
+        event = self.cache.event(request)
+        if call.copied is not None:
+            event.call = call
+        if request.mode == "off" and not asked.wishes.is_only_cached:
+            return await self._past(asked, body, "mode: off", event)
+        ways = self._found_only if asked.wishes.is_only_cached else self._streamed if is_stream else self._plain
+        return await ways(call, request, event)
+
+    def _learn(self, asked: Asked, known: Known) -> None:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[self._words(asked)] = known
+
+    def _why_not(self, body: Json) -> str | None:
+        """Say why a call goes by the cache, if it does."""
+        state = self.dialect.state(body)
+        if state is not None:
+            return f"state of the server: {state}"
+        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
+        return None if sampled is None else f"sampling: {sampled}"
+
+    def _request(self, asked: Asked, server: Server, body: Json, call: Proxied) -> Request:
+        cache, wishes = self.cache, asked.wishes
+        # Sidecars with one store may have other servers behind them.
+        where = asked.where + canonical([server.url, wishes.namespace])
+        meant = Meant((where, frozenset()), {}, body, self.dialect, self._settings)
+        tenant = asked.whose
+        key = digest(self._prefix, meant.whole, cache.tenant_bytes(tenant))
+        text, around, exact_only = meant.text()
+        rest = around() if cache.semantic is not None and text is not None else b""
+        facets = Facets(cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=wishes.tags)
+        with _options(wishes, cache, self._longest):
+            request = cache.complete(
+                key, self._prefix, rest, text, tenant, None, facets, exact_only, self.dialect.name
+            )  # fmt: skip
+        request.accepts, request.identify, request.says = call.accepts, call.identify, call.says
+        request.least, request.oldest = wishes.least, wishes.oldest
+        call.tenant = tenant
+        if request.family:
+            request.family = meant.family()
+        return request
+
+    async def _plain(self, call: Proxied, request: Request, event: Event) -> Found:
+        outcome = await arun(self._looked_up(call, request, event))
+        value = outcome.unwrap()
+        if call.answer is not None:
+            answer = call.answer
+            return Found(
+                event, answer.headers, body=answer.body, is_ours=False, stored=_is_stored(event), status=answer.status
+            )
+        head, body = call.plain(value)
+        return Found(event, head, body=body, is_ours=True)
+
+    def _looked_up(self, call: Proxied, request: Request, event: Event) -> Plan[Outcome[Any]]:
+        chain = self.cache.chain
+        found, value = probe(chain, request, event)
+        if found:
+            return Outcome(value)
+        return (yield from lookup(chain, request, Origin(call.load, call.when, call.usage), event, blocks=False))
+
+    async def _found_only(self, call: Proxied, request: Request, event: Event) -> Found:
+        """Answer from the tiers alone. Raises RefusedError."""
+        if request.mode in ("off", "refresh"):
+            raise not_cached()
+        found, value, _ = await arun(find(self.cache.chain, request, event))
+        if found is None or found.entry.life <= 0:
+            event.kind, event.reason = "bypass", "only-if-cached"
+            finish(self.cache.chain, event, Outcome(None))
+            raise not_cached()
+        finish(self.cache.chain, event, Outcome(value))
+        call.accepts(value)
+        return self._told(call, event)
+
+    async def _streamed(self, call: Proxied, request: Request, event: Event) -> Found:
+        origin = partial(AsyncGeneratorOrigin, ahead=_AHEAD)
+        reading = Reading(call, request, event, call.begin, origin, asyncio.get_running_loop())
+        try:
+            item = await arun(reading.step())
+        except BaseException:
+            await _end(reading)
+            raise
+        if isinstance(item, End):  # what has no head has an error
+            await _end(reading)
+            item.unwrap()
+        blocks = _blocks(reading)
+        if isinstance(item, Head):
+            return Found(event, item.headers, blocks=blocks, is_ours=False, status=item.response.status_code)
+        # Who reads along does not know yet how it ends: the event itself says so when it has.
+        told = event if event.kind == "hit" else replace(event, kind="hit", tier="flight", shared=True)
+        return Found(told, head_headers(item), blocks=blocks, is_ours=True)
+
+    async def _past(self, asked: Asked, body: Json, reason: str, event: Event | None = None) -> Found:
+        """Ask the server behind as the caller asked, and hand on what it says as it comes."""
+        if event is None:
+            event = bypass_event(self.cache, self.dialect.name, self.dialect.name, reason)
+            event.model = str(body.get("model") or "")
+        event.kind, event.reason = "bypass", reason
+        outcome = await arun(load(Origin(partial(asked.send, self._upstream.of(body.get("model")), None)), None, event))
+        finish(self.cache.chain, event, outcome if outcome.error is not None else Outcome(None))
+        response: httpx.Response = outcome.unwrap()
+        return Found(
+            event, headers_of(response), blocks=_raw(response), is_ours=False, status=response.status_code
+        )  # fmt: skip
+
+
+async def _blocks(reading: Reading) -> AsyncGenerator[str, None]:
+    """Yield a stream's blocks as they come; the reading ends with it."""
+    try:
+        item = await reading.apull()
+        while not isinstance(item, End):
+            yield item
+            rest = reading.alone()
+            if rest is not None:
+                for block in rest:
+                    yield block
+                return
+            item = await reading.apull()
+        item.unwrap()
+    finally:
+        await _end(reading)
+
+
+async def _end(reading: Reading) -> None:
+    unread = await arun(reading.finish())
+    if isinstance(unread, AsyncGeneratorOrigin):
+        await unread.close()
+
+
+async def _raw(response: httpx.Response) -> AsyncGenerator[str, None]:
+    try:
+        async for data in response.aiter_bytes():
+            yield data.decode("utf-8", "surrogateescape")
+    finally:
+        await response.aclose()
+
+
+def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:
+    """Return the context that a caller's wishes are: only narrower than what the cache was made with."""
+    if wishes is NONE or (wishes.mode is None and wishes.ttl is None and not wishes.tags):
+        return nullcontext()
+    mode = None if wishes.mode is None else stricter(wishes.mode, cache.mode)
+    ttl = None if wishes.ttl is None else min(wishes.ttl, longest)
+    return context(mode=mode, ttl=ttl, tags=wishes.tags)
+
+
+def _is_stored(event: Event) -> bool:
+    return not (event.reason or "").startswith("not kept") and not any(tier == "codec" for tier, _, _ in event.faults)

@@ -1,0 +1,129 @@
+"""Headers on their way through: what goes upstream, what comes back, what can change an answer, and what we add.
+
+Laws: between caller and server behind nothing is altered but what HTTP itself binds to one connection (RFC 9110,
+section 7.6.1) and what is ours; what is not known not to change an answer is in its key (law 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+
+from semcache.events import Event
+from semcache.sidecar.credentials import KEY_HEADERS, TOKEN_HEADER
+from semcache.sidecar.wishes import PREFIX
+from semcache.wrap.clients.conversation import TRACE_HEADERS, TRACE_PREFIXES
+
+Headers = list[tuple[bytes, bytes]]
+
+_OF_THE_CONNECTION = frozenset({
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"http2-settings",
+})  # fmt: skip
+_NOT_SENT = _OF_THE_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect", TOKEN_HEADER}
+_NOT_GIVEN = _OF_THE_CONNECTION | {b"content-length", b"content-encoding", b"date", b"server"}
+# Who asks, through whom and how: the tenant says whose it is, and no answer differs by the rest.
+_UNKEYED = _NOT_SENT | frozenset(KEY_HEADERS) | {
+    b"cookie", b"cache-control", b"pragma", b"forwarded", b"via", b"x-real-ip", b"origin", b"referer", b"dnt",
+    *(name.encode() for name in TRACE_HEADERS),
+}  # fmt: skip
+_UNKEYED_PREFIXES = (PREFIX, b"x-forwarded-", b"sec-", b"cf-", *(prefix.encode() for prefix in TRACE_PREFIXES))
+_MOST_NAMES = 1024
+
+# What of an answer's headers is kept with it: no cookie, request id or rate limit is given to another caller.
+KEPT = (b"content-type", b"openai-version", b"openai-model", b"anthropic-version")
+
+
+class Keyed:
+    """Which headers are in a key; a name is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, bool] = {}
+
+    def of(self, headers: Headers) -> Headers:
+        """Return the headers that may change an answer."""
+        known = self._known
+        told = []
+        for one in headers:
+            is_told = known.get(one[0])
+            if is_told is None:
+                is_told = self._learn(one[0])
+            if is_told:
+                told.append(one)
+        return told
+
+    def _learn(self, name: bytes) -> bool:
+        if len(self._known) >= _MOST_NAMES:
+            self._known.clear()
+        is_told = name not in _UNKEYED and not name.startswith(_UNKEYED_PREFIXES)
+        self._known[name] = is_told
+        return is_told
+
+
+def sent(headers: Headers, keys: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return a caller's headers as they go upstream, with the keys that stand for its own."""
+    named = _of_this_connection(headers)
+    told = [
+        one for one in headers
+        if one[0] not in _NOT_SENT and one[0] not in KEY_HEADERS and one[0] not in named
+        and not one[0].startswith(PREFIX)
+    ]  # fmt: skip
+    # As it is, byte by byte: it is kept, and given to callers who take no other encoding.
+    return [*told, *keys, (b"accept-encoding", b"identity")]
+
+
+def given(headers: Headers, *, is_raw: bool = False) -> Headers:
+    """Return an answer's headers as they go to the caller; of one that `is_raw` also what says how it is encoded."""
+    named = _of_this_connection(headers)
+    left_out = _NOT_GIVEN - {b"content-encoding", b"content-length"} if is_raw else _NOT_GIVEN
+    return [one for one in headers if one[0] not in left_out and one[0] not in named]
+
+
+def _of_this_connection(headers: Headers) -> frozenset[bytes]:
+    told = (value for name, value in headers if name == b"connection")
+    return frozenset(name.strip().lower() for value in told for name in value.split(b","))
+
+
+def cache_headers(event: Event, *, stored: bool | None = None, status: int | None = None) -> Headers:
+    """Return what says how a call was answered: `Cache-Status` (RFC 9211), and our own words."""
+    is_hit, key = event.kind == "hit", event.key.hex()
+    said = ["semcache", *(_hit(event) if is_hit else _forwarded(event, stored=stored, status=status))]
+    if event.shared:
+        said.append("collapsed")
+    if key:
+        said.append(f'key="{key}"')
+    if event.kind == "bypass" and event.reason:
+        said.append(f'detail="{_quoted(event.reason)}"')
+    told: Headers = [(b"cache-status", "; ".join(said).encode()), (b"x-semcache", _word(event))]
+    if key:
+        told.append((b"x-semcache-key", key.encode()))
+    if is_hit:
+        if event.tier:
+            told.append((b"x-semcache-tier", event.tier.encode()))
+        if event.age is not None:
+            told.append((b"x-semcache-age", b"%d" % max(0, int(event.age))))
+        if event.similarity is not None:
+            told.append((b"x-semcache-similarity", b"%.4f" % event.similarity))
+    return told
+
+
+def _word(event: Event) -> bytes:
+    if event.kind == "hit":
+        return b"stale" if event.is_stale else b"hit"
+    return b"bypass" if event.kind == "bypass" else b"miss"
+
+
+def _hit(event: Event) -> list[str]:
+    has_end = event.life is not None and event.life not in (inf, -inf)
+    return ["hit", f"ttl={round(event.life or 0.0)}"] if has_end else ["hit"]
+
+
+def _forwarded(event: Event, *, stored: bool | None, status: int | None) -> list[str]:
+    said = ["fwd=bypass" if event.kind == "bypass" else "fwd=uri-miss"]
+    if status is not None:
+        said.append(f"fwd-status={status}")
+    return [*said, "stored"] if stored else said
+
+
+def _quoted(reason: str) -> str:
+    return "".join(sign if " " <= sign <= "~" and sign not in '"\\' else " " for sign in reason)[:200]

@@ -1,0 +1,69 @@
+"""Whether the sidecar lives, and whether it is ready: for who starts it, and for who sends it traffic.
+
+Ready is who has tried all that he was given: model, index, stores. One that failed is no reason to send traffic
+elsewhere, as calls then go to the server behind (law 10).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from semcache.cache import Cache
+
+_UNREADY, _ABSENT = 503, 404
+
+
+class Health:
+    """What is known of the sidecar's state."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._fault = ""
+        self.is_ready = False
+        self.is_draining = False
+
+    async def warm(self) -> None:
+        """Load model and index, and then be ready, whatever came of it."""
+        try:
+            await self._cache.awarm()
+        except Exception as error:  # noqa: BLE001 - in whatever way it cannot be loaded, calls are answered without it
+            self._fault = f"{type(error).__name__}: {error}"
+        self.is_ready = True
+
+    async def answered(
+        self, scope: MutableMapping[str, Any], send: Callable[[Mapping[str, Any]], Awaitable[None]]
+    ) -> bool:
+        """Answer a request for the state; False for any other."""
+        path = scope["path"]
+        if path not in ("/livez", "/readyz") or scope["method"] not in ("GET", "HEAD"):
+            return False
+        is_well = path == "/livez" or (self.is_ready and not self.is_draining)
+        told: dict[str, Any] = {"status": "ok" if is_well else ("draining" if self.is_draining else "loading")}
+        if path == "/readyz":
+            told["tiers"] = [tier.name for tier in self._cache.tiers]
+            if self._fault:
+                told["near_matches"] = "failed to load; calls are answered without them"
+        await _give(send, 200 if is_well else _UNREADY, told)
+        return True
+
+
+class HealthOnly:
+    """The application of a port that serves nothing else."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def __call__(self, scope: MutableMapping[str, Any], _receive: object, send: Any) -> None:
+        if scope["type"] == "http" and not await self._health.answered(scope, send):
+            await _give(send, _ABSENT, {"status": "there are /livez and /readyz here"})
+
+
+async def _give(send: Callable[[Mapping[str, Any]], Awaitable[None]], status: int, told: dict[str, Any]) -> None:
+    body = json.dumps(told).encode() + b"\n"
+    headers = [
+        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,71 @@
+"""HTTP as uvicorn speaks it, with bounds on a request's head: how large it may be, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_MOST_HEAD_BYTES = 64 << 10
+_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Bounded(HttpToolsProtocol):
+    """The protocol whose connections are closed where a request's head is not there in `head_seconds`."""
+
+    head_seconds = 10.0
+    _head_bytes = 0
+    _is_in_head = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is None and not self._is_in_head:  # the next request on a connection that was kept
+            self._wait_if_idle()
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES:
+                self._close(_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop()
+        super().on_headers_complete()
+
+    def _wait_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(self.head_seconds, self._close, _SLOW)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close(self, said: bytes) -> None:
+        self._stop()
+        if not self.transport.is_closing():
+            if self._is_in_head:
+                self.transport.write(said)
+            self.transport.close()
+
+
+def bounded(head_seconds: float) -> type[Bounded]:
+    """Return the protocol with so many seconds for a head."""
+    return type("Bounded", (Bounded,), {"head_seconds": head_seconds})

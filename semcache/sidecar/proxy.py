@@ -1,0 +1,305 @@
+"""The proxy: an ASGI application that answers what is cached, and hands on all else.
+
+Laws: what the servers behind say arrives unchanged, errors too; a request that is too large, too slow or no HTTP of
+ours is a 4xx and harms nobody; nothing of ours fails a call (law 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+
+from semcache.cache import Cache
+from semcache.keys import canonical
+from semcache.sidecar.asked import Asked, Found
+from semcache.sidecar.credentials import Credentials, UnknownCallerError
+from semcache.sidecar.embeddings import EmbeddingsEndpoint
+from semcache.sidecar.endpoint import Endpoint
+from semcache.sidecar.headers import Headers, Keyed, cache_headers, given, sent
+from semcache.sidecar.health import Health
+from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, SLOW, UNKNOWN, RefusedError
+from semcache.sidecar.settings import Server
+from semcache.sidecar.upstream import AnsweredError, Sent, Upstream, headers_of
+from semcache.sidecar.wishes import UnclearWishError, wishes_of
+from semcache.wrap.clients.anthropic import Messages
+from semcache.wrap.clients.openai import ChatCompletions
+from semcache.wrap.clients.options import ClientOptions
+from semcache.wrap.clients.responses import Responses
+
+logger = logging.getLogger("semcache.sidecar")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+_JSON: Headers = [(b"content-type", b"application/json")]
+_OURS = "/v1/"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may be: bytes of its body, seconds until it is there, and how many calls at once."""
+
+    body_bytes: int
+    body_seconds: float
+    requests: int
+
+
+class Proxy:
+    """The application; `longest` is the life, in seconds, that no caller's wish makes longer."""
+
+    def __init__(
+        self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
+        health: Health, longest: float,
+    ) -> None:  # fmt: skip
+        self._upstream = upstream
+        self._credentials = credentials
+        self._limits = limits
+        self._health = health
+        self._keyed = Keyed()
+        self._where: dict[tuple[Any, ...], bytes] = {}
+        self._running = 0
+        self._endpoints: Mapping[str, Endpoint | EmbeddingsEndpoint] = {
+            "/v1/chat/completions": Endpoint(cache, ChatCompletions(), options, upstream, longest),
+            "/v1/responses": Endpoint(cache, Responses(), options, upstream, longest),
+            "/v1/messages": Endpoint(cache, Messages(), options, upstream, longest),
+            "/v1/embeddings": EmbeddingsEndpoint(cache, options, upstream, longest),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1003})
+            return
+        path = scope["path"]
+        if not path.startswith(_OURS) and await self._health.answered(scope, send):
+            return
+        try:
+            await self._admitted(scope, path, receive, send)
+        except RefusedError as error:
+            await _refuse(send, path, error.status, str(error))
+
+    async def _admitted(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        if self._running >= self._limits.requests:
+            raise RefusedError(BUSY, f"there are {self._running} calls already (limit.requests): try again")
+        self._running += 1
+        try:
+            await self._answered(scope, path, receive, send)
+        finally:
+            self._running -= 1
+
+    async def _answered(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        if not path.startswith(_OURS):
+            raise RefusedError(ABSENT, f"there is no {path[:80]} here: calls are at /v1")
+        headers: Headers = scope["headers"]
+        try:
+            caller = self._credentials.of(headers)
+        except UnknownCallerError as error:
+            raise RefusedError(UNKNOWN, str(error)) from None
+        if "proxy" not in caller.rights:
+            raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
+        endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._through(scope, path, headers, caller.keys, receive, send)
+            return
+        try:
+            wishes = wishes_of(headers)
+        except UnclearWishError as error:
+            raise RefusedError(BAD, str(error)) from None
+        body = await _body(receive, self._limits)
+        if body is None:
+            return  # the caller has gone
+        query = scope["query_string"]
+        told = self._keyed.of(headers)
+        asked = Asked(
+            body, self._where_of(path, query, told), caller.tenant, wishes,
+            partial(self._send, path, query, sent(headers, caller.keys), body),
+        )  # fmt: skip
+        found = endpoint.remembered(asked)
+        if found is None:
+            try:
+                found = await endpoint.answer(asked)
+            except AnsweredError as error:
+                await _failed(send, path, error)
+                return
+        await _give(found, receive, send)
+
+    def _where_of(self, path: str, query: bytes, told: Headers) -> bytes:
+        """Return the canonical form of whom a call asks, and how. Which server it is its model says, which is keyed."""
+        name = (path, query, tuple(told))
+        where = self._where.get(name)
+        if where is None:
+            parts = [[one.decode("latin-1") for one in pair] for pair in sorted(told)]
+            where = canonical([path, query.decode("latin-1"), parts])
+            if len(self._where) >= 1024:  # noqa: PLR2004 - callers that differ in a header at each call fill it
+                self._where.clear()
+            self._where[name] = where
+        return where
+
+    async def _send(
+        self, path: str, query: bytes, headers: Headers, own: bytes, server: Server, body: bytes | None
+    ) -> httpx.Response:
+        """Ask a server behind what was asked, or another body. Raises AnsweredError."""
+        url = _url(server, path, query)
+        return await self._upstream.open(Sent("POST", url, headers, own if body is None else body))
+
+    async def _through(
+        self,
+        scope: Scope,
+        path: str,
+        headers: Headers,
+        keys: Iterable[tuple[bytes, bytes]],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Hand on what is none of the endpoints that are cached, as it comes, both ways."""
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+        body: Any = _stream_of(receive, self._limits) if has_body else b""
+        url = _url(self._upstream.of(None), path, scope["query_string"])
+        try:
+            response = await self._upstream.open(Sent(scope["method"], url, sent(headers, keys), body))
+        except AnsweredError as error:
+            await _failed(send, path, error)
+            return
+        try:
+            await send({
+                "type": "http.response.start", "status": response.status_code,
+                "headers": [*given(headers_of(response), is_raw=True), (b"x-semcache", b"bypass")],
+            })  # fmt: skip
+            async for data in response.aiter_raw():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+
+async def _give(found: Found, receive: Receive, send: Send) -> None:
+    """Send an answer to the caller."""
+    head = found.head if found.is_ours else given(found.head)
+    told = cache_headers(found.event, stored=found.stored, status=None if found.is_ours else found.status)
+    if found.blocks is None:
+        length = (b"content-length", b"%d" % len(found.body))
+        await send({"type": "http.response.start", "status": found.status, "headers": [*head, length, *told]})
+        await send({"type": "http.response.body", "body": found.body})
+        return
+    await send({"type": "http.response.start", "status": found.status, "headers": [*head, *told]})
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        async with aclosing(found.blocks) as blocks:
+            await _stream(blocks, gone, send)
+    except (AnsweredError, httpx.HTTPError) as error:
+        # The status was sent: that it broke off can only be told by breaking off.
+        raise BrokenOffError(str(error)) from error
+    finally:
+        gone.cancel()
+
+
+class BrokenOffError(Exception):
+    """A stream that ended before its end: its connection is closed without one."""
+
+
+async def _stream(blocks: AsyncGenerator[str, None], gone: asyncio.Task[None], send: Send) -> None:
+    async for block in blocks:
+        await send({
+            "type": "http.response.body", "body": block.encode("utf-8", "surrogateescape"), "more_body": True
+        })  # fmt: skip
+        if gone.done():
+            return
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive, limits: Limits) -> bytes | None:
+    """Return a request's body; None where its caller has gone. Raises RefusedError."""
+    message = await _received(receive, limits)
+    if message["type"] == "http.disconnect":
+        return None
+    first: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(first) > limits.body_bytes:
+            raise _too_large(limits)
+        return first
+    parts, size = [first], len(first)
+    deadline = asyncio.get_running_loop().time() + limits.body_seconds
+    while message.get("more_body", False):
+        message = await _received(receive, limits, deadline)
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limits.body_bytes:
+            raise _too_large(limits)
+    return b"".join(parts)
+
+
+async def _received(receive: Receive, limits: Limits, deadline: float | None = None) -> MutableMapping[str, Any]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout_at(loop.time() + limits.body_seconds if deadline is None else deadline):
+            return await receive()
+    except TimeoutError:
+        raise RefusedError(SLOW, f"the body took over {limits.body_seconds:g} s (timeout.body)") from None
+
+
+async def _stream_of(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
+    size, more = 0, True
+    while more:
+        message = await _received(receive, limits)
+        if message["type"] == "http.disconnect":
+            raise RefusedError(BAD, "the caller has gone")
+        size += len(message.get("body", b""))
+        if size > limits.body_bytes:
+            raise _too_large(limits)
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
+
+
+def _too_large(limits: Limits) -> RefusedError:
+    return RefusedError(LARGE, f"the body is over {limits.body_bytes} bytes (limit.body)")
+
+
+def _url(server: Server, path: str, query: bytes) -> str:
+    return f"{server.url}{path}{'?' + query.decode('latin-1') if query else ''}"
+
+
+async def _failed(send: Send, path: str, error: AnsweredError) -> None:
+    """Tell a caller what the server behind said, or that it said nothing."""
+    answer = error.answer
+    if error.is_ours:
+        await _refuse(send, path, answer.status, answer.body.decode("utf-8", "replace"))
+        return
+    length = (b"content-length", b"%d" % len(answer.body))
+    headers = [*given(answer.headers), length, (b"x-semcache", b"miss")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _refuse(send: Send, path: str, status: int, message: str) -> None:
+    """Tell an error of ours in the words of the protocol that was asked in."""
+    kind = {UNKNOWN: "authentication_error", FORBIDDEN: "permission_error", ABSENT: "not_found_error"}.get(
+        status, "invalid_request_error" if status < 500 else "api_error"  # noqa: PLR2004 - as HTTP parts them
+    )  # fmt: skip
+    error: dict[str, Any] = {"message": f"semcache: {message}", "type": kind}
+    told = {"type": "error", "error": error} if path == "/v1/messages" else {
+        "error": {**error, "param": None, "code": f"semcache_{status}"}
+    }  # fmt: skip
+    body = json.dumps(told).encode()
+    headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"x-semcache", b"bypass")]
+    if status in (SLOW, LARGE):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,312 @@
+"""A sidecar's life: it listens at once, warms up behind that, and drains before it ends.
+
+Laws: what is configured wrongly is told before anything listens; a signal ends nothing that is being answered, as far
+as `timeout.drain` lets it; entries that were answered with are in the store when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from semcache.cache import Cache
+from semcache.errors import ConfigurationError
+from semcache.recording import Recording
+from semcache.sidecar.credentials import Credentials
+from semcache.sidecar.health import Health, HealthOnly
+from semcache.sidecar.protocol import bounded
+from semcache.sidecar.proxy import BrokenOffError, Limits, Proxy
+from semcache.sidecar.settings import Settings
+from semcache.sidecar.upstream import Upstream
+from semcache.telemetry.logging import JsonFormatter, LoggingObserver
+from semcache.ttl import TTL, Timeouts, seconds, size_bytes
+from semcache.wrap.clients.options import client_options
+from semcache.wrap.default import budget_of, policy_of
+
+logger = logging.getLogger("semcache.sidecar")
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+_SOCKET_MODE = 0o660
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Run a sidecar until a signal ends it, and `say` where it listens.
+
+    Raises ConfigurationError, and OSError where it cannot listen.
+    """
+    _log(settings.log)
+    _allow_connections()
+    sidecar = Sidecar(settings)
+    sidecar.listen()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            loop = runner.get_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, sidecar.end)
+            runner.run(sidecar.run(lambda: say(sidecar.told())))
+    finally:
+        sidecar.close()
+
+
+class Sidecar:
+    """One sidecar: `listen`, `run` until `end` is called, `close`. Raises ConfigurationError."""
+
+    def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
+        self._settings = settings
+        self._credentials = Credentials(settings.tokens, settings.secret)
+        self.cache = cache_of(settings) if cache is None else cache
+        self._health = Health(self.cache)
+        self._sockets: list[socket.socket] = []
+        self._health_sockets: list[socket.socket] = []
+        self._server: uvicorn.Server | None = None
+        self._is_ending = False
+
+    def listen(self) -> None:
+        """Take addresses, before anything slow begins. Raises OSError, with the mend."""
+        settings = self._settings
+        try:
+            self._sockets.append(listening(settings.host, settings.port))
+            if settings.unix:
+                self._sockets.append(listening_at(Path(settings.unix)))
+            if settings.health_port:
+                self._health_sockets.append(listening(settings.health_host, settings.health_port))
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._sockets[0].getsockname()[:2]
+        return f"{'https' if self._settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def told(self) -> str:
+        """Return in a line where it listens."""
+        also = f" and unix://{self._settings.unix}" if self._settings.unix else ""
+        behind = ", ".join(server.url for server in self._settings.upstream)
+        return f"semcache listens at {self.url}{also}, in front of {behind}"
+
+    async def run(self, say: Callable[[], None]) -> None:
+        """Serve until `end` is called, and until what was being answered then has ended; `say` when it listens."""
+        settings, cache = self._settings, self.cache
+        if self._credentials.is_random and cache.store is not None:
+            logger.warning(
+                "no secret is set, so callers' keys have digests of this start alone, and what the store holds for "
+                "them is found no more after it: set SEMCACHE_SECRET to one secret for all sidecars of the store"
+            )
+        async with cache:
+            upstream = upstream_of(settings)
+            proxy = proxy_of(settings, cache, upstream, self._credentials, self._health)
+            self._server = server = _Server(_config(settings, proxy))
+            beside = _Server(_config(settings, HealthOnly(self._health), is_plain=True))
+            server.should_exit = self._is_ending
+            warming = asyncio.create_task(self._health.warm())
+            other = asyncio.create_task(beside.serve(self._health_sockets)) if self._health_sockets else None
+            say()
+            try:
+                await server.serve(self._sockets)
+            finally:
+                warming.cancel()
+                beside.should_exit = True
+                if other is not None:
+                    await other
+                await upstream.close()
+
+    def end(self) -> None:
+        """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
+        self._health.is_draining = True
+        if self._server is not None:
+            self._server.force_exit = self._is_ending
+            self._server.should_exit = True
+        self._is_ending = True
+
+    def close(self) -> None:
+        """Give the addresses back."""
+        for one in (*self._sockets, *self._health_sockets):
+            one.close()
+        if self._settings.unix and len(self._sockets) > 1:
+            Path(self._settings.unix).unlink(missing_ok=True)
+
+
+def cache_of(settings: Settings) -> Cache:
+    """Make the cache of a sidecar. Raises ConfigurationError."""
+    policy = budget_of(settings.policy) or policy_of(settings.policy)
+    mode: Any = settings.mode  # which the cache checks
+    return Cache(
+        settings.namespace,
+        memory=settings.memory,
+        disk=settings.disk or None,
+        disk_size=settings.disk_size,
+        redis=settings.redis or None,
+        memcached=settings.memcached or None,
+        embedder=settings.embedder or None,
+        semantic=settings.semantic,
+        device=settings.device,
+        gpu_memory=settings.gpu_memory or None,
+        policy=policy,
+        audit=settings.audit,
+        mode=mode,
+        max_value=settings.max_value,
+        compress=settings.compress or None,
+        prices=settings.prices or None,
+        record=Recording(settings.record) if settings.record else None,
+        observers=[LoggingObserver()] if settings.log == "json" else (),
+        ttl=TTL(
+            memory=settings.ttl_memory,
+            disk=settings.ttl_disk,
+            redis=settings.ttl_redis,
+            memcached=settings.ttl_memcached,
+            semantic=settings.ttl_semantic,
+        ),
+        timeouts=Timeouts(
+            redis=settings.timeout_redis,
+            memcached=settings.timeout_memcached,
+            disk=settings.timeout_disk,
+            semantic=settings.timeout_semantic,
+            flight=settings.timeout_flight,
+        ),
+    )
+
+
+def upstream_of(settings: Settings) -> Upstream:
+    """Make the pool of connections to the servers behind."""
+    return Upstream(
+        settings.upstream,
+        connect=seconds(settings.timeout_connect, "timeout.connect"),
+        read=seconds(settings.timeout_upstream, "timeout.upstream"),
+        connections=settings.limit_connections,
+    )
+
+
+def proxy_of(
+    settings: Settings, cache: Cache, upstream: Upstream, credentials: Credentials, health: Health
+) -> Proxy:  # fmt: skip
+    """Make the application. Raises ConfigurationError."""
+    options = client_options(
+        text=None, key=None, tenant=None, lives=None, tags=(), version="", ignore=(), when=None, stage=None, usage=None,
+        sampling=settings.sampling, tool_calls=settings.tool_calls, history="all", replay_rate=None, prompt_cache=None,
+        documents=None,
+    )  # fmt: skip
+    limits = Limits(
+        size_bytes(settings.limit_body, "limit.body"), seconds(settings.timeout_body, "timeout.body"),
+        settings.limit_requests,
+    )  # fmt: skip
+    kept = {"redis": settings.ttl_redis, "disk": settings.ttl_disk, "memcached": settings.ttl_memcached}
+    own = [seconds(ttl, f"ttl.{name}") for name, ttl in kept.items() if getattr(settings, name)]
+    longest = max(own, default=seconds(settings.ttl_memory, "ttl.memory"))
+    return Proxy(cache, upstream, credentials, options, limits, health, longest)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address. Raises OSError, with the mend."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
+        )
+    except OSError as error:
+        mend = "is another sidecar running? give another --port" if port else "give another --host"
+        raise OSError(error.errno, f"cannot listen at {host}:{port}: {error.strerror}; {mend}") from error
+
+
+def listening_at(path: Path) -> socket.socket:
+    """Return a socket that listens at a path; what a dead process has left there is replaced. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            _clear(path)
+        listener.bind(str(path))
+        path.chmod(_SOCKET_MODE)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen at {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens at. Raises OSError where somebody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(0, "another process listens there; give another --unix")
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are ours to handle, as the cache is closed behind it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> uvicorn.Config:
+    has_tls = bool(settings.tls_cert) and not is_plain
+    try:
+        config = uvicorn.Config(
+            application,
+            http=bounded(seconds(settings.timeout_headers, "timeout.headers")),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(seconds(settings.timeout_drain, "timeout.drain")),
+            ssl_certfile=settings.tls_cert if has_tls else None,
+            ssl_keyfile=settings.tls_key if has_tls else None,
+            ssl_ca_certs=settings.tls_client_ca or None if has_tls else None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca and has_tls else ssl.CERT_NONE,
+        )
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"tls_cert, tls_key, tls_client_ca: they cannot be read: {error}") from error
+    return config
+
+
+def _log(form: str) -> None:
+    """Log to stderr: what went wrong, or as JSON a line for each event."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter("semcache: %(message)s"))
+    handler.addFilter(_is_worth_a_trace)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    if form == "json":
+        logging.getLogger("semcache.events").setLevel(logging.INFO)
+
+
+def _is_worth_a_trace(record: logging.LogRecord) -> bool:
+    """Leave out what was a caller's or a server's doing: that a stream broke off, its reader sees."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, BrokenOffError)
+
+
+def _allow_connections() -> None:
+    """Let as many connections be open as this user may have."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # there is none for this system
+        return None
+    return uvloop.new_event_loop
