@@ -55,6 +55,8 @@ class Upstream:
             timeout=httpx.Timeout(read, connect=connect),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=False,
+            # Authorities take time to read, and are asked by nobody where all is plain.
+            verify=any(server.url.startswith("https:") for server in self._servers),
         )
         self._client.headers.clear()  # it adds none of its own to what the caller said
 
