@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
@@ -217,7 +218,7 @@ def listening(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         mend = "is another sidecar running? give another --port" if port else "give another --host"
-        raise OSError(error.errno, f"cannot listen at {host}:{port}: {error.strerror}; {mend}") from error
+        raise OSError(error.errno, f"cannot listen at {host}:{port}: {_told(error)}; {mend}") from error
 
 
 def listening_at(path: Path) -> socket.socket:
@@ -231,7 +232,7 @@ def listening_at(path: Path) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"cannot listen at {path}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot listen at {path}: {_told(error)}") from error
     return listener
 
 
@@ -245,6 +246,11 @@ def _clear(path: Path) -> None:
             path.unlink()
             return
     raise OSError(0, "another process listens there; give another --unix")
+
+
+def _told(error: OSError) -> str:
+    """Return what the system says of an error, without what others have added."""
+    return os.strerror(error.errno) if error.errno else str(error.strerror or error)
 
 
 class _Server(uvicorn.Server):

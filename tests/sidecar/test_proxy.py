@@ -127,7 +127,7 @@ def test_calls_that_come_together_are_one_load(sidecar, models):
         thread.join(GUARD)
     assert models.calls == 1
     assert len({answer.content for answer in answers}) == 1
-    assert sorted(map(told, answers))[-1] == "miss"
+    assert max(map(told, answers)) == "miss"
 
 
 def test_what_callers_send_beside_the_call_is_in_the_key(sidecar, models):
@@ -210,11 +210,13 @@ def test_caller_who_leaves_a_stream_cuts_nobody_else(sidecar, models):
     rest = []
     follower = threading.Thread(target=lambda: rest.append(sidecar.chat("a long way to go", stream=True)))
     headers = {"authorization": "Bearer sk-1"}
-    with httpx.Client(base_url=sidecar.url, timeout=GUARD) as own:
-        with own.stream("POST", PATHS["openai"], content=json.dumps(body), headers=headers) as response:
-            assert next(response.iter_bytes())
-            assert held.reached.wait(GUARD)
-            follower.start()
+    with (
+        httpx.Client(base_url=sidecar.url, timeout=GUARD, verify=False) as own,
+        own.stream("POST", PATHS["openai"], content=json.dumps(body), headers=headers) as response,
+    ):
+        assert next(response.iter_bytes())
+        assert held.reached.wait(GUARD)
+        follower.start()
     held.go.set()
     follower.join(GUARD)
     assert rest[0].text.rstrip().endswith("[DONE]")

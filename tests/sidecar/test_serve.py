@@ -1,0 +1,168 @@
+"""`semcache serve` as a process: it listens at once, drains at a signal, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+from instruments import GUARD
+from proxies import PATHS
+
+
+class Process:
+    """A sidecar in a process of its own."""
+
+    def __init__(self, *arguments, environment=None):
+        command = [sys.executable, "-m", "semcache", "serve", "--port", "0", *arguments]
+        told = {**os.environ, **(environment or {})}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told)
+        self.line = self.process.stderr.readline()
+        self.url = self.line.split(" at ")[-1].split(",")[0].split(" and ")[0].strip()
+
+    def post(self, body, *, path=PATHS["openai"], headers=None):
+        return httpx.post(
+            self.url + path, json=body, headers={"authorization": "Bearer k"} | (headers or {}), timeout=GUARD
+        )
+
+    def stop(self, number=signal.SIGTERM):
+        """Return exit status and what else it said; without a signal, when it has ended by itself."""
+        if number is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=GUARD)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def start(models):
+    started = []
+
+    def start_one(*arguments, **more):
+        started.append(Process("--upstream", models.url, *arguments, **more))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.stop(signal.SIGKILL)
+
+
+def asked(text="a"):
+    return {"model": "m", "messages": [{"role": "user", "content": text}]}
+
+
+def test_signal_lets_a_stream_end_and_the_store_has_what_was_answered(start, models, tmp_path):
+    """SIGTERM: no new calls, the open one ends, exit status 0; the next start finds the answers."""
+    secret = {"SEMCACHE_SECRET": "one"}
+    disk = ("--disk", str(tmp_path / "cache.db"), "--namespace", "shop")
+    sidecar = start(*disk, environment=secret)
+    assert "semcache listens at http://127.0.0.1:" in sidecar.line
+    sidecar.post(asked("kept"))
+    held = models.hold(after=2)
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(sidecar.post({**asked(), "stream": True}).text))
+    reader.start()
+    assert held.reached.wait(GUARD)
+    sidecar.process.send_signal(signal.SIGTERM)
+    held.go.set()
+    reader.join(GUARD)
+    status, errors = sidecar.stop()
+    assert (status, errors) == (0, "")
+    assert answers[0].rstrip().endswith("[DONE]")
+    again = start(*disk, environment=secret)
+    assert again.post(asked("kept")).headers["x-semcache-tier"] == "disk"
+    assert again.post({**asked(), "stream": True}).headers["x-semcache"] == "hit"
+
+
+def test_killed_sidecar_leaves_what_it_stored_and_a_socket_that_the_next_replaces(start, tmp_path):
+    """SIGKILL: entries that were written survive; the stale socket is no obstacle, a live one is."""
+    path = tmp_path / "semcache.sock"
+    disk = ("--disk", str(tmp_path / "cache.db"), "--namespace", "shop", "--unix", str(path))
+    first = start(*disk, environment={"SEMCACHE_SECRET": "one"})
+    first.post(asked())
+    assert first.post(asked()).headers["x-semcache"] == "hit"
+    second = Process("--upstream", first.url, "--unix", str(path))
+    assert second.stop(None)[0] == 1
+    assert "another process listens there" in second.line
+    first.stop(signal.SIGKILL)
+    assert path.is_socket()
+    start(*disk, environment={"SEMCACHE_SECRET": "one"})
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://semcache") as client:
+        assert client.get("/livez").json() == {"status": "ok"}
+        answer = client.post(PATHS["openai"], json=asked(), headers={"authorization": "Bearer k"})
+    assert answer.status_code == 200
+
+
+def test_port_that_is_taken_is_said_in_a_line(start, models):
+    """With the mend, and status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        sidecar = start("--port", port)
+        status, _ = sidecar.stop(None)
+    assert status == 1
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use; is another sidecar running?" in sidecar.line
+
+
+def test_wrong_setting_is_said_in_a_line(start, tmp_path):
+    """Status 2, nothing listens."""
+    for arguments in (("--host", "0.0.0.0"), ("--policy", "none"), ("--redis", "http://x"), ("--memory", "much")):
+        sidecar = start(*arguments)
+        status, errors = sidecar.stop(None)
+        assert (status, errors) == (2, "")
+        assert sidecar.line.startswith("semcache: ")
+        assert "Traceback" not in sidecar.line
+
+
+def test_store_shared_without_a_secret_is_warned_of(start, tmp_path):
+    """What it holds is found no more after the next start."""
+    sidecar = start("--disk", str(tmp_path / "cache.db"), "--namespace", "shop")
+    assert "SEMCACHE_SECRET" in sidecar.line
+
+
+def test_redis_that_is_down_at_the_start_stops_nothing(start):
+    """It is a miss in time, and ready all the same (law 10)."""
+    sidecar = start(
+        "--redis", "redis://127.0.0.1:1/0", "--namespace", "shop", environment={"SEMCACHE_SECRET": "s"}
+    )  # fmt: skip
+    assert sidecar.post(asked()).status_code == 200
+    assert sidecar.post(asked()).headers["x-semcache"] == "hit"
+    assert httpx.get(f"{sidecar.url}/readyz", timeout=GUARD).status_code == 200
+
+
+def test_health_port_serves_nothing_else(start, models):
+    """Probes need no token, and reach no call."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start("--health-port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{url}/livez", timeout=GUARD).json() == {"status": "ok"}
+    assert httpx.post(f"{url}{PATHS['openai']}", json=asked(), timeout=GUARD).status_code == 404
+    assert models.calls == 0
+
+
+def test_json_logs_tell_events_and_no_text(start):
+    """A line for each, with neither what was asked nor who asked."""
+    sidecar = start("--log", "json")
+    sidecar.post(asked("a secret question"))
+    sidecar.post(asked("a secret question"))
+    _, errors = sidecar.stop()
+    events = [json.loads(line) for line in errors.splitlines()]
+    assert [event["semcache_kind"] for event in events if "semcache_kind" in event] == ["miss", "hit"]
+    assert "secret question" not in errors
+
+
+def test_new_token_and_its_digest_belong_together(models, serve):
+    """What is printed for the file takes what is printed for the caller."""
+    from semcache.sidecar.credentials import Token
+
+    told = subprocess.run(
+        [sys.executable, "-m", "semcache", "serve", "--new-token"], capture_output=True, text=True, check=True
+    ).stdout
+    own, digest = told.split("token): ")[1].split()[0], told.split('sha256 = "')[1].split('"')[0]
+    sidecar = serve(tokens=(Token.read({"sha256": digest, "tenant": "a"}, "printed"),))
+    assert sidecar.chat(headers={"x-semcache-token": own}).status_code == 200

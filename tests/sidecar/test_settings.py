@@ -1,0 +1,159 @@
+"""The table of settings: flags before environment before file, one message for what is wrong, and no secret printed."""
+
+from __future__ import annotations
+
+import tomllib
+from argparse import ArgumentParser
+
+import pytest
+
+from semcache.errors import ConfigurationError
+from semcache.sidecar.settings import PREFIX, Settings, add_settings, read
+
+FILE = """
+port = 9000
+namespace = "shop"
+redis = "redis://user:pass@localhost:6379/0"
+secret = "of ours"
+
+[ttl]
+redis = "2d"
+
+[[upstream]]
+url = "https://api.openai.com/v1"
+
+[[upstream]]
+url = "https://api.anthropic.com"
+models = ["claude-*"]
+
+[[token]]
+sha256 = "{digest}"
+tenant = "acme"
+""".format(digest="0" * 64)
+
+
+def parsed(*arguments):
+    parser = ArgumentParser()
+    parser.add_argument("--config")
+    add_settings(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "semcache.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_flag_goes_before_environment_before_file(file):
+    """And each says where it was taken from."""
+    told = {f"{PREFIX}PORT": "9001", f"{PREFIX}NAMESPACE": "other", f"{PREFIX}CONFIG": str(file)}
+    resolved = read(parsed("--port", "9002"), told)
+    assert (resolved.settings.port, resolved.settings.namespace, resolved.settings.ttl_redis) == (9002, "other", "2d")
+    assert resolved.taken["port"] == "--port"
+    assert resolved.taken["namespace"] == "SEMCACHE_NAMESPACE"
+    assert resolved.taken["ttl_redis"] == str(file)
+    assert [server.url for server in resolved.settings.upstream] == [
+        "https://api.openai.com", "https://api.anthropic.com"
+    ]  # fmt: skip
+
+
+def test_upstream_of_a_flag_stands_for_those_of_the_file(file):
+    """With or without /v1."""
+    for url in ("http://localhost:1", "http://localhost:1/v1", "http://localhost:1/"):
+        (server,) = read(parsed("--config", str(file), "--upstream", url), {}).settings.upstream
+        assert server.url == "http://localhost:1"
+
+
+def test_printed_settings_are_a_file_that_says_the_same_and_no_secret(file, tmp_path):
+    """But for what it hides."""
+    resolved = read(parsed("--config", str(file)), {})
+    told = resolved.told()
+    assert "of ours" not in told
+    assert "pass" not in told
+    again = tmp_path / "again.toml"
+    tables = tomllib.loads(told)
+    assert tables["ttl"]["redis"] == "2d"
+    assert tables["upstream"][1] == {"url": "https://api.anthropic.com", "models": ["claude-*"]}
+    again.write_text(told.replace("[[token]]", '[[token]]\nsha256 = "' + "0" * 64 + '"'))
+    same = read(parsed("--config", str(again)), {}).settings
+    assert (same.port, same.upstream, same.tokens) == (9000, resolved.settings.upstream, resolved.settings.tokens)
+
+
+def test_model_patterns_say_which_server_is_asked():
+    """The first that has it; without patterns a server has all."""
+    from semcache.sidecar.refusals import RefusedError
+    from semcache.sidecar.settings import Server
+    from semcache.sidecar.upstream import Upstream
+
+    upstream = Upstream(
+        [Server("http://a", ("gpt-*", "o?")), Server("http://b", ("claude-*",))], connect=1, read=1, connections=1
+    )
+    assert upstream.of("o3").url == "http://a"
+    assert upstream.of("claude-4").url == "http://b"
+    assert upstream.of(None).url == "http://a"
+    with pytest.raises(RefusedError, match="llama"):
+        upstream.of("llama")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 1", "key `prot` is no setting of semcache serve; did you mean `port`?"),
+        ("zzz = 1", "--print-config` lists them"),
+        ("[ttl]\nredsi = '1d'", "did you mean `ttl.redis`?"),
+        ("port = 'x'", "key `port`: it is a whole number, as 8400; got 'x'"),
+        ("port = true", "whole number"),
+        ("tool_calls = 'yes'", "true or false"),
+        ("audit = []", "it is a number"),
+        ("port = 1\nport = 2", "it is no TOML"),
+        ("upstream = 'ftp://x'", "as https://api.openai.com"),
+        ("[[upstream]]\nurl = 'http://a'\nmodel = 'x'", "key `model` is none of a server's"),
+        ("[[upstream]]\nurl = 'http://a'\nmodels = 'x'", "models are patterns"),
+        ("token = 1", "a table for each"),
+        ("log = 'xml'\nupstream = 'http://a'", '"text" or "json"'),
+        ("host = '0.0.0.0'\nupstream = 'http://a'", "--new-token"),
+        ("tls_cert = 'a'\nupstream = 'http://a'", "the certificate and its key"),
+        ("tls_client_ca = 'a'\nupstream = 'http://a'", "give tls_cert and tls_key"),
+        ("sampling = 'some'\nupstream = 'http://a'", '"zero" or "any"'),
+        ("", "which server is behind?"),
+    ],
+)
+def test_what_is_wrong_is_one_message_that_names_file_key_and_mend(tmp_path, text, told):
+    """Before anything listens."""
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        read(parsed("--config", str(path)), {})
+    assert told in str(raised.value)
+    if "upstream = 'http" not in text and text:
+        assert str(path) in str(raised.value)
+
+
+def test_file_that_is_not_there_is_named(tmp_path):
+    """With what the system says of it."""
+    with pytest.raises(ConfigurationError, match=r"gone\.toml.*No such file"):
+        read(parsed("--config", str(tmp_path / "gone.toml")), {})
+
+
+def test_wrong_flag_and_variable_are_named():
+    """As they were typed."""
+    with pytest.raises(ConfigurationError, match=r"--port: it is a whole number"):
+        read(parsed("--port", "x"), {})
+    with pytest.raises(ConfigurationError, match=r"SEMCACHE_LIMIT_REQUESTS: it is a whole number"):
+        read(parsed(), {f"{PREFIX}LIMIT_REQUESTS": "many"})
+
+
+def test_secret_is_no_flag():
+    """Every user of a machine can read what others have typed."""
+    with pytest.raises(SystemExit):
+        parsed("--secret", "x")
+    assert read(parsed("--upstream", "http://a"), {f"{PREFIX}SECRET": "x"}).settings.secret == "x"
+
+
+def test_defaults_listen_at_this_machine_alone():
+    """And serve no near match."""
+    settings = Settings()
+    assert settings.is_local
+    assert settings.policy == "shadow"
