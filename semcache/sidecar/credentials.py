@@ -26,6 +26,9 @@ RIGHTS = ("proxy", "cache", "read", "admin")
 # Where callers put their keys, by header.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 TOKEN_HEADER = b"x-semcache-token"
+PROOFS = frozenset((*KEY_HEADERS, TOKEN_HEADER, b"cookie"))
+"""The headers that say who asks."""
+
 _BEARER = b"bearer "
 _SHA256_CHARACTERS = 64
 _DIGEST_CHARACTERS = 16
@@ -100,13 +103,12 @@ class Credentials:
         self._known: dict[bytes, Caller] = {}
         self._salt = secrets.token_bytes(_TOKEN_BYTES)
 
-    def of(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Return who asks with these headers. Raises UnknownCallerError."""
-        told = tuple(one for one in headers if one[0] in KEY_HEADERS or one[0] in (TOKEN_HEADER, b"cookie"))
-        name = blake2b(b"\0".join(part for one in told for part in one), key=self._salt, digest_size=20).digest()
+    def of(self, proofs: list[tuple[bytes, bytes]]) -> Caller:
+        """Return who asks with these headers, of PROOFS. Raises UnknownCallerError."""
+        name = blake2b(b"\0".join([part for one in proofs for part in one]), key=self._salt, digest_size=20).digest()
         caller = self._known.get(name)
         if caller is None:
-            caller = self._made(dict(told))
+            caller = self._made(dict(proofs))
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[name] = caller

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from typing import NamedTuple
 
 from semcache.events import Event
-from semcache.sidecar.credentials import KEY_HEADERS, TOKEN_HEADER
+from semcache.sidecar.credentials import KEY_HEADERS, PROOFS, TOKEN_HEADER
 from semcache.sidecar.wishes import PREFIX
 from semcache.wrap.clients.conversation import TRACE_HEADERS, TRACE_PREFIXES
 
@@ -34,30 +35,40 @@ _MOST_NAMES = 1024
 KEPT = (b"content-type", b"openai-version", b"openai-model", b"anthropic-version")
 
 
-class Keyed:
-    """Which headers are in a key; a name is looked at once."""
+class Sorted(NamedTuple):
+    """The headers of a request: those that may change its answer, those that prove who asks, and wishes."""
+
+    keyed: Headers
+    proofs: Headers
+    wishes: Headers
+
+
+class Sorter:
+    """Sorts headers by their names; a name is looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, bool] = {}
+        self._known: dict[bytes, int] = {}
 
-    def of(self, headers: Headers) -> Headers:
-        """Return the headers that may change an answer."""
-        known = self._known
-        told = []
+    def of(self, headers: Headers) -> Sorted:
+        """Return the headers sorted; most are of none of these kinds."""
+        known, learn = self._known, self._learn
+        kinds: tuple[Headers, Headers, Headers, Headers] = ([], [], [], [])
         for one in headers:
-            is_told = known.get(one[0])
-            if is_told is None:
-                is_told = self._learn(one[0])
-            if is_told:
-                told.append(one)
-        return told
+            kind = known.get(one[0])
+            kinds[learn(one[0]) if kind is None else kind].append(one)
+        return Sorted(*kinds[:3])
 
-    def _learn(self, name: bytes) -> bool:
+    def _learn(self, name: bytes) -> int:
         if len(self._known) >= _MOST_NAMES:
             self._known.clear()
-        is_told = name not in _UNKEYED and not name.startswith(_UNKEYED_PREFIXES)
-        self._known[name] = is_told
-        return is_told
+        if name in PROOFS:
+            kind = 1
+        elif name == b"cache-control" or (name.startswith(PREFIX) and name != TOKEN_HEADER):
+            kind = 2
+        else:
+            kind = 3 if name in _UNKEYED or name.startswith(_UNKEYED_PREFIXES) else 0
+        self._known[name] = kind
+        return kind
 
 
 def sent(headers: Headers, keys: Iterable[tuple[bytes, bytes]]) -> Headers:

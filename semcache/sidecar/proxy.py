@@ -23,9 +23,9 @@ from semcache.sidecar.asked import Asked, Found
 from semcache.sidecar.credentials import Credentials, UnknownCallerError
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
-from semcache.sidecar.headers import Headers, Keyed, cache_headers, given, sent
+from semcache.sidecar.headers import Headers, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
-from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, SLOW, UNKNOWN, RefusedError
+from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import AnsweredError, Sent, Upstream, headers_of
 from semcache.sidecar.wishes import UnclearWishError, wishes_of
@@ -46,10 +46,9 @@ _OURS = "/v1/"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may be: bytes of its body, seconds until it is there, and how many calls at once."""
+    """What one request may be: bytes of its body, and how many calls there are at once."""
 
     body_bytes: int
-    body_seconds: float
     requests: int
 
 
@@ -64,7 +63,7 @@ class Proxy:
         self._credentials = credentials
         self._limits = limits
         self._health = health
-        self._keyed = Keyed()
+        self._sorter = Sorter()
         self._where: dict[tuple[Any, ...], bytes] = {}
         self._running = 0
         self._endpoints: Mapping[str, Endpoint | EmbeddingsEndpoint] = {
@@ -102,7 +101,8 @@ class Proxy:
             raise RefusedError(ABSENT, f"there is no {path[:80]} here: calls are at /v1")
         headers: Headers = scope["headers"]
         try:
-            caller = self._credentials.of(headers)
+            told = self._sorter.of(headers)
+            caller = self._credentials.of(told.proofs)
         except UnknownCallerError as error:
             raise RefusedError(UNKNOWN, str(error)) from None
         if "proxy" not in caller.rights:
@@ -112,17 +112,16 @@ class Proxy:
             await self._through(scope, path, headers, caller.keys, receive, send)
             return
         try:
-            wishes = wishes_of(headers)
+            wishes = wishes_of(told.wishes)
         except UnclearWishError as error:
             raise RefusedError(BAD, str(error)) from None
         body = await _body(receive, self._limits)
         if body is None:
             return  # the caller has gone
         query = scope["query_string"]
-        told = self._keyed.of(headers)
         asked = Asked(
-            body, self._where_of(path, query, told), caller.tenant, wishes,
-            partial(self._send, path, query, sent(headers, caller.keys), body),
+            body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
+            partial(self._send, path, query, headers, caller.keys, body),
         )  # fmt: skip
         found = endpoint.remembered(asked)
         if found is None:
@@ -146,11 +145,12 @@ class Proxy:
         return where
 
     async def _send(
-        self, path: str, query: bytes, headers: Headers, own: bytes, server: Server, body: bytes | None
-    ) -> httpx.Response:
+        self, path: str, query: bytes, headers: Headers, keys: Iterable[tuple[bytes, bytes]], own: bytes,
+        server: Server, body: bytes | None,
+    ) -> httpx.Response:  # fmt: skip
         """Ask a server behind what was asked, or another body. Raises AnsweredError."""
-        url = _url(server, path, query)
-        return await self._upstream.open(Sent("POST", url, headers, own if body is None else body))
+        told, url = sent(headers, keys), _url(server, path, query)
+        return await self._upstream.open(Sent("POST", url, told, own if body is None else body))
 
     async def _through(
         self,
@@ -224,41 +224,31 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _body(receive: Receive, limits: Limits) -> bytes | None:
-    """Return a request's body; None where its caller has gone. Raises RefusedError."""
-    message = await _received(receive, limits)
-    if message["type"] == "http.disconnect":
-        return None
-    first: bytes = message.get("body", b"")
+    """Return a request's body; None where its caller has gone, or was too slow. Raises RefusedError."""
+    message = await receive()
     if not message.get("more_body", False):
-        if len(first) > limits.body_bytes:
+        body: bytes = message.get("body", b"")
+        if len(body) > limits.body_bytes:
             raise _too_large(limits)
-        return first
-    parts, size = [first], len(first)
-    deadline = asyncio.get_running_loop().time() + limits.body_seconds
-    while message.get("more_body", False):
-        message = await _received(receive, limits, deadline)
-        if message["type"] == "http.disconnect":
-            return None
+        return None if message["type"] == "http.disconnect" else body
+    parts: list[bytes] = []
+    size = 0
+    while True:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limits.body_bytes:
             raise _too_large(limits)
-    return b"".join(parts)
-
-
-async def _received(receive: Receive, limits: Limits, deadline: float | None = None) -> MutableMapping[str, Any]:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout_at(loop.time() + limits.body_seconds if deadline is None else deadline):
-            return await receive()
-    except TimeoutError:
-        raise RefusedError(SLOW, f"the body took over {limits.body_seconds:g} s (timeout.body)") from None
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
 
 
 async def _stream_of(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
     size, more = 0, True
     while more:
-        message = await _received(receive, limits)
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise RefusedError(BAD, "the caller has gone")
         size += len(message.get("body", b""))
@@ -299,7 +289,7 @@ async def _refuse(send: Send, path: str, status: int, message: str) -> None:
     }  # fmt: skip
     body = json.dumps(told).encode()
     headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"x-semcache", b"bypass")]
-    if status in (SLOW, LARGE):
+    if status == LARGE:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-BAD, UNKNOWN, FORBIDDEN, ABSENT, SLOW, LARGE, BUSY, NOT_CACHED = 400, 401, 403, 404, 408, 413, 503, 504
+BAD, UNKNOWN, FORBIDDEN, ABSENT, LARGE, BUSY, NOT_CACHED = 400, 401, 403, 404, 413, 503, 504
 
 
 class RefusedError(Exception):

@@ -201,8 +201,7 @@ def proxy_of(
         documents=None,
     )  # fmt: skip
     limits = Limits(
-        size_bytes(settings.limit_body, "limit.body"), seconds(settings.timeout_body, "timeout.body"),
-        settings.limit_requests,
+        size_bytes(settings.limit_body, "limit.body"), settings.limit_requests
     )  # fmt: skip
     kept = {"redis": settings.ttl_redis, "disk": settings.ttl_disk, "memcached": settings.ttl_memcached}
     own = [seconds(ttl, f"ttl.{name}") for name, ttl in kept.items() if getattr(settings, name)]
@@ -266,7 +265,9 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
     try:
         config = uvicorn.Config(
             application,
-            http=bounded(seconds(settings.timeout_headers, "timeout.headers")),
+            http=bounded(
+                seconds(settings.timeout_headers, "timeout.headers"), seconds(settings.timeout_body, "timeout.body")
+            ),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -46,12 +46,11 @@ NONE = Wishes()
 
 
 def wishes_of(headers: list[tuple[bytes, bytes]]) -> Wishes:
-    """Return what headers ask for. Raises UnclearWishError."""
-    told = [one for one in headers if one[0].startswith(PREFIX) or one[0] == _CACHE_CONTROL]
-    if not told:
+    """Return what headers ask for, which are `cache-control` and ours. Raises UnclearWishError."""
+    if not headers:
         return NONE
     wishes = Wishes()
-    for name, value in told:
+    for name, value in headers:
         text = value.decode("latin-1").strip()
         if name == _CACHE_CONTROL:
             _control(wishes, text)
@@ -83,8 +82,6 @@ def _tighten(wishes: Wishes, mode: Mode) -> None:
 
 
 def _own(wishes: Wishes, name: str, text: str) -> None:
-    if name == "token":
-        return
     if name not in _NAMES:
         there = ", -".join(_NAMES)
         raise UnclearWishError(f"x-semcache-{name[:40]} is no header of ours; there are x-semcache-{there}")

@@ -1,0 +1,149 @@
+"""What does a proxied call cost, beside a bare endpoint on the same server, and beside the server behind?
+
+The sidecar, the bare endpoint and the server behind are processes of their own; the load comes from this one, over
+connections that are kept, and only answers with status 200 count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from time import perf_counter
+
+import pytest
+
+from semcache.testing import StandIn
+
+HERE = Path(__file__).parent
+BODY = json.dumps({
+    "model": "m",
+    "messages": [
+        {"role": "system", "content": "You answer for a shop that sells tea. " * 20},
+        {"role": "user", "content": "Do you ship to Austria?"},
+    ],
+}).encode()  # fmt: skip
+SECONDS, ROUNDS, CONNECTIONS = 1.0, 9, 8
+
+
+def request(path="/v1/chat/completions", body=BODY):
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer sk-1\r\ncontent-type: application/json\r\n"
+        f"accept: application/json\r\nuser-agent: OpenAI/Python 2.0.0\r\nx-stainless-lang: python\r\n"
+        f"x-stainless-retry-count: 0\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Load:
+    """Connections that each ask again as soon as they are answered."""
+
+    def __init__(self, port, connections=CONNECTIONS):
+        self._request = request()
+        self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
+        for one in self._sockets:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def run(self, seconds=SECONDS):
+        """Return answers a second, and the seconds that each took."""
+        times, begun = [], {}
+        selector = DefaultSelector()
+        buffers = dict.fromkeys(self._sockets, b"")
+        started = perf_counter()
+        for one in self._sockets:
+            selector.register(one, EVENT_READ)
+            begun[one] = perf_counter()
+            one.sendall(self._request)
+        waiting = len(self._sockets)
+        while waiting:
+            for key, _ in selector.select():
+                one = key.fileobj
+                buffers[one] += one.recv(262_144)
+                if not whole(buffers[one]):
+                    continue
+                assert buffers[one].startswith(b"HTTP/1.1 200"), buffers[one][:200]
+                now = perf_counter()
+                times.append(now - begun[one])
+                buffers[one] = b""
+                if now - started < seconds:
+                    begun[one] = now
+                    one.sendall(self._request)
+                else:
+                    waiting -= 1
+        return len(times) / (perf_counter() - started), times
+
+    def close(self):
+        for one in self._sockets:
+            one.close()
+
+
+def whole(data):
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    at = head.lower().find(b"content-length: ")
+    return len(body) >= int(head[at + 16 :].split(b"\r\n", 1)[0])
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as made:
+        yield made
+
+
+def started(stack, *command, stream="stdout"):
+    process = subprocess.Popen(
+        [sys.executable, *command], text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+        **{stream: subprocess.PIPE},
+    )  # fmt: skip
+    stack.callback(process.wait)
+    stack.callback(process.send_signal, signal.SIGKILL)
+    return process, getattr(process, stream).readline()
+
+
+@pytest.fixture
+def ports(stack, tmp_path):
+    """A sidecar that has the answer in memory, and the bare endpoint that returns the same bytes."""
+    models = stack.enter_context(StandIn())
+    _, line = started(
+        stack, "-m", "semcache", "serve", "--port", "0", "--upstream", models.url, "--ttl-memory", "1h", stream="stderr"
+    )
+    port = int(line.split("127.0.0.1:")[1].split(",")[0])
+    with socket.create_connection(("127.0.0.1", port)) as one:
+        for _ in range(2):
+            one.sendall(request())
+            answer = b""
+            while not whole(answer):
+                answer += one.recv(65_536)
+    assert b"x-semcache: hit" in answer
+    kept = tmp_path / "answer.json"
+    kept.write_bytes(answer.partition(b"\r\n\r\n")[2])
+    _, line = started(stack, str(HERE / "bare_asgi.py"), str(kept))
+    return port, int(line)
+
+
+def test_proxied_memory_hit(pairs, stack, ports):
+    """Answers a second, eight connections."""
+    ours, bare = (Load(port) for port in ports)
+    stack.callback(ours.close)
+    stack.callback(bare.close)
+    rates = {"ours": [], "bare": []}
+    for load in (ours, bare):
+        load.run(0.5)
+    for _ in range(ROUNDS):
+        rates["ours"].append(ours.run()[0])
+        rates["bare"].append(bare.run()[0])
+    ratios = [one / other for one, other in zip(rates["ours"], rates["bare"], strict=True)]
+    pairs.once(lambda: None)
+    pairs.record(
+        "proxied memory hit: answers a second / of a bare endpoint that parses the same body",
+        ratio=statistics.median(ratios), bar=0.5, higher_is_better=True,
+        medians={name: statistics.median(one) for name, one in rates.items()}, unit="/s",
+    )  # fmt: skip
