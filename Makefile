@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= semantic,offline,compress,cli,report
+EXTRAS ?= semantic,offline,compress,cli,report,sidecar
 # The extra with the tools: `dev`, or `test` where only tests are run.
 TOOLS ?= dev
 # Files or folders, instead of all tests:  make test TESTS=tests/tiers
