@@ -1,4 +1,4 @@
-"""Whether the sidecar lives, and whether it is ready: for who starts it, and for who sends it traffic.
+"""Whether the sidecar lives, whether it is ready, and what it counts: for who starts it, sends it traffic, watches it.
 
 Ready is who has tried all that he was given: model, index, stores. One that failed is no reason to send traffic
 elsewhere, as calls then go to the server behind (law 10).
@@ -10,16 +10,22 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
 from semcache.cache import Cache
+from semcache.telemetry.prometheus import Metrics
 
 _UNREADY, _ABSENT = 503, 404
 
 
 class Health:
-    """What is known of the sidecar's state."""
+    """What is known of the sidecar's state, and what it counts."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(cache, self._registry)
         self._fault = ""
         self.is_ready = False
         self.is_draining = False
@@ -37,8 +43,11 @@ class Health:
     ) -> bool:
         """Answer a request for the state; False for any other."""
         path = scope["path"]
-        if path not in ("/livez", "/readyz") or scope["method"] not in ("GET", "HEAD"):
+        if path not in ("/livez", "/readyz", "/metrics") or scope["method"] not in ("GET", "HEAD"):
             return False
+        if path == "/metrics":
+            await _send(send, 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry))
+            return True
         is_well = path == "/livez" or (self.is_ready and not self.is_draining)
         told: dict[str, Any] = {"status": "ok" if is_well else ("draining" if self.is_draining else "loading")}
         if path == "/readyz":
@@ -57,13 +66,14 @@ class HealthOnly:
 
     async def __call__(self, scope: MutableMapping[str, Any], _receive: object, send: Any) -> None:
         if scope["type"] == "http" and not await self._health.answered(scope, send):
-            await _give(send, _ABSENT, {"status": "there are /livez and /readyz here"})
+            await _give(send, _ABSENT, {"status": "there are /livez, /readyz and /metrics here"})
 
 
 async def _give(send: Callable[[Mapping[str, Any]], Awaitable[None]], status: int, told: dict[str, Any]) -> None:
-    body = json.dumps(told).encode() + b"\n"
-    headers = [
-        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"),
-    ]  # fmt: skip
+    await _send(send, status, b"application/json", json.dumps(told).encode() + b"\n")
+
+
+async def _send(send: Callable[[Mapping[str, Any]], Awaitable[None]], status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

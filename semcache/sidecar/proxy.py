@@ -20,7 +20,7 @@ import httpx
 from semcache.cache import Cache
 from semcache.keys import canonical
 from semcache.sidecar.asked import Asked, Found
-from semcache.sidecar.credentials import Credentials, UnknownCallerError
+from semcache.sidecar.credentials import Caller, Credentials, UnknownCallerError
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
 from semcache.sidecar.headers import Headers, Sorter, cache_headers, given, sent
@@ -80,12 +80,26 @@ class Proxy:
                 await send({"type": "websocket.close", "code": 1003})
             return
         path = scope["path"]
-        if not path.startswith(_OURS) and await self._health.answered(scope, send):
-            return
         try:
+            if not path.startswith(_OURS) and self._shows(scope, path) and await self._health.answered(scope, send):
+                return
             await self._admitted(scope, path, receive, send)
         except RefusedError as error:
             await _refuse(send, path, error.status, str(error))
+
+    def _shows(self, scope: Scope, path: str) -> bool:
+        """Say whether a path is anybody's to see; metrics are, where there are tokens, for who may look."""
+        if path == "/metrics":
+            rights = self._caller(self._sorter.of(scope["headers"]).proofs).rights
+            if rights.isdisjoint(("read", "admin")):
+                raise RefusedError(FORBIDDEN, "this token may not look: it lacks the right `read`")
+        return True
+
+    def _caller(self, proofs: Headers) -> Caller:
+        try:
+            return self._credentials.of(proofs)
+        except UnknownCallerError as error:
+            raise RefusedError(UNKNOWN, str(error)) from None
 
     async def _admitted(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         if self._running >= self._limits.requests:
@@ -100,11 +114,8 @@ class Proxy:
         if not path.startswith(_OURS):
             raise RefusedError(ABSENT, f"there is no {path[:80]} here: calls are at /v1")
         headers: Headers = scope["headers"]
-        try:
-            told = self._sorter.of(headers)
-            caller = self._credentials.of(told.proofs)
-        except UnknownCallerError as error:
-            raise RefusedError(UNKNOWN, str(error)) from None
+        told = self._sorter.of(headers)
+        caller = self._caller(told.proofs)
         if "proxy" not in caller.rights:
             raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
