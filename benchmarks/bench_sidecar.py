@@ -103,9 +103,67 @@ def started(stack, *command, stream="stdout"):
         [sys.executable, *command], text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
         **{stream: subprocess.PIPE},
     )  # fmt: skip
-    stack.callback(process.wait)
+    stack.enter_context(process)
     stack.callback(process.send_signal, signal.SIGKILL)
     return process, getattr(process, stream).readline()
+
+
+def first_byte(port, number):
+    """Return the seconds until the first event of a stream that nobody asked for before."""
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": f"question {number}"}]}
+    with socket.create_connection(("127.0.0.1", port)) as one:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began = perf_counter()
+        one.sendall(request(body=json.dumps(body).encode()))
+        answer = b""
+        while b"data:" not in answer:
+            answer += one.recv(65_536)
+        took = perf_counter() - began
+        while b"[DONE]" not in answer:
+            answer += one.recv(65_536)
+        return took
+
+
+@pytest.fixture
+def behind(stack):
+    """A server behind, and a sidecar in front of it, which both have been asked already."""
+    models = stack.enter_context(StandIn())
+    process, line = started(stack, "-m", "semcache", "serve", "--port", "0", "--upstream", models.url, stream="stderr")
+    ports = int(models.url.rpartition(":")[2]), int(line.split("127.0.0.1:")[1].split(",")[0])
+    for port in ports:
+        first_byte(port, -1)
+    return process, *ports
+
+
+def test_proxied_streaming_miss(pairs, behind):
+    """The first byte, through the sidecar and without it, in turn."""
+    _, bare, ours = behind
+    times = {"ours": [], "bare": []}
+    for number in range(200):
+        times["bare"].append(first_byte(bare, f"{number} bare"))
+        times["ours"].append(first_byte(ours, f"{number} ours"))
+    medians = {name: statistics.median(one) * 1e3 for name, one in times.items()}
+    pairs.once(lambda: None)
+    pairs.record(
+        "proxied streaming miss: milliseconds that the first byte comes later than from the server behind",
+        ratio=medians["ours"] - medians["bare"], bar=2.0, higher_is_better=False, medians=medians, unit="ms",
+    )  # fmt: skip
+
+
+def test_idle_sidecar(pairs, stack, behind):
+    """Megabytes that it holds when it has answered a call, and seconds until it listens, beside a bare Python."""
+    resident = Path(f"/proc/{behind[0].pid}/status").read_text().split("VmRSS:")[1].split()[0]
+    until = []
+    for _ in range(5):
+        began = perf_counter()
+        started(stack, "-m", "semcache", "serve", "--port", "0", "--upstream", "http://127.0.0.1:1", stream="stderr")
+        until.append(perf_counter() - began)
+    pairs.once(lambda: None)
+    pairs.record(
+        f"idle sidecar: seconds until it listens; it holds {int(resident) / 1e3:.0f} MB (bar 80)",
+        ratio=statistics.median(until), bar=0.7, higher_is_better=False,
+        medians={"ours": statistics.median(until), "bare": 0.0}, unit="s",
+    )  # fmt: skip
 
 
 @pytest.fixture

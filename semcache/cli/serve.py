@@ -10,7 +10,7 @@ from typing import Any
 
 from semcache.errors import MissingExtraError
 
-_NEEDED = ("httpx", "httptools", "prometheus_client", "uvicorn")
+_NEEDED = ("aiohttp", "httptools", "prometheus_client", "uvicorn")
 
 
 def add(commands: Any) -> None:

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from semcache.events import Event
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.settings import Server
+from semcache.sidecar.upstream import Opened
 from semcache.sidecar.wishes import Wishes
 from semcache.wrap.clients.dialect import Json
 
@@ -28,7 +27,7 @@ class Asked:
     where: bytes
     tenant: str
     wishes: Wishes
-    send: Callable[[Server, bytes | None], Awaitable[httpx.Response]]
+    send: Callable[[Server, bytes | None], Awaitable[Opened]]
 
     @property
     def whose(self) -> str:

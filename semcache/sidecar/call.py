@@ -13,15 +13,13 @@ from functools import partial
 from threading import RLock
 from typing import Any, Protocol
 
-import httpx
-
 from semcache.cache import Cache
 from semcache.keep import Unkept
 from semcache.model import Tenant, Usage
 from semcache.recording import Taken, UnrecordedError, owner_of, packed
 from semcache.sidecar.events import CONTENT_TYPE, Blocks, bytes_of, chunks_of, told
 from semcache.sidecar.headers import KEPT, Headers
-from semcache.sidecar.upstream import Answer, answered, headers_of
+from semcache.sidecar.upstream import Answer, Opened
 from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own
 from semcache.wrap.shared import Stream
 
@@ -43,9 +41,9 @@ class Head:
 
     __slots__ = ("headers", "is_events", "response", "with_usage")
 
-    def __init__(self, response: httpx.Response, *, with_usage: bool) -> None:
+    def __init__(self, response: Opened, *, with_usage: bool) -> None:
         self.response = response
-        self.headers = headers_of(response)
+        self.headers = response.headers
         self.is_events = _content_type(self.headers).startswith(_EVENTS)
         self.with_usage = with_usage
 
@@ -63,7 +61,7 @@ class Proxied:
     )  # fmt: skip
 
     def __init__(
-        self, place: Place, body: Json, send: Callable[[], Awaitable[httpx.Response]] | None, *, is_stream: bool,
+        self, place: Place, body: Json, send: Callable[[], Awaitable[Opened]] | None, *, is_stream: bool,
         with_usage: bool,
     ) -> None:  # fmt: skip
         self.place = place
@@ -95,7 +93,7 @@ class Proxied:
     async def load(self) -> Any:
         """Ask the server behind for a plain answer; returns what is kept of it. Raises AnsweredError."""
         assert self.send is not None  # noqa: S101 - else it was made to be answered from memory
-        self.answer = await answered(await self.send())
+        self.answer = await (await self.send()).whole()
         body = self.answer.body
         try:
             return {"body": body.decode(), "head": kept_headers(self.answer.headers)}
@@ -107,18 +105,18 @@ class Proxied:
         assert self.send is not None  # noqa: S101 - as above
         response = await self.send()
         if not response.is_success:
-            await answered(response)
+            await response.whole()  # which raises
         blocks = Blocks()
         try:
             yield Head(response, with_usage=self.variant)
-            async for data in response.aiter_bytes():
+            async for data in response.pieces():
                 for block in blocks.feed(data):
                     yield block
             rest = blocks.rest()
             if rest:
                 yield rest
         finally:
-            await response.aclose()
+            response.close()
 
     # What `Reading` asks of it
 

@@ -19,7 +19,7 @@ from semcache.plan import arun
 from semcache.sidecar.asked import Asked, Found, parsed
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.refusals import not_cached
-from semcache.sidecar.upstream import Answer, Upstream, answered
+from semcache.sidecar.upstream import Answer, Upstream
 from semcache.wrap.clients.dialect import Json
 from semcache.wrap.clients.embeddings import Embeddings, gathered, items_of
 from semcache.wrap.clients.options import ClientOptions
@@ -113,7 +113,7 @@ class EmbeddingsEndpoint(Embeddings):
         """Ask the server for some inputs, or as the caller asked. Raises AnsweredError."""
         del options  # the SDK's
         told = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        answer = await answered(await asked.send(server, told))
+        answer = await (await asked.send(server, told)).whole()
         sent.append(answer)
         return _Loaded(answer)
 

@@ -16,8 +16,6 @@ from threading import RLock
 from time import perf_counter_ns
 from typing import Any
 
-import httpx
-
 from semcache.cache import Cache
 from semcache.chain import Origin
 from semcache.codec import unpack
@@ -34,7 +32,7 @@ from semcache.sidecar.asked import Asked, Found, parsed
 from semcache.sidecar.call import Head, Proxied, head_headers
 from semcache.sidecar.refusals import not_cached
 from semcache.sidecar.settings import Server
-from semcache.sidecar.upstream import Upstream, headers_of
+from semcache.sidecar.upstream import Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
 from semcache.wrap.clients.conversation import Meant
 from semcache.wrap.clients.dialect import Dialect, Json
@@ -231,7 +229,7 @@ class Endpoint:
             item.unwrap()
         blocks = _blocks(reading)
         if isinstance(item, Head):
-            return Found(event, item.headers, blocks=blocks, is_ours=False, status=item.response.status_code)
+            return Found(event, item.headers, blocks=blocks, is_ours=False, status=item.response.status)
         # Who reads along does not know yet how it ends: the event itself says so when it has.
         told = event if event.kind == "hit" else replace(event, kind="hit", tier="flight", shared=True)
         return Found(told, head_headers(item), blocks=blocks, is_ours=True)
@@ -244,9 +242,9 @@ class Endpoint:
         event.kind, event.reason = "bypass", reason
         outcome = await arun(load(Origin(partial(asked.send, self._upstream.of(body.get("model")), None)), None, event))
         finish(self.cache.chain, event, outcome if outcome.error is not None else Outcome(None))
-        response: httpx.Response = outcome.unwrap()
+        response: Opened = outcome.unwrap()
         return Found(
-            event, headers_of(response), blocks=_raw(response), is_ours=False, status=response.status_code
+            event, response.headers, blocks=_raw(response), is_ours=False, status=response.status
         )  # fmt: skip
 
 
@@ -273,12 +271,12 @@ async def _end(reading: Reading) -> None:
         await unread.close()
 
 
-async def _raw(response: httpx.Response) -> AsyncGenerator[str, None]:
+async def _raw(response: Opened) -> AsyncGenerator[str, None]:
     try:
-        async for data in response.aiter_bytes():
+        async for data in response.pieces():
             yield data.decode("utf-8", "surrogateescape")
     finally:
-        await response.aclose()
+        response.close()
 
 
 def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:

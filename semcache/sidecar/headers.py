@@ -22,7 +22,7 @@ _OF_THE_CONNECTION = frozenset({
     b"transfer-encoding", b"upgrade", b"http2-settings",
 })  # fmt: skip
 _NOT_SENT = _OF_THE_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect", TOKEN_HEADER}
-_NOT_GIVEN = _OF_THE_CONNECTION | {b"content-length", b"content-encoding", b"date", b"server"}
+_NOT_GIVEN = _OF_THE_CONNECTION | {b"content-length", b"date", b"server"}
 # Who asks, through whom and how: the tenant says whose it is, and no answer differs by the rest.
 _UNKEYED = _NOT_SENT | frozenset(KEY_HEADERS) | {
     b"cookie", b"cache-control", b"pragma", b"forwarded", b"via", b"x-real-ip", b"origin", b"referer", b"dnt",
@@ -83,11 +83,10 @@ def sent(headers: Headers, keys: Iterable[tuple[bytes, bytes]]) -> Headers:
     return [*told, *keys, (b"accept-encoding", b"identity")]
 
 
-def given(headers: Headers, *, is_raw: bool = False) -> Headers:
-    """Return an answer's headers as they go to the caller; of one that `is_raw` also what says how it is encoded."""
+def given(headers: Headers) -> Headers:
+    """Return an answer's headers as they go to the caller; how long it is, is told anew."""
     named = _of_this_connection(headers)
-    left_out = _NOT_GIVEN - {b"content-encoding", b"content-length"} if is_raw else _NOT_GIVEN
-    return [one for one in headers if one[0] not in left_out and one[0] not in named]
+    return [one for one in headers if one[0] not in _NOT_GIVEN and one[0] not in named]
 
 
 def _of_this_connection(headers: Headers) -> frozenset[bytes]:

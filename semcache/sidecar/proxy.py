@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx
-
 from semcache.cache import Cache
 from semcache.keys import canonical
 from semcache.sidecar.asked import Asked, Found
@@ -27,7 +25,7 @@ from semcache.sidecar.headers import Headers, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError
 from semcache.sidecar.settings import Server
-from semcache.sidecar.upstream import AnsweredError, Sent, Upstream, headers_of
+from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
 from semcache.sidecar.wishes import UnclearWishError, wishes_of
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.openai import ChatCompletions
@@ -158,39 +156,65 @@ class Proxy:
     async def _send(
         self, path: str, query: bytes, headers: Headers, keys: Iterable[tuple[bytes, bytes]], own: bytes,
         server: Server, body: bytes | None,
-    ) -> httpx.Response:  # fmt: skip
+    ) -> Opened:  # fmt: skip
         """Ask a server behind what was asked, or another body. Raises AnsweredError."""
         told, url = sent(headers, keys), _url(server, path, query)
         return await self._upstream.open(Sent("POST", url, told, own if body is None else body))
 
     async def _through(
-        self,
-        scope: Scope,
-        path: str,
-        headers: Headers,
-        keys: Iterable[tuple[bytes, bytes]],
-        receive: Receive,
+        self, scope: Scope, path: str, headers: Headers, keys: Iterable[tuple[bytes, bytes]], receive: Receive,
         send: Send,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Hand on what is none of the endpoints that are cached, as it comes, both ways."""
-        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
-        body: Any = _stream_of(receive, self._limits) if has_body else b""
+        length = [one for one in headers if one[0] == b"content-length"]
+        has_body = length or any(name == b"transfer-encoding" for name, _ in headers)
+        incoming = _Incoming(receive, self._limits)
         url = _url(self._upstream.of(None), path, scope["query_string"])
+        told = [*sent(headers, keys), *length]
         try:
-            response = await self._upstream.open(Sent(scope["method"], url, sent(headers, keys), body))
+            response = await self._upstream.open(
+                Sent(scope["method"], url, told, incoming.pieces() if has_body else b"")
+            )  # fmt: skip
         except AnsweredError as error:
+            if incoming.refusal is not None:
+                raise incoming.refusal from None
             await _failed(send, path, error)
             return
         try:
             await send({
-                "type": "http.response.start", "status": response.status_code,
-                "headers": [*given(headers_of(response), is_raw=True), (b"x-semcache", b"bypass")],
+                "type": "http.response.start", "status": response.status,
+                "headers": [*given(response.headers), (b"x-semcache", b"bypass")],
             })  # fmt: skip
-            async for data in response.aiter_raw():
+            async for data in response.pieces():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            await response.aclose()
+            response.close()
+
+
+class _Incoming:
+    """A body that is handed on as it comes; what was wrong with it is in `refusal`, whatever its reader makes of it."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive = receive
+        self._limits = limits
+        self.refusal: RefusedError | None = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it in pieces. Raises RefusedError."""
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.refusal = RefusedError(BAD, "the caller has gone")
+                raise self.refusal
+            body: bytes = message.get("body", b"")
+            size += len(body)
+            if size > self._limits.body_bytes:
+                self.refusal = _too_large(self._limits)
+                raise self.refusal
+            more = message.get("more_body", False)
+            yield body
 
 
 async def _give(found: Found, receive: Receive, send: Send) -> None:
@@ -207,15 +231,11 @@ async def _give(found: Found, receive: Receive, send: Send) -> None:
     try:
         async with aclosing(found.blocks) as blocks:
             await _stream(blocks, gone, send)
-    except (AnsweredError, httpx.HTTPError) as error:
+    except (AnsweredError, BrokenOffError) as error:
         # The status was sent: that it broke off can only be told by breaking off.
         raise BrokenOffError(str(error)) from error
     finally:
         gone.cancel()
-
-
-class BrokenOffError(Exception):
-    """A stream that ended before its end: its connection is closed without one."""
 
 
 async def _stream(blocks: AsyncGenerator[str, None], gone: asyncio.Task[None], send: Send) -> None:
@@ -254,19 +274,6 @@ async def _body(receive: Receive, limits: Limits) -> bytes | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-
-
-async def _stream_of(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RefusedError(BAD, "the caller has gone")
-        size += len(message.get("body", b""))
-        if size > limits.body_bytes:
-            raise _too_large(limits)
-        more = message.get("more_body", False)
-        yield message.get("body", b"")
 
 
 def _too_large(limits: Limits) -> RefusedError:

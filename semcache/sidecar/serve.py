@@ -27,9 +27,9 @@ from semcache.recording import Recording
 from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.protocol import bounded
-from semcache.sidecar.proxy import BrokenOffError, Limits, Proxy
+from semcache.sidecar.proxy import Limits, Proxy
 from semcache.sidecar.settings import Settings
-from semcache.sidecar.upstream import Upstream
+from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
 from semcache.wrap.clients.options import client_options

@@ -1,4 +1,4 @@
-"""The servers behind: one pool of connections, plain answers and streams, and what is told where none answers.
+"""The servers behind: one pool of connections, answers read whole or as they come, and what is told where none answers.
 
 Laws: what a server answered is handed on as it came, errors too; a request is sent once, as trying again is its
 caller's affair; there are no servers but those in the settings.
@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
 
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.refusals import ABSENT, RefusedError
 from semcache.sidecar.settings import Server
 
 _FAILED, _LATE = 502, 504
+_SUCCESS = range(200, 300)
+# What the client would add of its own to what the caller said.
+_ITS_OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 @dataclass(slots=True)
@@ -36,6 +41,10 @@ class AnsweredError(Exception):
         self.is_ours = is_ours
 
 
+class BrokenOffError(Exception):
+    """An answer that ended before its end."""
+
+
 @dataclass(slots=True)
 class Sent:
     """A request on its way upstream: `url` is whole, `headers` are those that go there."""
@@ -46,19 +55,55 @@ class Sent:
     body: bytes | AsyncIterator[bytes]
 
 
+class Opened:
+    """An answer whose body is still to come; who has opened it reads it to its end, or closes it."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Headers = [(name.lower(), value) for name, value in response.raw_headers]
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it is what was asked for."""
+        return self.status in _SUCCESS
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes, still encoded as its headers say. Raises BrokenOffError."""
+        try:
+            async for data in self._response.content.iter_any():
+                yield data
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+
+    async def whole(self) -> Answer:
+        """Return it in full. Raises AnsweredError for a status that is no success, or where it breaks off."""
+        try:
+            body = await self._response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unanswered(error, self._response.url) from error
+        finally:
+            self._response.close()
+        answer = Answer(self.status, self.headers, body)
+        if not self.is_success:
+            raise AnsweredError(answer)
+        return answer
+
+    def close(self) -> None:
+        """Read no more: the connection is kept where all was read."""
+        self._response.close()
+
+
 class Upstream:
-    """The servers behind a sidecar."""
+    """The servers behind a sidecar; `connect` and `read` are seconds until a connection, and between bytes."""
 
     def __init__(self, servers: Sequence[Server], *, connect: float, read: float, connections: int) -> None:
         self._servers = tuple(servers)
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(read, connect=connect),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            follow_redirects=False,
-            # Authorities take time to read, and are asked by nobody where all is plain.
-            verify=any(server.url.startswith("https:") for server in self._servers),
-        )
-        self._client.headers.clear()  # it adds none of its own to what the caller said
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
 
     def of(self, model: object) -> Server:
         """Return the server that has a model; the first for what names none. Raises RefusedError where none has it."""
@@ -69,42 +114,32 @@ class Upstream:
                 return server
         raise RefusedError(ABSENT, f"no server behind has the model {model[:80]!r}: see [[upstream]] in the settings")
 
-    async def open(self, sent: Sent) -> httpx.Response:
+    async def open(self, sent: Sent) -> Opened:
         """Return an answer whose body is still to come. Raises AnsweredError where none comes."""
-        request = httpx.Request(sent.method, sent.url, headers=sent.headers, content=sent.body)
-        request.extensions["timeout"] = self._client.timeout.as_dict()
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections, limit_per_host=0),
+                timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=True,
+                skip_auto_headers=_ITS_OWN,
+            )  # fmt: skip
+        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in sent.headers)
+        url = URL(sent.url, encoded=True)
         try:
-            return await self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise _unanswered(error, sent.url) from error
+            response = await self._session.request(
+                sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unanswered(error, url) from error
+        return Opened(response)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
-async def answered(response: httpx.Response) -> Answer:
-    """Return an open answer, read in full. Raises AnsweredError for a status that is no success, or where it breaks."""
-    try:
-        body = await response.aread()
-    except httpx.HTTPError as error:
-        raise _unanswered(error, str(response.request.url)) from error
-    finally:
-        await response.aclose()
-    answer = Answer(response.status_code, headers_of(response), body)
-    if not response.is_success:
-        raise AnsweredError(answer)
-    return answer
-
-
-def headers_of(response: httpx.Response) -> Headers:
-    """Return the headers of an answer, their names in small letters."""
-    return [(name.lower(), value) for name, value in response.headers.raw]
-
-
-def _unanswered(error: httpx.HTTPError, url: str) -> AnsweredError:
+def _unanswered(error: Exception, url: URL) -> AnsweredError:
     """Return what a caller is told where its server did not answer."""
-    host = httpx.URL(url).netloc.decode("latin-1")
-    is_late = isinstance(error, httpx.TimeoutException)
-    told = f"{host} {'took too long' if is_late else 'could not be asked'}: {type(error).__name__} {error}".strip()
-    return AnsweredError(Answer(_LATE if is_late else _FAILED, [], told.encode()), is_ours=True)
+    is_late = isinstance(error, TimeoutError)
+    told = f"{url.authority} {'took too long' if is_late else 'could not be asked'}: {type(error).__name__} {error}"
+    return AnsweredError(Answer(_LATE if is_late else _FAILED, [], told.strip().encode()), is_ours=True)
