@@ -17,7 +17,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal
 
 from semcache.meter import Amounts, Meter, model_of, total_of
-from semcache.model import Decision, Entry, Facets, Usage
+from semcache.model import BELOW, Decision, Entry, Facets, Usage
 from semcache.trace import tracing
 from semcache.warning import warn
 
@@ -44,7 +44,8 @@ class Event:
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
     "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, "reported", or
     "policy" for what a policy that learns opens or closes.
-    `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds, `similarity` is a cosine.
+    `stages` holds nanoseconds of wall-clock time, `age` and `load_seconds` are seconds. `similarity` is the cosine of
+    the near match that was served, or, of a miss, of the best that was not, `cut` what it was held against.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
@@ -81,6 +82,11 @@ class Event:
     @property
     def is_hit(self) -> bool:
         return self.kind == "hit"
+
+    @property
+    def cut(self) -> float | None:
+        """The cut that decided on the near match; None where none was asked."""
+        return None if self.decision is None else self.decision.cut
 
     def fault(self, tier: str, error: BaseException) -> None:
         """Note what made a tier a miss."""
@@ -234,6 +240,8 @@ class Recorder:
 
     def lookup(self, event: Event, answer: Any = None) -> None:
         """Take the event of a finished lookup; `answer` is what its caller is given, where that is known here."""
+        if event.kind == "miss" and event.decision is not None:
+            event.similarity = event.decision.similarity
         if self.recording is not None:
             self.recording.take(event, answer)
         if self.ledger is not None and (event.near is not None or event.identify is not None):
@@ -409,7 +417,7 @@ class Recorder:
 
 
 def _counted_as(reason: str, decision: Decision | None) -> str:
-    """Return a reason without what it tells of a text: "guard: numbers", "exact only"."""
+    """Return a reason without what it tells of one text: "guard: numbers", "exact only", "below the cut"."""
     if decision is not None and decision.guard and decision.reason == reason:
         return f"guard: {decision.guard}"
-    return "exact only" if reason.startswith("exact only") else reason
+    return next((begin for begin in ("exact only", BELOW) if reason.startswith(begin)), reason)

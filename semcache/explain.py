@@ -17,8 +17,8 @@ from semcache.tier import Breaker, Tier
 class Explanation:
     """Which tier would answer, and what each of the others said.
 
-    `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, and
-    `neighbours` the nearest rows of the scope, nearest first.
+    `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, served or not,
+    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against.
     """
 
     tier: str | None = None
@@ -29,6 +29,11 @@ class Explanation:
     decision: Decision | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
     said: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def cut(self) -> float | None:
+        """The cut that decided on the best neighbour; None where none was asked."""
+        return None if self.decision is None else self.decision.cut
 
     def __str__(self) -> str:
         lines = [f"key {self.key.hex()}: {'hit in ' + self.tier if self.tier else 'miss'}"]
@@ -69,6 +74,8 @@ def explain(
                 explanation.age, explanation.remaining = found.entry.age, found.entry.life
         else:
             explanation.said.append((tier.name, found.reason or "miss"))
+    if explanation.tier is None and explanation.decision is not None:
+        explanation.similarity = explanation.decision.similarity
     return explanation
 
 

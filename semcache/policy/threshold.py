@@ -28,7 +28,7 @@ class Threshold:
         """Serve it if it is similar enough and no guard refuses it."""
         similarity = neighbour.similarity
         if similarity < self.cut:
-            return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+            return Decision.below(self.cut, similarity)
         served = Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
         return self.guards.over(served, text, neighbour)
 

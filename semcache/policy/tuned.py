@@ -215,7 +215,7 @@ class _Cut:
         """Serve what stands at the cut or above it, and what no guard refuses; a guard costs more than a cut."""
         near, score = neighbour.similarity, neighbour.score
         if value < cut:
-            return Decision(Verdict.REJECT, "below the cut", near, cut, score=score)
+            return Decision.below(cut, near, score)
         refusal = self.guards.check(text, neighbour.text)
         if refusal is not None:
             return Decision(Verdict.REJECT, refusal.reason, near, cut, refusal.guard, score)
