@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Verdict
 from semcache.policy.guards import GUARDS, Guards
+from semcache.policy.status import ThresholdStatus
 
 
 class Threshold:
@@ -32,11 +33,15 @@ class Threshold:
         served = Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
         return self.guards.over(served, text, neighbour)
 
+    def status(self) -> ThresholdStatus:
+        """Return what it serves, and that nothing bounds its wrong share: print it."""
+        return ThresholdStatus(self.cut, self.guards.listed)
+
     def __repr__(self) -> str:
-        names = self.guards.names
+        names = self.guards.listed
         if len(names) == len(GUARDS):
             return f"Threshold({self.cut:g})"
-        return f"Threshold({self.cut:g}, guards={[name for name in GUARDS if name in names] or None})"
+        return f"Threshold({self.cut:g}, guards={list(names) or None})"
 
 
 class UnmeasuredThresholdWarning(UserWarning):
