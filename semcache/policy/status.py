@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ class FamilyStatus:
             lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
         if self.origin.labels:
             lines.append(f"  the origin itself answered identical requests otherwise: {self.origin}")
-        lines += [f"  {offer}" for offer in self.offers]
+        lines += [f"  {offer}" for offer in self.offers if offer.cut is not None or offer.budget != self.budget]
         return "\n".join(lines)
 
 
@@ -108,7 +108,8 @@ class FamilyStatus:
 class PolicyStatus:
     """What a policy that learns knows; print it. `budget` is None in shadow, where nothing near is served.
 
-    `unlabelled` counts what was to be compared and was not, by why; `opened` labels of which nobody knew.
+    `unlabelled` counts what was to be compared and was not, by why, `troubles` how often a judge failed; `obstacles`
+    say why its cache can serve nothing near, or not to all, whatever the labels allow, with the mend.
     """
 
     budget: float | None
@@ -117,15 +118,26 @@ class PolicyStatus:
     families: tuple[FamilyStatus, ...] = ()
     unlabelled: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, int] = field(default_factory=dict)
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = "shadow: nothing near is served" if self.budget is None else f"at most {self.budget:.3g} wrong"
-        lines = [f"{what}, at {self.confidence:.0%} confidence"]
-        told = [*self.families, *([self.others] if self.others else [])]
-        lines += [str(one) for one in told] or ["no near match was met yet"]
+        lines = [f"{what}, at {self.confidence:.0%} confidence", *self.obstacles]
+        lines += self._told() or ["no near match was met yet"]
         lines += [f"not compared: {count} ({why})" for why, count in self.unlabelled.items()]
         lines += [f"the judge failed {count} times: {why}" for why, count in self.troubles.items()]
         return "\n".join(lines)
+
+    def _told(self) -> list[str]:
+        """Tell of each family, and of all others together where that is more than what one has just said."""
+        others, families = self.others, self.families
+        if others is None or len(families) != 1 or others.asked > families[0].asked:
+            return [str(one) for one in (*families, *([others] if others else []))]
+        (family,) = families
+        if not family.is_by_itself:  # its numbers are theirs, and their cut is its own
+            return [str(replace(others, about=family.about or family.name))]
+        too = [] if others.cut is None else [f"any other family: open from {others.cut:g} on, by the same labels"]
+        return [str(family), *too]
 
 
 @dataclass(frozen=True, slots=True)
