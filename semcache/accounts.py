@@ -44,7 +44,7 @@ class Accounts:
     semantic: SemanticTier | None
     mode: Mode
     tenant: Tenant | None
-    is_closed: bool
+    _closed: bool
     _book_at: float
     # Held while booking: of two at once one would read sums in which what the other has just taken is missing. The
     # collector may close a cache in the thread that holds it.
@@ -77,7 +77,7 @@ class Accounts:
         wait for it.
         """
         labelling, told = self.chain.labelling, []
-        if labelling is not None and self.store is not None and self.books and not self.is_closed:
+        if labelling is not None and self.store is not None and self.books and not self._closed:
             if not labelling.has_read:
                 self._book()
             if not labelling.has_read:
@@ -85,7 +85,7 @@ class Accounts:
                     f"what other processes have learned is not read yet: {self.store.name} did not answer in time "
                     "(stats().faults says why)"
                 )
-        return [*obstacles(self.semantic, self.mode, self.tenant, labelling, is_closed=self.is_closed), *told]
+        return [*obstacles(self.semantic, self.mode, self.tenant, labelling, is_closed=self._closed), *told]
 
     def _learn_of_others(self, policy: Learner) -> None:
         """Have a policy count with the sums of all processes, then hand over what it counted here.

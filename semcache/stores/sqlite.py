@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Changes, Pair
 from semcache.model import Facets, Mode
@@ -58,8 +59,9 @@ class SqliteStore:
     """Entries, index rows and invalidations of one namespace in one file of at most about `max_bytes`."""
 
     def __init__(
-        self, path: Path, *, namespace: str, timeout: float, max_bytes: int, clock: Clock, on_fault: OnFault
-    ) -> None:
+        self, path: Path, *, namespace: str, timeout: float, max_bytes: int, clock: Clock, on_fault: OnFault,
+        blocks: Blocks | None = None,
+    ) -> None:  # fmt: skip
         self._path = path
         self._namespace = namespace
         self._timeout = timeout
@@ -69,7 +71,7 @@ class SqliteStore:
         self._inherited: list[object] = []
         self._is_closed = False
         self.now = clock.time
-        self.reports = FileReports(self, namespace, max_bytes)
+        self.reports = FileReports(self, namespace, max_bytes, blocks)
         self._begin()
         self._writer.prepare()
         forking().add(self)
@@ -316,6 +318,7 @@ class SqliteStore:
         except (sqlite3.Error, OSError, TierError) as error:
             raise trouble(error, str(self._path)) from error
         self._backlog.hear(found.marks)  # before anybody is told that they are known
+        self.reports.settle(found)
         return found
 
     # Connections
