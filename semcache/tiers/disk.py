@@ -246,6 +246,12 @@ class DiskTier:
         """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces of which something stands in the file, in order. Raises TierError."""
+        from semcache.stores.schema import NAMESPACES
+
+        return [name for (name,) in self._store.ask(NAMESPACES)]
+
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
         """Return what all processes have booked under some days. Raises TierError."""
         return self._store.tallied(days)
