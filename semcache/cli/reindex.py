@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from semcache.cli.arguments import positive, positive_float
-from semcache.cli.store import INDEX_TTL, add_store, check_namespace, place_of, unasked
+from semcache.cli.store import INDEX_TTL, add_store, join_known, place_of, unasked
 from semcache.errors import ConfigurationError
 from semcache.replay.progress import progress
 from semcache.replay.words import count
@@ -49,8 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         unasked(place, embedder=embedder, device=options.device, ttl=TTL(semantic=INDEX_TTL)) as cache,
         progress(sys.stderr, is_quiet=options.quiet or options.dry_run) as shown,
     ):
-        check_namespace(cache, place)
-        cache.store.join()
+        join_known(cache, place)
         if options.dry_run:
             cache.warm()  # an embedder that cannot be had is told of now, not when it matters
         told = cache.reindex(dry_run=options.dry_run, rate=options.rate, max_batch=options.batch, progress=shown)

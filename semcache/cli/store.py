@@ -108,10 +108,10 @@ def unasked(place: Place, **settings: Any) -> Iterator[Cache]:
         raise TierError(error.reason, f"{error} (is it running, and is this its address?)") from error
 
 
-def check_namespace(cache: Cache, place: Place) -> None:
-    """See that something stands in the namespace, before it is begun by asking. Raises ConfigurationError, TierError.
+def join_known(cache: Cache, place: Place) -> None:
+    """Follow the log of a namespace, if something stands in it. Raises ConfigurationError.
 
-    A mistyped name would else be an empty namespace, of which all is done.
+    A mistyped name would else be an empty namespace, of which all is done. Raises TierError as `opened` does.
     """
     assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
     known = cache.store.namespaces()
@@ -121,6 +121,7 @@ def check_namespace(cache: Cache, place: Place) -> None:
             f"nothing stands in namespace {place.namespace!r} of {place.where}{others}: is it the right name? give "
             "--namespace as the service's Cache(...) was given it"
         )
+    cache.store.join()
 
 
 def check_file(path: Path) -> None:
