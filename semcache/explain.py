@@ -47,12 +47,16 @@ class Explanation:
 
 
 def explain(
-    tiers: Sequence[tuple[Tier, Breaker]], decode: Callable[[bytes], object], request: Request
+    tiers: Sequence[tuple[Tier, Breaker]],
+    decode: Callable[[bytes], object],
+    request: Request,
+    *,
+    is_closed: bool = False,
 ) -> Plan[Explanation]:
     """Ask every tier that a lookup would ask, and tell what each says; a hit is one only if it can be decoded."""
     explanation = Explanation(key=request.key)
     for tier, breaker in tiers:
-        why_not = _why_not_asked(tier, breaker, request)
+        why_not = "not asked: closed" if is_closed else _why_not_asked(tier, breaker, request)
         if why_not is not None:
             explanation.said.append((tier.name, why_not))
             continue
