@@ -20,7 +20,7 @@ from semcache.chain import Chain, Origin
 from semcache.codec import Codec
 from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
-from semcache.events import Event, Observer, Recorder, Stats
+from semcache.events import Event, Observer, Recorder
 from semcache.explain import Explanation, explain
 from semcache.labelling import Labelling, labelling_of
 from semcache.ledger import Ledger
@@ -44,6 +44,7 @@ from semcache.recording import Recording, recording_of, tape_of
 from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
+from semcache.stats import Stats
 from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes

@@ -28,7 +28,7 @@ from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
-from semcache.stores.moving import FOREIGN_PAGE, PAGE, Foreign, Moved
+from semcache.stores.moving import Foreign, Moved, foreign
 from semcache.stores.reported import FileReports
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.vectors import from_float16
@@ -142,15 +142,7 @@ class SqliteStore:
 
     def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
         """Return the live index rows of all other embedders up to now, a page at a time, oldest first."""
-        position, last = 0, self.position()
-        while True:
-            now = self._clock.time()
-            page = self.ask(FOREIGN_PAGE, position, last, embedder, now, self._namespace, PAGE)
-            if page:
-                yield [Foreign(at, key, scope, other, text, end - now) for at, key, scope, other, text, end in page]
-            if len(page) < PAGE:
-                return
-            position = page[-1][0]
+        return foreign(self.ask, self.position(), embedder, self._namespace, self._clock.time)
 
     def count(self, pairs: list[Pair]) -> int:
         """Return how many live entries invalidations mean, written or not."""
