@@ -119,7 +119,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self._switch_to(None)
         self.policy: Policy = as_policy(policy)
         self.names_families = hasattr(self.policy, "within")
-        warn_unmeasured(self.policy)
+        warn_unmeasured(None if embedder is None else self.policy)  # without one another warning says more
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
         self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
