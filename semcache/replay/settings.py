@@ -99,7 +99,7 @@ def make_cache(settings: Settings, folder: Path, witness: Witness, clock: Clock 
         embedder=settings.embedder,
         semantic=settings.semantic,
         device=settings.device,
-        policy=witness,
+        policy=None if settings.embedder is None else witness,  # without one there is nothing to decide on
         ttl=settings.ttl,
         prices=settings.prices,
         timeouts=_NEVER_LATE,
