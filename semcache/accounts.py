@@ -85,7 +85,16 @@ class Accounts:
                     f"what other processes have learned is not read yet: {self.store.name} did not answer in time "
                     "(stats().faults says why)"
                 )
-        return [*obstacles(self.semantic, self.mode, self.tenant, labelling, is_closed=self._closed), *told]
+        return [*self._obstacles(), *told]
+
+    def _obstacles(self) -> list[str]:
+        return list(obstacles(self.semantic, self.mode, self.tenant, self.chain.labelling, is_closed=self._closed))
+
+    def _policy_told(self) -> str:
+        """Say in a few words what the policy does, and, where it would serve near matches, what keeps it from that."""
+        is_learner = isinstance(self.policy, Learner)
+        serves = not is_learner if self.semantic is None else self.semantic.serves
+        return "; ".join([str(self.policy), *(self._obstacles() if serves else ())])
 
     def _learn_of_others(self, policy: Learner) -> None:
         """Have a policy count with the sums of all processes, then hand over what it counted here.

@@ -326,7 +326,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
         stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
-        stats.policy = str(self.policy)
+        stats.policy = self._policy_told()
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 

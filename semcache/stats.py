@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 class Stats:
     """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
 
-    `policy` says in a few words what decides on near matches, and what it has learned.
+    `policy` says in a few words what decides on near matches, what it has learned, and what keeps it from serving any.
     `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
     """
 

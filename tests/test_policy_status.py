@@ -52,6 +52,20 @@ def test_status_names_a_missing_tenant_with_its_mend(budgeted):
     assert told.startswith("1 of 2 calls named no tenant")
 
 
+def test_stats_name_what_keeps_an_open_cut_from_serving(budgeted):
+    """The line that says from where on near matches are served does not stand alone where none is."""
+    cache = budgeted()
+    learn(cache, 200)
+    assert "are served; nobody said whose answers may meet" in cache.stats().policy
+
+
+def test_stats_of_a_threshold_without_an_embedder_say_so(open_cache):
+    """It would decide nothing, ever."""
+    with pytest.warns(semcache.SemcacheWarning):
+        cache = open_cache(policy=semcache.Threshold(0.9))
+    assert cache.stats().policy.startswith("Threshold(0.9); the cache has no embedder=")
+
+
 def test_status_has_nothing_to_say_where_near_matches_can_be_served(budgeted):
     """A cache with embedder and tenant is in nobody's way."""
     cache = budgeted(tenant=semcache.SHARED)
