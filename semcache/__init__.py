@@ -25,7 +25,7 @@ from semcache.errors import (
     TrafficError,
     UnkeyableError,
 )
-from semcache.events import Event, Stats, last
+from semcache.events import Event, last
 from semcache.explain import Explanation
 from semcache.ledger import Served
 from semcache.meter import UsageRow
@@ -35,6 +35,7 @@ from semcache.policy import ErrorBudget, Policy, PolicyStatus, Shadow, Threshold
 from semcache.recording import Recording
 from semcache.reindex import Reindexed
 from semcache.stages import StageRow
+from semcache.stats import Stats
 from semcache.trace import Trace, trace
 from semcache.ttl import TTL, Timeouts
 from semcache.warning import SemcacheWarning

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from semcache.errors import TierError
 from semcache.events import Recorder
 from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
+from semcache.model import Mode, Tenant
+from semcache.obstacles import obstacles
 from semcache.policy import Policy
 from semcache.policy.learner import Learner
 from semcache.tier import Clock
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from semcache.chain import Chain
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
+    from semcache.tiers.semantic import SemanticTier
 
 # What a process that is killed has not booked yet is what it counted in this time.
 BOOK_SECONDS = 10.0
@@ -38,6 +41,10 @@ class Accounts:
     clock: Clock
     policy: Policy
     chain: Chain
+    semantic: SemanticTier | None
+    mode: Mode
+    tenant: Tenant | None
+    _closed: bool
     _book_at: float
     # Held while booking: of two at once one would read sums in which what the other has just taken is missing. The
     # collector may close a cache in the thread that holds it.
@@ -63,6 +70,32 @@ class Accounts:
                 self._learn_of_others(self.chain.labelling.policy)
             self._hand_over(self.recorder.taken(), self.recorder.put_back)
 
+    def _surroundings(self) -> list[str]:
+        """Tell what keeps the policy from serving, for its status, once what others have learned was read.
+
+        It is read here where it never was; a store that does not answer is waited for no longer than its own writers
+        wait for it.
+        """
+        labelling, told = self.chain.labelling, []
+        if labelling is not None and self.store is not None and self.books and not self._closed:
+            if not labelling.has_read:
+                self._book()
+            if not labelling.has_read:
+                told.append(
+                    f"what other processes have learned is not read yet: {self.store.name} did not answer in time "
+                    "(stats().faults says why)"
+                )
+        return [*self._obstacles(), *told]
+
+    def _obstacles(self) -> list[str]:
+        return list(obstacles(self.semantic, self.mode, self.tenant, self.chain.labelling, is_closed=self._closed))
+
+    def _policy_told(self) -> str:
+        """Say in a few words what the policy does, and, where it would serve near matches, what keeps it from that."""
+        is_learner = isinstance(self.policy, Learner)
+        serves = not is_learner if self.semantic is None else self.semantic.serves
+        return "; ".join([str(self.policy), *(self._obstacles() if serves else ())])
+
     def _learn_of_others(self, policy: Learner) -> None:
         """Have a policy count with the sums of all processes, then hand over what it counted here.
 
@@ -71,6 +104,7 @@ class Accounts:
         store = self.store
         try:
             policy.take_over(store.tallied(policy.days()))  # type: ignore[union-attr]
+            self.chain.labelling.has_read = True  # type: ignore[union-attr]
         except TierError as error:  # until it can be read, we go on with what we know
             self.recorder.fault(store.name, error.reason, error)  # type: ignore[union-attr]
         self._hand_over(policy.taken(), policy.put_back)

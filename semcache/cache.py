@@ -20,7 +20,7 @@ from semcache.chain import Chain, Origin
 from semcache.codec import Codec
 from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
-from semcache.events import Event, Observer, Recorder, Stats
+from semcache.events import Event, Observer, Recorder
 from semcache.explain import Explanation, explain
 from semcache.labelling import Labelling, labelling_of
 from semcache.ledger import Ledger
@@ -33,18 +33,22 @@ from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
+from semcache.obstacles import EMBEDDER_MEND, NO_EMBEDDER
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
 from semcache.plan import Crew, Outcome, Plan, arun, run
 from semcache.policy import Policy, Tuned, as_policy
+from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
 from semcache.recording import Recording, recording_of, tape_of
 from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
+from semcache.stats import Stats
 from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
+from semcache.warning import warn
 from semcache.wrong import Reports
 
 if TYPE_CHECKING:
@@ -115,7 +119,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self._switch_to(None)
         self.policy: Policy = as_policy(policy)
         self.names_families = hasattr(self.policy, "within")
-        warn_unmeasured(self.policy)
+        warn_unmeasured(None if embedder is None else self.policy)  # without one another warning says more
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
         self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
@@ -131,7 +135,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         gpu_bytes = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory")
-        made = None if embedder is None or not semantic_bytes else _embedder(embedder, device)
+        made = _embedder(embedder, device, policy) if semantic_bytes else None
         if made is not None and made.identity and isinstance(self.policy, Tuned):
             self.policy.check(made.identity)
         keeps_log = disk is not None or redis is not None
@@ -197,8 +201,13 @@ class Cache(Meaning, Reports, Reindexing, Living):
         watch(self)
 
     def _listen(self) -> None:
-        """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
+        """Let the log tell our tiers, and the policy ask about us.
+
+        Neither must hold the cache itself, or one that is dropped would never end.
+        """
         recorder, reference, name = self.recorder, weakref.ref(self), self.store.name if self.store else ""
+        if isinstance(self.policy, Learner):
+            self.policy.surroundings = partial(_surroundings, reference)
 
         def switch(mode: Mode | None) -> None:
             cache = reference()
@@ -304,7 +313,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
 
     def explain(self, request: Request) -> Explanation:
         """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
-        return run(explain(self.chain.tiers, self.chain.codec.decode, request))
+        return run(explain(self.chain.tiers, self.chain.codec.decode, request, is_closed=self._closed))
 
     # Life
 
@@ -317,7 +326,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         """Return the sums since the cache was made, and what each tier counts."""
         stats = self.recorder.stats()
         stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
-        stats.policy = str(self.policy)
+        stats.policy = self._policy_told()
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
         return stats
 
@@ -329,6 +338,11 @@ class Cache(Meaning, Reports, Reindexing, Living):
 def _is_open(reference: weakref.ref[Cache]) -> bool:
     cache = reference()
     return cache is not None and not cache.is_closed
+
+
+def _surroundings(reference: weakref.ref[Cache]) -> list[str]:
+    cache = reference()
+    return [] if cache is None else cache._surroundings()  # noqa: SLF001
 
 
 def _attuned(
@@ -345,7 +359,11 @@ def _attuned(
     return labelling
 
 
-def _embedder(embedder: Any, device: str) -> TextEmbedder | None:
+def _embedder(embedder: Any, device: str, policy: object) -> TextEmbedder | None:
+    if embedder is None:
+        if policy is not None:
+            warn(f"policy={policy!r} decides on near matches, but {NO_EMBEDDER}: {EMBEDDER_MEND}")
+        return None
     from semcache.semantic.embedder import as_embedder
 
     return as_embedder(embedder, device)

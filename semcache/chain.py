@@ -60,6 +60,12 @@ class Chain:
     names_tenants: bool = False
     labelling: Labelling | None = None
     nearby: Nearby | None = None
+    is_closed: bool = False
+
+    @property
+    def why_off(self) -> str:
+        """Why nothing is looked up, where nothing is: the cache was closed, or somebody switched it off."""
+        return "closed" if self.is_closed else "mode: off"
 
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""

@@ -20,7 +20,8 @@ from msgpack import ExtType, Packer, packb, unpackb
 
 from semcache.errors import ConfigurationError, DecodeError, EncodeError, MissingExtraError
 from semcache.extension import ENUM, INTEGER, MODEL, NAMED_TUPLE, READ, RECORD, TELL, tell_numpy
-from semcache.keys import in_words, is_pydantic, own_attributes, static_base, type_name
+from semcache.keys import in_words, is_pydantic, own_attributes, static_base
+from semcache.naming import type_name
 
 VERSION = 1
 _PLAIN, _ZSTD = 0, 1

@@ -1,4 +1,4 @@
-"""Events: the facts about lookups and faults, who hears them, and their sums.
+"""Events: the facts about lookups and faults, who hears them, and who sums them.
 
 Laws:
 - an observer cannot break a lookup: what it raises is logged once for each observer, and dropped;
@@ -17,7 +17,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal
 
 from semcache.meter import Amounts, Meter, model_of, total_of
-from semcache.model import Decision, Entry, Facets, Usage
+from semcache.model import BELOW, Decision, Entry, Facets, Usage
+from semcache.stats import Stats
 from semcache.trace import tracing
 from semcache.warning import warn
 
@@ -44,8 +45,9 @@ class Event:
     `kind` is "hit", "miss" or "bypass" for a lookup, "refresh" for a load behind an answer that was served stale,
     "fault" for what went wrong away from a lookup, "invalidated", "mode" for a switch of all replicas, "reported", or
     "policy" for what a policy that learns opens or closes.
-    `stages` holds nanoseconds of wall-clock time; `age`, `life` (what remains of it) and `load_seconds` are seconds,
-    `similarity` is a cosine.
+    `stages` holds nanoseconds of wall-clock time; `age`, `life` (what remains of it) and `load_seconds` are seconds.
+    `similarity` is the cosine of the near match that was served, or, of a miss, of the best that was not, `cut` what it
+    was held against.
     `faults` are the (tier, reason, message) met on the way: each made that tier a miss. `reason` says why a call was
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
@@ -84,6 +86,11 @@ class Event:
     def is_hit(self) -> bool:
         return self.kind == "hit"
 
+    @property
+    def cut(self) -> float | None:
+        """The cut that decided on the near match; None where none was asked."""
+        return None if self.decision is None else self.decision.cut
+
     def fault(self, tier: str, error: BaseException) -> None:
         """Note what made a tier a miss."""
         self.faults.append((tier, getattr(error, "reason", None) or type(error).__name__, str(error)))
@@ -110,43 +117,6 @@ def last() -> Event | None:
     event: Event = latest[0].memory_hit(*latest[1:])
     _last.set(event)
     return event
-
-
-@dataclass(slots=True)
-class Stats:
-    """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
-
-    `policy` says in a few words what decides on near matches, and what it has learned.
-    `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
-    """
-
-    hits: dict[str, int] = field(default_factory=dict)
-    misses: int = 0
-    bypasses: dict[str, int] = field(default_factory=dict)
-    loads: int = 0
-    load_errors: int = 0
-    shared: int = 0
-    stale: int = 0
-    refreshes: int = 0
-    not_served: dict[str, int] = field(default_factory=dict)
-    faults: dict[str, int] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
-    saved_prompt_tokens: int = 0
-    saved_completion_tokens: int = 0
-    saved_seconds: float = 0.0
-    saved_money: float = 0.0
-    spent_money: float = 0.0
-    unpriced: dict[str, int] = field(default_factory=dict)
-    prices: str = ""
-    tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
-    recording: dict[str, int] = field(default_factory=dict)
-    policy: str = ""
-
-    @property
-    def hit_rate(self) -> float:
-        """Hits over hits and misses; bypasses are no lookups."""
-        hits = sum(self.hits.values())
-        return hits / (hits + self.misses) if hits + self.misses else 0.0
 
 
 class Recorder:
@@ -236,6 +206,8 @@ class Recorder:
 
     def lookup(self, event: Event, answer: Any = None) -> None:
         """Take the event of a finished lookup; `answer` is what its caller is given, where that is known here."""
+        if event.kind == "miss" and event.decision is not None:
+            event.similarity = event.decision.similarity
         if self.recording is not None:
             self.recording.take(event, answer)
         if self.ledger is not None and (event.near is not None or event.identify is not None):
@@ -411,7 +383,7 @@ class Recorder:
 
 
 def _counted_as(reason: str, decision: Decision | None) -> str:
-    """Return a reason without what it tells of a text: "guard: numbers", "exact only"."""
+    """Return a reason without what it tells of one text: "guard: numbers", "exact only", "below the cut"."""
     if decision is not None and decision.guard and decision.reason == reason:
         return f"guard: {decision.guard}"
-    return "exact only" if reason.startswith("exact only") else reason
+    return next((begin for begin in ("exact only", BELOW) if reason.startswith(begin)), reason)

@@ -17,8 +17,8 @@ from semcache.tier import Breaker, Tier
 class Explanation:
     """Which tier would answer, and what each of the others said.
 
-    `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, and
-    `neighbours` the nearest rows of the scope, nearest first.
+    `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, served or not,
+    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against.
     """
 
     tier: str | None = None
@@ -29,6 +29,11 @@ class Explanation:
     decision: Decision | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
     said: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def cut(self) -> float | None:
+        """The cut that decided on the best neighbour; None where none was asked."""
+        return None if self.decision is None else self.decision.cut
 
     def __str__(self) -> str:
         lines = [f"key {self.key.hex()}: {'hit in ' + self.tier if self.tier else 'miss'}"]
@@ -42,12 +47,16 @@ class Explanation:
 
 
 def explain(
-    tiers: Sequence[tuple[Tier, Breaker]], decode: Callable[[bytes], object], request: Request
+    tiers: Sequence[tuple[Tier, Breaker]],
+    decode: Callable[[bytes], object],
+    request: Request,
+    *,
+    is_closed: bool = False,
 ) -> Plan[Explanation]:
     """Ask every tier that a lookup would ask, and tell what each says; a hit is one only if it can be decoded."""
     explanation = Explanation(key=request.key)
     for tier, breaker in tiers:
-        why_not = _why_not_asked(tier, breaker, request)
+        why_not = "not asked: closed" if is_closed else _why_not_asked(tier, breaker, request)
         if why_not is not None:
             explanation.said.append((tier.name, why_not))
             continue
@@ -69,6 +78,8 @@ def explain(
                 explanation.age, explanation.remaining = found.entry.age, found.entry.life
         else:
             explanation.said.append((tier.name, found.reason or "miss"))
+    if explanation.tier is None and explanation.decision is not None:
+        explanation.similarity = explanation.decision.similarity
     return explanation
 
 

@@ -21,7 +21,8 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from semcache.errors import DecodeError, EncodeError
-from semcache.keys import is_portable, type_name
+from semcache.keys import is_portable
+from semcache.naming import type_name
 
 # The number of an extension type is part of the stored format: never reuse one.
 (

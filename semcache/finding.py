@@ -40,6 +40,7 @@ def find(
     stale: tuple[Hit, Any] | None = None
     for place, (tier, breaker) in enumerate(chain.tiers):
         if not tier.exact and (request.scope is None or stale is not None):
+            note_passed(chain, request)
             continue
         found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
@@ -141,6 +142,12 @@ def is_noted(chain: Chain, tier: Tier, request: Request, found: Hit | Miss) -> b
         return False
     chain.labelling.saw(request, found.evidence)
     return True
+
+
+def note_passed(chain: Chain, request: Request) -> None:
+    """Have a policy that learns know of a request that has no scope."""
+    if request.scope is None and chain.labelling is not None:
+        chain.labelling.passed(request)
 
 
 def is_audited(chain: Chain, request: Request, event: Event, found: Hit | Miss, value: Any) -> bool:

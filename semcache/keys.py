@@ -13,7 +13,6 @@ The bytes are part of the stored format: changing them changes every key, and th
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -33,6 +32,7 @@ from zoneinfo import ZoneInfo
 from msgpack import ExtType, Packer
 
 from semcache.errors import UnkeyableError
+from semcache.naming import type_name
 
 KEY_BYTES = 20
 FORMAT = b"semcache:1"
@@ -328,23 +328,6 @@ def static_base(kind: type) -> type:
 def is_pydantic(kind: type) -> bool:
     """Say whether a class is a pydantic (2) model, without importing pydantic."""
     return hasattr(kind, "__pydantic_fields__") or hasattr(kind, "__pydantic_validator__")
-
-
-def type_name(kind: type) -> str:
-    """Name a class for keys and messages."""
-    return f"{module_name(kind.__module__)}.{kind.__qualname__}"
-
-
-def module_name(module: str) -> str:
-    """Name a module; `__main__` by its file's stem, so that a script and its import agree."""
-    if module not in ("__main__", "__mp_main__"):  # the second in processes that multiprocessing spawned
-        return module
-    main = sys.modules.get(module)
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:  # python -m package.module
-        return str(spec.name.removesuffix(".__main__"))
-    file = getattr(main, "__file__", None)
-    return Path(file).stem if file else "__main__"
 
 
 def _numpy_teller(kind: type) -> tuple[int, Callable[[Any], Any]] | None:

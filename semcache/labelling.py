@@ -7,6 +7,7 @@ runs behind the callers, so many at once and so many a second; what raises, or t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _AT_ONCE = 4
 # Labels a second, and how many may come together: judges may cost money.
 _RATE, _BURST = 50.0, 100.0
 _JUDGED_RATE, _JUDGED_BURST = 1.0, 20.0
+_MOST_REASONS = 32
 
 
 def answer_text(value: object) -> str | None:
@@ -88,14 +90,27 @@ class Labelling:
     def _begin(self) -> None:
         self._lock = RLock()  # the collector may close a half-read stream, and label it, while this thread holds it
         self._waiting: set[_Comparison] = set()
+        # Of the requests that no exact tier answered: whose tenant was named, and why some have no near matches.
+        self.named, self.unnamed = 0, 0
+        self.apart: Counter[str] = Counter()
+        # Whether what other processes have learned was read.
+        self.has_read = False
         self._room, self._filled_at = self._burst, self._now()
 
     def saw(self, request: Request, evidence: Evidence | None) -> None:
         """Take note of what the near tier said, and draw whether its match is one of the sample."""
+        self.named += request.tenanted
+        self.unnamed += not request.tenanted
         match = None if evidence is None else evidence.match
         self.policy.saw(request, None if match is None else match.neighbour)
         if match is not None:
             self._draw(request, match)
+
+    def passed(self, request: Request) -> None:
+        """Take note of a request whose text is compared with no other."""
+        why = request.exact_only or (f"mode: {request.mode}" if request.text is not None else "the call has no text")
+        if why in self.apart or len(self.apart) < _MOST_REASONS:
+            self.apart[why] += 1
 
     def _draw(self, request: Request, match: Match) -> bool:
         if match.is_drawn is None:

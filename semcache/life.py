@@ -85,7 +85,7 @@ class Living:
             self._closed = True
             self.flush(_EXIT_SECONDS)
             self._let_go.detach()
-            self._own_mode = "off"
+            self._own_mode, self.chain.is_closed = "off", True
             self._switch_to(None)
             self.log.stop()
             if self.recorder.recording is not None:

@@ -58,7 +58,7 @@ def lookup(
     event.key = request.key
     if request.mode == "off":
         outcome = yield from load_past(chain, request, origin, event)
-        event.kind, event.reason = "bypass", "mode: off"
+        event.kind, event.reason = "bypass", chain.why_off
         return finish(chain, event, outcome)
     flight = None
     while True:

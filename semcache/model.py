@@ -310,6 +310,10 @@ class Neighbour:
     score: float | None = None
 
 
+BELOW = "below the cut"
+"""How the reason of a near match begins that was not near enough; the figures follow it."""
+
+
 class Verdict(Enum):
     """What a policy says of a near match."""
 
@@ -331,3 +335,9 @@ class Decision:
     cut: float | None = None
     guard: str = ""
     score: float | None = None
+
+    @classmethod
+    def below(cls, cut: float, similarity: float, score: float | None = None) -> Decision:
+        """Reject what does not reach the cut, naming both."""
+        what, value = ("similarity", similarity) if score is None else ("score", score)
+        return cls(Verdict.REJECT, f"{BELOW}: {what} {value:.4f} < {cut:g}", similarity, cut, score=score)

@@ -114,7 +114,7 @@ class Parts:
             path, namespace=self.namespace, ttl=self.ttl.of("disk"), jitter=self.ttl.jitter,
             timeout=self.timeouts.of("disk"), max_bytes=max_bytes, clock=self.clock, marks=self.marks,
             random=self.random, others_ttl=self.others_ttl, index_ttl=self.ttl.of("semantic"),
-            on_fault=self._fault("disk"),
+            on_fault=self._fault("disk"), blocks=self.blocks,
         )  # fmt: skip
 
     def semantic(

@@ -21,6 +21,7 @@ _WORTH_SECONDS = 0.001
 _MENDS = {
     "not kept: over max_value": "the answer is larger than max_value=: raise it on the cache",
     "mode: off": 'mode="off" looks nothing up',
+    "closed": "the cache is closed: open one, or close it later",
 }
 
 

@@ -171,11 +171,27 @@ def test_explain_tells_the_neighbours_and_why_not(open_near):
     explanation = cache.explain(cache.request(text="asked"))
     assert [near.text for near in explanation.neighbours] == ["nearer", "near", "far"]
     assert (explanation.tier, explanation.decision.cut) == (None, 0.999)
-    assert explanation.said[-1] == ("semantic", "below the cut")
+    assert explanation.said[-1] == ("semantic", "below the cut: similarity 0.9962 < 0.999")
+    assert (explanation.similarity, explanation.cut) == (pytest.approx(0.9962, abs=1e-4), 0.999)
     told = str(explanation)
     assert "0.9962  'nearer'" in told
-    assert "below the cut" in told
+    assert "below the cut: similarity 0.9962 < 0.999" in told
     assert cache.stats().loads == 3
+
+
+def test_miss_below_the_cut_names_the_cut_and_the_similarity(open_near):
+    """What `last` tells of a near match that is not near enough are both numbers; the sums count it by kind alone."""
+    cache = open_near(NEAR, policy=semcache.Threshold(0.999, guards=None))
+    fill(cache, ["near", "nearer"])
+    for text in ("asked", "asked too"):
+        assert cache.get_or_load(cache.request(text=text), lambda: "loaded") == "loaded"
+        if text == "asked":
+            event = semcache.last()
+    assert (event.similarity, event.cut) == (pytest.approx(0.9962, abs=1e-4), 0.999)
+    assert event.reason == "below the cut: similarity 0.9962 < 0.999"
+    assert "0.9962" in repr(event)
+    assert cache.stats().not_served["below the cut"] >= 1
+    assert not any(reason.startswith("below the cut:") for reason in cache.stats().not_served)
 
 
 @pytest.mark.parametrize(

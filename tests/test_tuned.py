@@ -10,7 +10,7 @@ from semcache import SHARED, Cache, ConfigurationError, Neighbour, Request, Thre
 from semcache.cli import main
 from semcache.cli.doctor.near import examine_policy
 from semcache.policy import Tuned
-from semcache.policy.tuned import Proof, _digest
+from semcache.policy.tuned import NOTHING, Proof, _digest
 from semcache.traffic import meaning, parse
 from semcache.wrap.default import policy_of
 
@@ -49,6 +49,35 @@ def decided(tuned, similarity, family=b"", embedder="plain"):
 def test_each_family_has_its_cut(family, similarity, verdict):
     """A family that was measured alone has its own cut or none; all others have one together."""
     assert decided(policy(), similarity, family).verdict is verdict
+
+
+def test_status_tells_what_it_serves_and_what_proves_it():
+    """Cuts by family with the labels behind them, the budget they were proved for, and when and on what."""
+    measured = {"made": "2026-11-27T10:00:00+00:00", "recording": "support.jsonl", "requests": 4000}
+    status = policy(measured=measured, guards=("numbers",)).status()
+    assert (status.budget, status.confidence, status.embedder) == (0.01, 0.95, "plain")
+    assert [(one.name, one.cut) for one in status.families] == [(b"own".hex(), 0.8), (b"none".hex(), None)]
+    assert (status.others.cut, status.others.wrong.labels, status.others.wrong.count) == (0.9, 400, 0)
+    assert status.others.bound < 0.01
+    told = str(status)
+    assert "at most 0.01 wrong, at 95% confidence" in told
+    assert "tuned at 2026-11-27T10:00:00+00:00 on support.jsonl (4,000 requests), for vectors of plain" in told
+    assert "from 0.8 on; 900 labels, 2 of them wrong" in told
+    assert "nothing, as no cut was proved by 500 labels" in told
+    assert told.endswith("guards: numbers")
+
+
+def test_status_of_a_policy_without_labels_says_that_it_serves_nothing():
+    """Nothing measured is nothing served."""
+    assert "nothing, as there were no labels" in str(policy(others=NOTHING, families={}).status())
+
+
+def test_status_of_a_threshold_says_that_nothing_bounds_it():
+    """A fixed cut keeps no budget, and names what measures it."""
+    status = Threshold(0.92, guards=["negation", "numbers"]).status()
+    assert (status.budget, status.cut, status.guards) == (None, 0.92, ("numbers", "negation"))
+    assert "nothing bounds how many of them are wrong" in str(status)
+    assert "`semcache replay`" in str(status)
 
 
 def test_other_embedders_vectors_are_rejected():

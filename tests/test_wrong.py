@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -249,6 +252,68 @@ def test_redis_that_lost_its_blocks_is_told_them_anew(open_near, redis_url, redi
     redis_server.cli("FLUSHALL")
     cache.redis._store._verify_at = 0.0  # it looks each second whether the log is whole: now
     until(cache.store.reports.blocked)
+    assert cache.store.reports.blocked()[0].words == words_of("letter")
+
+
+def reported(cache):
+    """Report what is wrong for "letter"."""
+    put(cache)
+    assert asked(cache, "letter") == "about parcel"
+    assert cache.report_wrong(hit=semcache.last()).is_durable
+
+
+def begun_anew(path):
+    """Say whether a damaged file was moved aside, and another stands in its place."""
+    return path.with_name(f"{path.name}.damaged-1").exists() and path.exists()
+
+
+def test_damaged_file_hands_its_blocks_on(open_near, tmp_path):
+    """What was reported is read from a file that is moved aside, and holds for who starts on the new one."""
+    path, faults = tmp_path / "cache.db", []
+    cache = open_near(DEGREES, disk=path)
+    reported(cache)
+    cache.close()
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'entries'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * 100)
+    cache = open_near(DEGREES, disk=path, observers=[lambda event: faults.extend(event.faults)])
+    asked(cache, "parcel")
+    until(lambda: any("reports of wrong answers taken over: 1" in message for _, _, message in faults))
+    cache.close()
+    assert begun_anew(path)
+    cache = open_near(DEGREES, disk=path, memory=0)
+    put(cache)
+    assert asked(cache, "letter") == "new"
+    assert why() == "reported: wrong for this text"
+    assert asked(cache, "packet") == "about parcel"
+
+
+def test_file_of_which_nothing_can_be_read_says_that_its_blocks_are_lost(open_near, tmp_path):
+    """Whoever reads the log knows that what was reported is to be reported again."""
+    path, faults = tmp_path / "cache.db", []
+    cache = open_near(DEGREES, disk=path)
+    reported(cache)
+    cache.close()
+    path.write_bytes(b"\xff" * 10_000)
+    open_near(DEGREES, disk=path, observers=[lambda event: faults.extend(event.faults)]).close()
+    assert begun_anew(path)
+    assert "those that cannot be read are lost: report again what is still wrong" in " ".join(
+        message for _, _, message in faults
+    )
+
+
+def test_file_that_was_begun_anew_is_told_what_its_processes_know(open_near, tmp_path):
+    """Who lives through the loss of a file writes what was reported into the next, as into a Redis."""
+    path = tmp_path / "cache.db"
+    cache = open_near(DEGREES, disk=path)
+    reported(cache)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    put(cache, "bill")  # the next write begins another
+    until(lambda: path.exists() and cache.store.reports.blocked())
     assert cache.store.reports.blocked()[0].words == words_of("letter")
 
 

@@ -62,7 +62,10 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(told, ensure_ascii=False))
         return 0
     if not rows:
-        print(f"nobody was given it as a near match in the last seven days: key {key.hex()} in {place.where}")
+        who, rest = "nobody", ""
+        if options.tenant is not None:
+            who, rest = f"nobody of tenant {options.tenant!r}", "; without --tenant all who were are told"
+        print(f"{who} was given it as a near match in the last seven days: key {key.hex()} in {place.where}{rest}")
         return 0
     askers = count(len({row.asked for row in rows}), "call")
     title = f"{count(len(rows), 'near match', 'near matches')} of {askers}, namespace {plain(place.namespace)}"

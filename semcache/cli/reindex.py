@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from semcache.cli.arguments import positive, positive_float
-from semcache.cli.store import INDEX_TTL, add_store, opened, place_of
+from semcache.cli.store import INDEX_TTL, add_store, join_known, place_of, unasked
 from semcache.errors import ConfigurationError
 from semcache.replay.progress import progress
 from semcache.replay.words import count
@@ -46,9 +46,12 @@ def _run(options: argparse.Namespace) -> int:
     if not embedder:
         raise ConfigurationError("which embedder is the new one? give --embedder MODEL, or set SEMCACHE_EMBEDDER")
     with (
-        opened(place, embedder=embedder, device=options.device, ttl=TTL(semantic=INDEX_TTL)) as cache,
+        unasked(place, embedder=embedder, device=options.device, ttl=TTL(semantic=INDEX_TTL)) as cache,
         progress(sys.stderr, is_quiet=options.quiet or options.dry_run) as shown,
     ):
+        join_known(cache, place)
+        if options.dry_run:
+            cache.warm()  # an embedder that cannot be had is told of now, not when it matters
         told = cache.reindex(dry_run=options.dry_run, rate=options.rate, max_batch=options.batch, progress=shown)
         identity = cache.embedder_identity
     if options.json:

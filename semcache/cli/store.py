@@ -26,6 +26,7 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION = slice(68, 72)
 _LEAST_DISK_BYTES = 10**9
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,22 @@ def unasked(place: Place, **settings: Any) -> Iterator[Cache]:
         if place.redis is None or error.reason not in ("unreachable", "late"):
             raise
         raise TierError(error.reason, f"{error} (is it running, and is this its address?)") from error
+
+
+def join_known(cache: Cache, place: Place) -> None:
+    """Follow the log of a namespace, if something stands in it. Raises ConfigurationError.
+
+    A mistyped name would else be an empty namespace, of which all is done. Raises TierError as `opened` does.
+    """
+    assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
+    known = cache.store.namespaces()
+    if place.namespace not in known:
+        others = f"; it holds {', '.join(map(repr, known[:_NAMES_SHOWN]))}" if known else ""
+        raise ConfigurationError(
+            f"nothing stands in namespace {place.namespace!r} of {place.where}{others}: is it the right name? give "
+            "--namespace as the service's Cache(...) was given it"
+        )
+    cache.store.join()
 
 
 def check_file(path: Path) -> None:

@@ -13,13 +13,13 @@ from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request
 from semcache.policy.budget import ErrorBudget, Shadow
 from semcache.policy.learner import Learner
-from semcache.policy.status import FamilyStatus, Offer, PolicyStatus, Share
+from semcache.policy.status import CutStatus, FamilyStatus, Offer, PolicyStatus, Share, ThresholdStatus, TunedStatus
 from semcache.policy.threshold import Threshold, UnmeasuredThresholdWarning
 from semcache.policy.tuned import Tuned
 
 __all__ = [
-    "ErrorBudget", "FamilyStatus", "Offer", "Policy", "PolicyStatus", "Shadow", "Share", "Threshold", "Tuned",
-    "UnmeasuredThresholdWarning", "as_policy", "within",
+    "CutStatus", "ErrorBudget", "FamilyStatus", "Offer", "Policy", "PolicyStatus", "Shadow", "Share", "Threshold",
+    "ThresholdStatus", "Tuned", "TunedStatus", "UnmeasuredThresholdWarning", "as_policy", "within",
 ]  # fmt: skip
 
 
@@ -29,7 +29,8 @@ class Policy(Protocol):
     A policy that decides otherwise in each scope family has `within(request) -> Policy` too; one that serves nothing,
     for now or ever, may say so by `serves`, a bool, and spares what only serving needs. One that ranks neighbours by
     more than their similarity has `rank(text, vector, neighbours) -> list[Neighbour]`: it is given the eight nearest,
-    each with its vector, and asked about them in the order in which it returns them.
+    each with its vector, and asked about them in the order in which it returns them. All of ours have `status()`, what
+    they serve and what that rests on, with a `budget` (None: none is kept), which prints.
     """
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:

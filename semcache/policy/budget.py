@@ -42,7 +42,7 @@ class ErrorBudget(Learner):
             return Decision(Verdict.REJECT, f"no cut is open for {why}", similarity)
         cut = CUTS[place]
         if rank < cut:
-            return Decision(Verdict.REJECT, "below the cut", similarity, cut)
+            return Decision.below(cut, similarity, neighbour.score)
         what = "similarity" if neighbour.score is None else "score"
         return Decision(Verdict.REUSE, f"{what} {rank:.4f} >= {cut:g}, open for {why}", similarity, cut)
 

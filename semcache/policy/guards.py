@@ -56,6 +56,11 @@ class Guards:
         self.facts = facts
         self._checks = tuple(check for names, check in _CHECKS if self.names & set(names))
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The names of those that are on, in the order of all."""
+        return tuple(name for name in GUARDS if name in self.names)
+
     def check(self, text: str, other: str) -> Refusal | None:
         """Say why two texts must not share an answer; None where no guard knows a reason."""
         if text == other or not self._checks:

@@ -1,10 +1,11 @@
-"""What a policy that learns tells its owner: labels had and needed, what it serves, how much of that is wrong."""
+"""What a policy tells its owner: what it serves, what that rests on, and of one that learns which labels it lacks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from semcache.policy.bounds import upper_bound
 
@@ -99,7 +100,7 @@ class FamilyStatus:
             lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
         if self.origin.labels:
             lines.append(f"  the origin itself answered identical requests otherwise: {self.origin}")
-        lines += [f"  {offer}" for offer in self.offers]
+        lines += [f"  {offer}" for offer in self.offers if offer.cut is not None or offer.budget != self.budget]
         return "\n".join(lines)
 
 
@@ -107,7 +108,8 @@ class FamilyStatus:
 class PolicyStatus:
     """What a policy that learns knows; print it. `budget` is None in shadow, where nothing near is served.
 
-    `unlabelled` counts what was to be compared and was not, by why; `opened` labels of which nobody knew.
+    `unlabelled` counts what was to be compared and was not, by why, `troubles` how often a judge failed; `obstacles`
+    say why its cache can serve nothing near, or not to all, whatever the labels allow, with the mend.
     """
 
     budget: float | None
@@ -116,15 +118,97 @@ class PolicyStatus:
     families: tuple[FamilyStatus, ...] = ()
     unlabelled: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, int] = field(default_factory=dict)
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = "shadow: nothing near is served" if self.budget is None else f"at most {self.budget:.3g} wrong"
-        lines = [f"{what}, at {self.confidence:.0%} confidence"]
-        told = [*self.families, *([self.others] if self.others else [])]
-        lines += [str(one) for one in told] or ["no near match was met yet"]
+        lines = [f"{what}, at {self.confidence:.0%} confidence", *self.obstacles]
+        lines += self._told() or ["no near match was met yet"]
         lines += [f"not compared: {count} ({why})" for why, count in self.unlabelled.items()]
         lines += [f"the judge failed {count} times: {why}" for why, count in self.troubles.items()]
         return "\n".join(lines)
+
+    def _told(self) -> list[str]:
+        """Tell of each family, and of all others together where that is more than what one has just said."""
+        others, families = self.others, self.families
+        if others is None or len(families) != 1 or others.asked > families[0].asked:
+            return [str(one) for one in (*families, *([others] if others else []))]
+        (family,) = families
+        if not family.is_by_itself:  # its numbers are theirs, and their cut is its own
+            return [str(replace(others, about=family.about or family.name))]
+        too = [] if others.cut is None else [f"any other family: open from {others.cut:g} on, by the same labels"]
+        return [str(family), *too]
+
+
+@dataclass(frozen=True, slots=True)
+class CutStatus:
+    """What a tuned policy serves in one scope family, or in all that were not measured alone ("others").
+
+    `cut` is None where none was proved; `wrong` is of the labels that were looked at, `bound` the share that is wrong
+    at most, with the policy's confidence.
+    """
+
+    name: str
+    cut: float | None
+    wrong: Share
+    bound: float
+
+    def __str__(self) -> str:
+        where = "all families that were not measured alone" if self.name == "others" else f"family {self.name}"
+        if not self.wrong.labels:
+            return f"{where}: nothing, as there were no labels"
+        told = f"{self.wrong.labels} labels, {self.wrong.count} of them wrong"
+        if self.cut is None:
+            return f"{where}: nothing, as no cut was proved by {told}"
+        return f"{where}: from {self.cut:.6g} on; {told}, so at most {self.bound:.2%}"
+
+
+@dataclass(frozen=True, slots=True)
+class TunedStatus:
+    """What a tuned policy serves, and what proves it; print it. It learns nothing: what traffic it meets changes none.
+
+    `kind` says what its cuts are of, "cosine" or "score", `embedder` whose vectors were measured, and `measured` on
+    what and when.
+    """
+
+    budget: float
+    confidence: float
+    kind: str
+    embedder: str
+    others: CutStatus
+    families: tuple[CutStatus, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        made, recording = self.measured.get("made"), self.measured.get("recording")
+        when = f"tuned{f' at {made}' if made else ''}{f' on {recording}' if recording else ''}"
+        requests = self.measured.get("requests")
+        of = f" ({requests:,} requests)" if isinstance(requests, int) else ""
+        what = "a learned score" if self.kind == "score" else "the similarity"
+        return "\n".join([
+            f"at most {self.budget:.3g} wrong, at {self.confidence:.0%} confidence; cuts of {what}",
+            f"{when}{of}, for vectors of {self.embedder}; nothing is learned since",
+            *map(str, [*self.families, self.others]),
+            f"guards: {', '.join(self.guards) or 'none'}",
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdStatus:
+    """What a threshold serves; print it. Its `budget` is None: nothing bounds how much of that is wrong."""
+
+    cut: float
+    guards: tuple[str, ...] = ()
+    budget: None = None
+
+    def __str__(self) -> str:
+        return (
+            f"a fixed cut: near matches from similarity {self.cut:g} on are served\n"
+            "nothing bounds how many of them are wrong: `semcache replay` measures it on a recording, "
+            "semcache.ErrorBudget(0.01) bounds it\n"
+            f"guards: {', '.join(self.guards) or 'none'}"
+        )
 
 
 def _missing(labels: int | None, days: float | None) -> str:

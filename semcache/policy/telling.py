@@ -30,6 +30,8 @@ class Telling:
     _open: dict[str, int | None]
     _about: dict[str, str]
     _labels_here: Counter[str]
+    # What keeps us from serving where we work, as our cache tells it.
+    surroundings: Callable[[], list[str]] = list
 
     def __str__(self) -> str:
         """Say in a few words what it has learned."""
@@ -41,7 +43,11 @@ class Telling:
         return f"{self!r}: {labels} labels, {served}"
 
     def status(self) -> PolicyStatus:
-        """Return what is known: print it, or read its fields."""
+        """Return what is known: print it, or read its fields.
+
+        What other processes have learned is read from the store first, where it never was.
+        """
+        obstacles = tuple(self.surroundings())
         with self._lock:
             season = season_of(self._time())
             told = [self._status_of(family, season) for _, family in kept(self._families)]
@@ -49,7 +55,7 @@ class Telling:
         return PolicyStatus(
             self.budget, self.confidence, others[0] if others else None,
             tuple(one for one in told if not one.name.startswith(OTHERS)), dict(self.unlabelled),
-            dict(self.comparator.troubles),
+            dict(self.comparator.troubles), obstacles,
         )  # fmt: skip
 
     def _status_of(self, family: Family, season: int) -> FamilyStatus:

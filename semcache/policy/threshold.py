@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Verdict
 from semcache.policy.guards import GUARDS, Guards
+from semcache.policy.status import ThresholdStatus
 
 
 class Threshold:
@@ -28,15 +29,19 @@ class Threshold:
         """Serve it if it is similar enough and no guard refuses it."""
         similarity = neighbour.similarity
         if similarity < self.cut:
-            return Decision(Verdict.REJECT, "below the cut", similarity, self.cut)
+            return Decision.below(self.cut, similarity)
         served = Decision(Verdict.REUSE, f"similarity {similarity:.4f} >= {self.cut:g}", similarity, self.cut)
         return self.guards.over(served, text, neighbour)
 
+    def status(self) -> ThresholdStatus:
+        """Return what it serves, and that nothing bounds its wrong share: print it."""
+        return ThresholdStatus(self.cut, self.guards.listed)
+
     def __repr__(self) -> str:
-        names = self.guards.names
+        names = self.guards.listed
         if len(names) == len(GUARDS):
             return f"Threshold({self.cut:g})"
-        return f"Threshold({self.cut:g}, guards={[name for name in GUARDS if name in names] or None})"
+        return f"Threshold({self.cut:g}, guards={list(names) or None})"
 
 
 class UnmeasuredThresholdWarning(UserWarning):

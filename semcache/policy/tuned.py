@@ -21,6 +21,7 @@ from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request, Verdict
 from semcache.policy.bounds import at_most, upper_bound
 from semcache.policy.guards import Guards
+from semcache.policy.status import CutStatus, Share, TunedStatus
 
 if TYPE_CHECKING:
     from semcache.policy.score import Score
@@ -130,6 +131,17 @@ class Tuned:
         families = len(self.families)
         return f"Tuned({self.budget:g}, {families} {'family' if families == 1 else 'families'}, others: {others})"
 
+    def status(self) -> TunedStatus:
+        """Return what it serves by scope family, the labels that prove it, and what it was tuned on: print it."""
+        return TunedStatus(
+            self.budget, self.confidence, self.kind, self.embedder, self._status_of("others", self.others),
+            tuple(self._status_of(family, proof) for family, proof in self.families.items()), dict(self.measured),
+            self._guards.listed,
+        )  # fmt: skip
+
+    def _status_of(self, name: str, proof: Proof) -> CutStatus:
+        return CutStatus(name, proof.cut, Share(proof.wrong, proof.labels), proof.bound(self.confidence))
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, whole or not at all. Raises OSError."""
         told: dict[str, Any] = {
@@ -215,7 +227,7 @@ class _Cut:
         """Serve what stands at the cut or above it, and what no guard refuses; a guard costs more than a cut."""
         near, score = neighbour.similarity, neighbour.score
         if value < cut:
-            return Decision(Verdict.REJECT, "below the cut", near, cut, score=score)
+            return Decision.below(cut, near, score)
         refusal = self.guards.check(text, neighbour.text)
         if refusal is not None:
             return Decision(Verdict.REJECT, refusal.reason, near, cut, refusal.guard, score)

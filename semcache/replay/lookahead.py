@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from semcache.semantic.embedder import TextEmbedder
-    from semcache.semantic.index import VectorIndex
+    from semcache.semantic.work import VectorIndex
 
 AHEAD = 256
 """How many requests are best looked ahead at a time."""

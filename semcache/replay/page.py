@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -32,6 +33,7 @@ _MOST_WHY = 20
 _TEXT_COLUMNS = 320
 _ID_COLUMNS = 60
 _TEMPLATES = "templates"
+_INTERVAL = re.compile(r"\d[\d.,]*-\d[\d.,]*%")
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ def page(report: Report, name: str, checked: Sequence[Checked] = ()) -> str:
 
     folder = files("semcache.replay") / _TEMPLATES
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["whole"] = _whole
     style = (folder / "report.css").read_text("utf-8")
     asked, outcomes = report.replayed.recording.asked, report.replayed.outcomes
     return environment.from_string((folder / "report.html").read_text("utf-8")).render(
@@ -64,6 +67,8 @@ def page(report: Report, name: str, checked: Sequence[Checked] = ()) -> str:
         tiles=list(_tiles(report)),
         checked=checked,
         tiers=list(_tiers(report)),
+        refused=list(_refused(report)),
+        is_guarded=_is_guarded(report.replayed.settings.policy),
         is_judged=report.is_judged,
         references=list(_references(report)),
         saved=telling.saved(report),
@@ -80,6 +85,19 @@ def _as_it_is(told: str) -> Any:
     from markupsafe import Markup
 
     return Markup(told)  # noqa: S704 - a style sheet or a chart, without a word of anybody's
+
+
+def _whole(told: str) -> Any:
+    """Let no line break stand inside an interval; all else is escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(_INTERVAL.sub(r'<span class="whole">\g<0></span>', str(escape(told))))  # noqa: S704 - just escaped
+
+
+def _is_guarded(policy: Any) -> bool:
+    """Say whether a policy has guards that are on."""
+    guards = getattr(policy, "guards", ())
+    return bool(getattr(guards, "names", guards))
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
@@ -120,6 +138,20 @@ def _tiers(report: Report) -> Iterator[dict[str, str]]:
             "rate": f"{percent(rate.share)} ({interval(rate)})" if is_told else "",
             "p50": latency(times["p50"]) if times else "",
             "p99": latency(times["p99"]) if times else "",
+        }
+
+
+def _refused(report: Report) -> Iterator[dict[str, str]]:
+    """Yield for each guard what it refused of what would have been served, and how much of it was another answer."""
+    for name, near in sorted(report.score.refused.items(), key=lambda one: -one[1].hits):
+        rate = near.wrong_per_hit
+        is_told = report.is_judged and rate.share is not None
+        yield {
+            "label": name,
+            "requests": f"{near.hits:,}",
+            "share": percent(near.hits / report.score.requests),
+            "wrong": f"{rate.count:,} of {rate.of:,}" if is_told else "",
+            "rate": f"{percent(rate.share)} ({interval(rate)})" if is_told else "",
         }
 
 
@@ -189,7 +221,9 @@ def _precision(report: Report) -> Iterator[Chart]:
         rate = below(cuts, chosen)
         if rate.share is not None:
             right = f"{percent(1 - rate.share)} of {count(rate.of, 'near match', 'near matches')} right"
-            told = f"At the chosen cut of {chosen:g}: {right}, wrong {interval(rate)}. {told}"
+            refused = sum(near.hits for near in report.score.refused.values())
+            guards = f"; that is before guards, which refused {refused:,}" if _is_guarded(policy) else ""
+            told = f"At the chosen cut of {chosen:g}: {right}, wrong {interval(rate)}{guards}. {told}"
     svg = charts.precision(cuts, exact_hits, report.score.requests, chosen)
     yield Chart("Precision of near matches, over requests answered", _as_it_is(svg), told)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.errors import TrafficError
-from semcache.events import Stats
 from semcache.policy import Policy
 from semcache.prices import Source
 from semcache.replay.player import Witness
 from semcache.replay.recording import Recording, prepare
 from semcache.replay.score import Outcome
+from semcache.stats import Stats
 from semcache.tier import Clock
 from semcache.traffic import read
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
@@ -99,7 +99,7 @@ def make_cache(settings: Settings, folder: Path, witness: Witness, clock: Clock 
         embedder=settings.embedder,
         semantic=settings.semantic,
         device=settings.device,
-        policy=witness,
+        policy=None if settings.embedder is None else witness,  # without one there is nothing to decide on
         ttl=settings.ttl,
         prices=settings.prices,
         timeouts=_NEVER_LATE,

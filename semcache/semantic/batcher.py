@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from semcache.model import Neighbour
     from semcache.semantic.embedder import TextEmbedder
-    from semcache.semantic.index import VectorIndex
-    from semcache.semantic.work import Vector
+    from semcache.semantic.work import Vector, VectorIndex
 
 __all__ = ["Batcher", "Found", "Row"]
 

@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 from itertools import count as numbers
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
@@ -40,55 +40,6 @@ _PATIENCE = 32
 _ROWS_MOVED_AT_ONCE = 32
 _EVICTED_AT_ONCE = 16
 _SWEPT_AT_ONCE = 64
-
-
-class VectorIndex(Protocol):
-    """Vectors by key, found by nearness within a scope; one thread owns it, any may ask `has_scope`."""
-
-    evictions: int
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def scopes(self) -> int: ...
-
-    def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
-        """Keep a unit vector, float32[d], until `expires`; a row of that key, in whatever scope, is replaced.
-
-        Raises ValueError for a vector of another shape, or not of unit length (NaN among them).
-        """
-        ...
-
-    def remove(self, key: bytes) -> bool:
-        """Drop a row; False if there is none."""
-        ...
-
-    def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
-        """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
-        ...
-
-    def vector(self, key: bytes) -> NDArray[float32] | None:
-        """Return a copy of a row's vector, float32[d]; None where there is no such row."""
-        ...
-
-    def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
-        """Return the live rows of all scopes at least so similar to a unit vector, float32[d], nearest first."""
-        ...
-
-    def sweep(self, now: float) -> int:
-        """Drop some of the rows whose life is over, in little time; how many."""
-        ...
-
-    def has_scope(self, scope: bytes) -> bool:
-        """Say whether a scope has rows; any thread may ask."""
-        ...
-
-    def clear(self) -> None: ...
-
-    def __len__(self) -> int: ...
-
-    def __contains__(self, key: object) -> bool: ...
 
 
 class FlatIndex:
@@ -138,7 +89,7 @@ class FlatIndex:
         return scope in self._tails[hash(scope) % _SHARDS]
 
     def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
-        """Keep a row; see `VectorIndex.add`. One that alone is over the bound is not kept."""
+        """Keep a row; see `work.VectorIndex.add`. One that alone is over the bound is not kept."""
         self._check(vector)
         row = self._rows[hash(key) % _SHARDS].get(key)
         if row is not None:
@@ -167,7 +118,7 @@ class FlatIndex:
         return True
 
     def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
-        """Search; see `VectorIndex.search`. Queries of one scope are searched together."""
+        """Search; see `work.VectorIndex.search`. Queries of one scope are searched together."""
         import numpy as np
 
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -190,7 +141,7 @@ class FlatIndex:
         return None if row is None else self._arena.slab(row).vectors[row & OFFSET].copy()
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
-        """Look at every row; see `VectorIndex.within`."""
+        """Look at every row; see `work.VectorIndex.within`."""
         found: list[Neighbour] = []
         for slab in self._host_slabs():
             near = slab.vectors @ vector

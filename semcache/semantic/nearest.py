@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy import int64
     from numpy.typing import NDArray
 
-    from semcache.semantic.passes import Graph
+    from semcache.semantic.graphs import Graph
 
 _MOST_RUNS = 8
 _LONG_RUN = 64

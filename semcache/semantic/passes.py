@@ -15,8 +15,10 @@ from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.graphs import Graph, capture
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy import float32
     from numpy.typing import NDArray
@@ -34,33 +36,6 @@ _WARM = ((1, 16), (1, 32), (1, 64), (2, 16), (4, 16), (8, 16), (16, 16), (32, 16
 SAMPLES = ("a", "How do I reset my password?", "word " * 600)
 """Texts that passes are proved with: a short one, a usual one, one that is cut."""
 _SAME = 0.999
-
-
-class Graph:
-    """A captured function of one tensor: fill `given`, `replay`, read what it returns before memory is shared again.
-
-    Graphs of one `pool` share their memory. Raises torch.cuda.OutOfMemoryError, or RuntimeError for what cannot be
-    captured.
-    """
-
-    def __init__(self, function: Callable[[Any], Any], given: Any, pool: Any = None) -> None:
-        import torch
-
-        self.given = given
-        side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(given.device))
-        with torch.cuda.stream(side):
-            for _ in range(2):  # what is made at first use must not be made while it is captured
-                function(given)
-        torch.cuda.current_stream(given.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: only what this one does is watched.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._made = function(given)
-
-    def replay(self) -> Any:
-        self._graph.replay()
-        return self._made
 
 
 class Passes:
@@ -221,26 +196,16 @@ class Passes:
         if graph is None and len(self._graphs) < _MOST_GRAPHS:
             if self.pool is None:
                 self.pool = torch.cuda.graph_pool_handle()
-            try:
-                with torch.cuda.device(self.device), torch.inference_mode():
-                    given = torch.ones((rows, length + 1), dtype=torch.int32, device=self.device)
-                    graph = self._graphs[rows, length] = Graph(self.run, given, self.pool)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if is_lost(error):
-                    raise
-                self._use_graphs = False
-                self.why = f"no CUDA graph can be made of it: {str(error).partition(chr(10))[0]}"
+            with torch.cuda.device(self.device), torch.inference_mode():
+                shape = rows, length + 1
+                made = capture(
+                    self.run, lambda: torch.ones(shape, dtype=torch.int32, device=self.device), self.pool
+                )  # fmt: skip
+            if isinstance(made, str):
+                self._use_graphs, self.why = False, f"no CUDA graph can be made of it: {made}"
+            else:
+                graph = self._graphs[rows, length] = made
         return graph
-
-
-def is_lost(error: BaseException) -> bool:
-    """Say whether an error is the device's end for this process: nothing works on it any more."""
-    told = f"{type(error).__name__}: {error}"
-    # Memory may come back, and a capture that failed spoils one graph and no more.
-    is_over = not any(word in told for word in ("out of memory", "captur"))
-    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and is_over
 
 
 def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:

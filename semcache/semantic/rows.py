@@ -23,8 +23,8 @@ from weakref import WeakSet
 
 from semcache.errors import TierError
 from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
+from semcache.semantic.graphs import Graph, capture, is_lost
 from semcache.semantic.nearest import Slots, largest, taken_of
-from semcache.semantic.passes import Graph, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -293,19 +293,14 @@ class DeviceRows:
         slots.asked[fewest, k] += 1
         if slots.asked[fewest, k] < _GRAPH_AFTER or len(self._graphs) >= _MOST_GRAPHS:
             return None
-        try:
-            given = torch.zeros((fewest, self.dimension + 1), device=self.device)
-            graph = slots.graphs[fewest, k] = Graph(partial(self._find, slots, k), given)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if is_lost(error):
-                raise
-            self._use_graphs = False
-            self.why = str(error).partition("\n")[0]
+        shape = fewest, self.dimension + 1
+        made = capture(partial(self._find, slots, k), lambda: torch.zeros(shape, device=self.device))
+        if isinstance(made, str):
+            self._use_graphs, self.why = False, made
             return None
-        self._graphs.add(graph)
-        return graph
+        slots.graphs[fewest, k] = made
+        self._graphs.add(made)
+        return made
 
     def _find(self, slots: Slots, k: int, given: Any, alive: NDArray[bool_] | None = None) -> Any:
         """Return float32[n, 2k]: similarities, and the bits of the int32 places in the slots' order.

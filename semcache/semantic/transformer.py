@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
 from semcache.semantic.files import DEFAULT_MODEL, digest_of_files, path_of
-from semcache.semantic.passes import SAMPLES, Passes, is_lost
+from semcache.semantic.graphs import is_lost
+from semcache.semantic.passes import SAMPLES, Passes
 from semcache.semantic.threads import limit_torch_threads
 from semcache.semantic.tokens import Tokens
 from semcache.semantic.vectors import as_unit

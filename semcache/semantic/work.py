@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
 
     from numpy import float32
@@ -14,12 +14,60 @@ if TYPE_CHECKING:
 
     from semcache.model import Neighbour
     from semcache.semantic.embedder import TextEmbedder
-    from semcache.semantic.index import VectorIndex
 
     Vector: TypeAlias = NDArray[float32]
 
 Row: TypeAlias = "tuple[bytes, bytes, str, Vector | None, float]"
 """A row to restore: key, scope, text, its vector (of whatever precision) or None, and when its life is over."""
+
+
+class VectorIndex(Protocol):
+    """Vectors by key, found by nearness within a scope; one thread owns it, any may ask `has_scope`."""
+
+    evictions: int
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def scopes(self) -> int: ...
+
+    def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
+        """Keep a unit vector, float32[d], until `expires`; a row of that key, in whatever scope, is replaced.
+
+        Raises ValueError for a vector of another shape, or not of unit length (NaN among them).
+        """
+        ...
+
+    def remove(self, key: bytes) -> bool:
+        """Drop a row; False if there is none."""
+        ...
+
+    def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
+        """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
+        ...
+
+    def vector(self, key: bytes) -> NDArray[float32] | None:
+        """Return a copy of a row's vector, float32[d]; None where there is no such row."""
+        ...
+
+    def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
+        """Return the live rows of all scopes at least so similar to a unit vector, float32[d], nearest first."""
+        ...
+
+    def sweep(self, now: float) -> int:
+        """Drop some of the rows whose life is over, in little time; how many."""
+        ...
+
+    def has_scope(self, scope: bytes) -> bool:
+        """Say whether a scope has rows; any thread may ask."""
+        ...
+
+    def clear(self) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, key: object) -> bool: ...
 
 
 @dataclass(slots=True, frozen=True)

@@ -12,21 +12,20 @@ from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import perf_counter_ns, sleep
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from semcache.errors import TierError
+from semcache.semantic.searching import end, search_all
 from semcache.semantic.texts import Texts, as_exception
 from semcache.semantic.vectors import to_units
-from semcache.semantic.work import Add, Clear, Embed, Found, Item, Remove, Restore, Search, Sync, Take, Within
+from semcache.semantic.work import Add, Clear, Embed, Item, Remove, Restore, Search, Sync, Take, Within
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
 
     from semcache.semantic.batcher import Batcher
-    from semcache.semantic.index import VectorIndex
-    from semcache.semantic.work import Row, Vector
+    from semcache.semantic.work import Row, Vector, VectorIndex
 
 State = Literal["idle", "loading", "ready", "failed", "closed"]
 
@@ -281,37 +280,13 @@ class Worker:
         self._loaded.sweep(self._clock())
 
     def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int) -> None:
-        """Search for all of these at once, and end their futures."""
-        import numpy as np
-
-        asked: list[Search] = []
-        vectors: list[Vector] = []
-        for search in searches:
-            vector = known[search.text]
-            if isinstance(vector, Exception):
-                _end(search.future, vector)
-            else:
-                asked.append(search)
-                vectors.append(vector)
-        if not asked:
-            return
-        began = perf_counter_ns()
+        index = self._loaded
         try:
-            most = max(search.k for search in asked)
-            found = self._loaded.search([search.scope for search in asked], np.stack(vectors), most, self._clock())
-            for search, neighbours in zip(asked, found, strict=True):
-                for neighbour in (
-                    neighbours[: search.k] if search.with_vectors else ()
-                ):  # here no row is written meanwhile
-                    neighbour.vector = self._loaded.vector(neighbour.key)
+            search_all(
+                index, searches, known, embed_ns, self._clock, before=lambda: self._texts.tell_troubles(index)
+            )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
-            self._fail(asked, as_exception(error))
-            return
-        search_ns = perf_counter_ns() - began
-        self._texts.tell_troubles(self._loaded)
-        for search, vector, neighbours in zip(asked, vectors, found, strict=True):
-            _end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
 
     def _apply(
         self, item: Within | Embed | Add | Remove | Take | Restore | Clear | Sync, known: dict[str, Vector | Exception]
@@ -320,9 +295,9 @@ class Worker:
             case Within():
                 self._within(item, known[item.text])
             case Embed():
-                _end(item.future, known[item.text])
+                end(item.future, known[item.text])
             case Sync():
-                _end(item.future, None)
+                end(item.future, None)
             case Add():
                 self._add(item, known)
             case Remove():
@@ -338,15 +313,15 @@ class Worker:
 
     def _within(self, item: Within, vector: Vector | Exception) -> None:
         if isinstance(vector, Exception):
-            _end(item.future, vector)
+            end(item.future, vector)
             return
         try:
             found = self._loaded.within(vector, item.similarity, self._clock())
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
-            _end(item.future, as_exception(error))
+            end(item.future, as_exception(error))
         else:
-            _end(item.future, found)
+            end(item.future, found)
 
     def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
         """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""
@@ -401,7 +376,7 @@ class Worker:
             elif isinstance(item, Take):
                 self._arrived([row[1] for row in item.rows])
             elif isinstance(item, Search | Within | Embed | Sync):
-                _end(item.future, error)
+                end(item.future, error)
 
     def _report(self, reason: str, error: BaseException) -> None:
         if isinstance(error, TierError) and error.reason == "lost" and reason != "load":
@@ -411,12 +386,3 @@ class Worker:
             # Whoever listens must not break what is listened to.
             with suppress(BaseException):
                 batcher.settings.on_fault(reason, error)
-
-
-def _end(future: Future[Any], outcome: object) -> None:
-    """End a future with a value or an Exception, whatever its callbacks raise."""
-    with suppress(BaseException):
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)

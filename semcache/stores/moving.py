@@ -7,7 +7,7 @@ place has the old one's birth and end, so that no invalidation is undone and no 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from semcache.stores.vectors import to_float16
 # Rows that are read, and moved, together.
 PAGE = 256
 
-FOREIGN_PAGE = """
+_FOREIGN_PAGE = """
     SELECT position, key, scope, embedder, text, expires FROM log
     WHERE position > ? AND position <= ? AND kind = 'added' AND embedder != ? AND expires > ?
         AND facets IN (SELECT id FROM facets WHERE namespace = ?)
@@ -60,6 +60,21 @@ class Move:
         failure = TierError("lost", f"{len(self.rows)} rows could not be moved, try again: {error}")
         failure.__cause__ = error
         self.future.set_exception(failure)
+
+
+def foreign(
+    ask: Callable[..., list[Any]], last: int, embedder: str, namespace: str, now: Callable[[], float]
+) -> Iterator[list[Foreign]]:  # fmt: skip
+    """Yield the live rows of all other embedders in a file up to a position, a page at a time, oldest first."""
+    position = 0
+    while True:
+        moment = now()
+        page = ask(_FOREIGN_PAGE, position, last, embedder, moment, namespace, PAGE)
+        if page:
+            yield [Foreign(at, key, scope, other, text, end - moment) for at, key, scope, other, text, end in page]
+        if len(page) < PAGE:
+            return
+        position = page[-1][0]
 
 
 def move(connection: sqlite3.Connection, rows: Sequence[Moved], writer: bytes) -> list[bool]:

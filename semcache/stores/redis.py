@@ -317,6 +317,12 @@ class RedisStore(Following):
             found |= {(day, name.decode()): float(amount) for name, amount in listed}
         return found
 
+    def namespaces(self) -> list[str]:
+        """Return our namespace, if anything stands in it; nothing is begun by asking."""
+        names = self.names
+        (found,) = self._send([("EXISTS", names.marks, names.gone, names.keys, names.pinned, names.log)])
+        return [self._namespace] if int(self._checked(found)) else []
+
     def entries(self) -> int:
         """Return how many entries the namespace has, about."""
         return sum(map(int, map(self._checked, self._send([("ZCARD", self.names.keys), ("HLEN", self.names.pinned)]))))

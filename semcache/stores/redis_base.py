@@ -12,7 +12,7 @@ from semcache.errors import TierError
 from semcache.marks import Marks
 from semcache.stores import header
 from semcache.stores.address import address_of
-from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
+from semcache.stores.link import PATIENT_SECONDS, Command, Link
 from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.redis_keys import (
     Names,
@@ -21,6 +21,7 @@ from semcache.stores.redis_keys import (
 )
 from semcache.stores.redis_ledger import Ledger
 from semcache.stores.redis_pins import WAITING, Pins
+from semcache.stores.redis_trouble import trouble
 from semcache.tier import Clock, SystemClock
 
 LONGEST_LOAD_SECONDS = 3600.0

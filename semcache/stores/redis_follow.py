@@ -12,7 +12,7 @@ from semcache.marks import Changes, Mark, Row
 from semcache.model import MODES, Facets, Mode
 from semcache.plan import run
 from semcache.stores import header
-from semcache.stores.link import PATIENT_SECONDS, Command, converse, trouble
+from semcache.stores.link import PATIENT_SECONDS, Command, converse
 from semcache.stores.redis_keys import (
     id_of,
     member,
@@ -25,6 +25,7 @@ from semcache.stores.redis_keys import (
 )
 from semcache.stores.redis_pins import records, row_of
 from semcache.stores.redis_reported import Reporting
+from semcache.stores.redis_trouble import trouble
 from semcache.stores.vectors import from_float16
 
 MAX_MARKS = 100_000

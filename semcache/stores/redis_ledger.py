@@ -20,8 +20,9 @@ from typing import Any
 
 from semcache.errors import TierError
 from semcache.meter import overflow
-from semcache.stores.link import PATIENT_SECONDS, Command, Link, trouble
+from semcache.stores.link import PATIENT_SECONDS, Command, Link
 from semcache.stores.redis_keys import Names
+from semcache.stores.redis_trouble import trouble
 
 MAX_NAMES = 4096
 KEEP_SECONDS = 400 * 86_400

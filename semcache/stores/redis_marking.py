@@ -10,7 +10,7 @@ from semcache.marks import Pair
 from semcache.model import Mode
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
-from semcache.stores.link import PATIENT_SECONDS, Command, trouble
+from semcache.stores.link import PATIENT_SECONDS, Command
 from semcache.stores.redis_base import RedisBase
 from semcache.stores.redis_keys import (
     member,
@@ -19,6 +19,7 @@ from semcache.stores.redis_keys import (
     position_of,
     told_mode,
 )
+from semcache.stores.redis_trouble import trouble
 
 _SWEEP_PAGE = 500
 # Enough for the header and the facets of all but entries with many documents.

@@ -2,7 +2,8 @@
 
 Laws: blocks are durable when the call returns, and have a position in the log, so that followers hear of them; rows and
 ids are bounded by number and age, and take no more than a share of the file's bound; a file of before there were such
-is given their tables by whoever writes to it first, and until then holds none.
+is given their tables by whoever writes to it first, and until then holds none; a file that is begun in the place of
+another is given the blocks that its processes know, and those that can be read of a damaged one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semcache.blocks import Block
+from semcache.blocks import WORDS_BYTES, Block, Blocks
 from semcache.errors import TierError
 from semcache.ledger import KEEP_SECONDS, MAX_NAMES, MAX_ROWS, ROW_BYTES, Served, Taken, id_digest
+from semcache.marks import Changes
 
 if TYPE_CHECKING:
     from semcache.stores.sqlite import SqliteStore
@@ -51,6 +55,11 @@ _SERVE = f"""
 _NAME = """
     INSERT INTO answers (namespace, response, key, written) VALUES (?, ?, ?, ?)
     ON CONFLICT (namespace, response) DO UPDATE SET key = excluded.key, written = excluded.written"""
+_SALVAGED = """
+    SELECT namespace, stored, words, similarity, written FROM blocks
+    ORDER BY namespace {order}, stored {order}, words {order} LIMIT ?"""
+_MOST_SALVAGED = 100_000
+_MOST_COSINE = 1.001
 HAS_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'answers'"
 
 
@@ -60,6 +69,39 @@ def block(connection: sqlite3.Connection, namespace: str, blocks: list[Block]) -
         position = connection.execute("INSERT INTO log (kind) VALUES ('marked')").lastrowid
         connection.execute("DELETE FROM log WHERE position = ?", (position,))
         connection.execute(_BLOCK, (namespace, *one, position))
+
+
+def salvaged(path: Path) -> tuple[list[tuple[str, Block]], bool]:
+    """Return the blocks that can be read in a damaged file, with their namespaces, and whether these are all."""
+    found: dict[tuple[str, bytes, bytes], Block] = {}
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            if not connection.execute(HAS_TABLES).fetchone()[0]:
+                return [], True
+            is_whole = False
+            for order in ("ASC", "DESC"):  # from both ends up to the first page that is no more
+                with suppress(sqlite3.Error):
+                    for namespace, *told in connection.execute(_SALVAGED.format(order=order), (_MOST_SALVAGED,)):
+                        if _is_block(told):
+                            found[namespace, told[0], told[1]] = Block(*told)
+                    is_whole = True
+                    break
+    except sqlite3.Error:
+        is_whole = False
+    return [(namespace, block) for (namespace, _, _), block in found.items()], is_whole
+
+
+def _is_block(told: list[Any]) -> bool:
+    """Say whether a row of a damaged file can be what was written."""
+    stored, words, similarity, written = told
+    is_pair = isinstance(stored, bytes) and isinstance(words, bytes) and len(words) == WORDS_BYTES
+    return is_pair and isinstance(similarity, float) and abs(similarity) <= _MOST_COSINE and isinstance(written, float)
+
+
+def take_over(connection: sqlite3.Connection, blocks: list[tuple[str, Block]]) -> None:
+    """Keep blocks of several namespaces."""
+    for namespace, one in blocks:
+        block(connection, namespace, [one])
 
 
 def unblock(connection: sqlite3.Connection, namespace: str, blocks: list[Block]) -> None:
@@ -83,12 +125,23 @@ def serve(connection: sqlite3.Connection, namespace: str, taken: Taken, now: flo
 
 
 class FileReports:
-    """The blocks, rows and ids of one namespace in a store's file."""
+    """The blocks, rows and ids of one namespace in a store's file; `blocks` are what this process knows."""
 
-    def __init__(self, store: SqliteStore, namespace: str, max_bytes: int) -> None:
+    def __init__(self, store: SqliteStore, namespace: str, max_bytes: int, blocks: Blocks | None = None) -> None:
         self._store = store
         self._namespace = namespace
         self._max_bytes = max_bytes
+        self._blocks = Blocks() if blocks is None else blocks
+
+    def settle(self, found: Changes) -> None:
+        """Have a file that is another than before keep what this process knows beside it, behind the caller."""
+        if not found.is_reset:
+            return
+        known = {one[:2] for one in found.blocks}
+        lost = [one for one in self._blocks.listed() if one[:2] not in known]
+        if lost:
+            with suppress(TierError):  # nobody can write here; this process blocks them all the same
+                self._store.change(partial(block, namespace=self._namespace, blocks=lost))
 
     def block(self, blocks: list[Block]) -> None:
         """Keep blocks durably. Raises TierError."""

@@ -89,6 +89,7 @@ INDEX_PAGE = """
     WHERE position > ? AND kind = 'added' AND embedder = ? AND expires > ?
         AND facets IN (SELECT id FROM facets WHERE namespace = ?)
     ORDER BY position LIMIT ?"""
+NAMESPACES = "SELECT namespace FROM facets UNION SELECT namespace FROM marks UNION SELECT namespace FROM counters"
 PINNED = """
     SELECT (SELECT value FROM meta WHERE name = 'pinned'), (SELECT value FROM meta WHERE name = 'pinned_bytes')"""
 IS_PINNED = "SELECT 1 FROM entries WHERE key = ? AND is_pinned = 1"

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Changes, Pair
 from semcache.model import Facets, Mode
@@ -27,7 +28,7 @@ from semcache.stores.changes import Record, Slide
 from semcache.stores.file import StoreFile
 from semcache.stores.follower import Follower
 from semcache.stores.fork import forking
-from semcache.stores.moving import FOREIGN_PAGE, PAGE, Foreign, Moved
+from semcache.stores.moving import Foreign, Moved, foreign
 from semcache.stores.reported import FileReports
 from semcache.stores.schema import READ, Row, reason_of, trouble
 from semcache.stores.vectors import from_float16
@@ -58,8 +59,9 @@ class SqliteStore:
     """Entries, index rows and invalidations of one namespace in one file of at most about `max_bytes`."""
 
     def __init__(
-        self, path: Path, *, namespace: str, timeout: float, max_bytes: int, clock: Clock, on_fault: OnFault
-    ) -> None:
+        self, path: Path, *, namespace: str, timeout: float, max_bytes: int, clock: Clock, on_fault: OnFault,
+        blocks: Blocks | None = None,
+    ) -> None:  # fmt: skip
         self._path = path
         self._namespace = namespace
         self._timeout = timeout
@@ -69,7 +71,7 @@ class SqliteStore:
         self._inherited: list[object] = []
         self._is_closed = False
         self.now = clock.time
-        self.reports = FileReports(self, namespace, max_bytes)
+        self.reports = FileReports(self, namespace, max_bytes, blocks)
         self._begin()
         self._writer.prepare()
         forking().add(self)
@@ -140,15 +142,7 @@ class SqliteStore:
 
     def foreign(self, embedder: str) -> Iterator[list[Foreign]]:
         """Return the live index rows of all other embedders up to now, a page at a time, oldest first."""
-        position, last = 0, self.position()
-        while True:
-            now = self._clock.time()
-            page = self.ask(FOREIGN_PAGE, position, last, embedder, now, self._namespace, PAGE)
-            if page:
-                yield [Foreign(at, key, scope, other, text, end - now) for at, key, scope, other, text, end in page]
-            if len(page) < PAGE:
-                return
-            position = page[-1][0]
+        return foreign(self.ask, self.position(), embedder, self._namespace, self._clock.time)
 
     def count(self, pairs: list[Pair]) -> int:
         """Return how many live entries invalidations mean, written or not."""
@@ -316,6 +310,7 @@ class SqliteStore:
         except (sqlite3.Error, OSError, TierError) as error:
             raise trouble(error, str(self._path)) from error
         self._backlog.hear(found.marks)  # before anybody is told that they are known
+        self.reports.settle(found)
         return found
 
     # Connections

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from semcache.stores import changes
 from semcache.stores.backlog import Backlog, Batch, Change, Invalidation, Order
 from semcache.stores.file import WRITE_WAIT_SECONDS, StoreFile
 from semcache.stores.moving import Move, move
+from semcache.stores.reported import salvaged, take_over
 from semcache.stores.schema import reason_of, trouble
 from semcache.tier import Clock
 
@@ -288,8 +290,25 @@ class Writer:
                 kept = f"it is kept as {aside}" if aside else "another process has moved it aside"
                 failure = TierError("damaged", f"{self._file.path} was damaged ({damage}): {kept}, and begun anew")
                 is_replaced = True
+        if is_replaced and aside is not None:
+            failure = TierError("damaged", f"{failure}{self._take_over_blocks(aside)}")
         self._tell(failure)
         return is_replaced
+
+    def _take_over_blocks(self, aside: Path) -> str:
+        """Keep what was reported as wrong in the new file, as far as the damaged one can be read; tell of it."""
+        blocks, is_whole = salvaged(aside)
+        try:
+            if blocks:
+                self._transact(partial(take_over, blocks=blocks), is_durable=True)
+        except Exception as error:  # noqa: BLE001 - the file is begun anew all the same, and what is lost is told
+            blocks, is_whole, why = [], False, f" ({error})"
+        else:
+            why = ""
+        told = f"; reports of wrong answers taken over: {len(blocks)}" if blocks else ""
+        return (
+            told if is_whole else f"{told}; those that cannot be read are lost{why}: report again what is still wrong"
+        )
 
     def _tell(self, error: BaseException) -> None:
         with suppress(Exception):  # who listens cannot stop the writer

@@ -21,7 +21,7 @@ except ImportError:
     raise MissingExtraError("semcache.telemetry.prometheus", "prometheus") from None
 
 if TYPE_CHECKING:
-    from semcache.events import Stats
+    from semcache.stats import Stats
 
 _BUCKETS = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,

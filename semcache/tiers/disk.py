@@ -16,6 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from semcache.blocks import Blocks
 from semcache.errors import ConfigurationError, TierError
 from semcache.marks import Between, Changes, Mark, Marks, Pair
 from semcache.model import FACETS, MODES, Entry, Evidence, Hit, Miss, Mode, Request
@@ -41,9 +42,9 @@ class DiskTier:
     """An exact tier in the SQLite file `path`, of about `max_bytes`; entries live `ttl` seconds, or what they ask for.
 
     `timeout` is how long a read waits for a lock, `index_ttl` how long an entry has an index row, `others_ttl` how long
-    tiers that need its marks keep one, in seconds. `marks` are this process's. `on_fault` is told, with one word and
-    the error, of what goes wrong behind the callers, in whatever thread it does. Raises ConfigurationError for what can
-    never work; a file that cannot be used now makes misses, and is tried again.
+    tiers that need its marks keep one, in seconds. `marks` and `blocks` are this process's. `on_fault` is told, with
+    one word and the error, of what goes wrong behind the callers, in whatever thread it does. Raises ConfigurationError
+    for what can never work; a file that cannot be used now makes misses, and is tried again.
     """
 
     name = "disk"
@@ -53,7 +54,7 @@ class DiskTier:
         self, path: str | os.PathLike[str], *, namespace: str, ttl: float, clock: Clock,
         on_fault: Callable[[str, BaseException], None], jitter: float = 0.0, timeout: float = 0.025,
         max_bytes: int = 2**30, random: Callable[[], float] | None = None, index_ttl: float = inf,
-        others_ttl: float = 0.0, marks: Marks | None = None,
+        others_ttl: float = 0.0, marks: Marks | None = None, blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         from semcache.stores.sqlite import SqliteStore
 
@@ -75,8 +76,9 @@ class DiskTier:
         self._since: dict[bytes, tuple[float, int]] = {}
         self._touch_seconds = min(_TOUCH_SECONDS, ttl / 10)
         self._store = SqliteStore(
-            file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault
-        )
+            file_path(path), namespace=namespace, timeout=timeout, max_bytes=max_bytes, clock=clock, on_fault=on_fault,
+            blocks=blocks,
+        )  # fmt: skip
         self.reports = self._store.reports
 
     def peek(self, key: bytes, grace: float = 0.0) -> Hit | Miss:
@@ -243,6 +245,12 @@ class DiskTier:
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
         """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces of which something stands in the file, in order. Raises TierError."""
+        from semcache.stores.schema import NAMESPACES
+
+        return [name for (name,) in self._store.ask(NAMESPACES)]
 
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
         """Return what all processes have booked under some days. Raises TierError."""

@@ -196,6 +196,10 @@ class RedisTier:
         """Return what all processes have booked in this namespace, by day and name, from a day on. Raises TierError."""
         return self._store.booked(since_day)
 
+    def namespaces(self) -> list[str]:
+        """Return our namespace, if anything stands in it: no other one's keys are read. Raises TierError."""
+        return self._store.namespaces()
+
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:
         """Return what all processes have booked under some days. Raises TierError."""
         return self._store.tallied(days)

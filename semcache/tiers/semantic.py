@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Row
-from semcache.model import Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
+from semcache.model import BELOW, Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy, within
 from semcache.policy.learner import Learner, is_match
@@ -219,7 +219,7 @@ class SemanticTier:
                 "set tenant= on the cache or the call (semcache.SHARED if all users may share answers)",
             )
         elif neighbour.similarity < request.least:
-            reason = f"{neighbour.similarity:.3f} is below what the caller takes, {request.least:g}"
+            reason = f"{BELOW}: similarity {neighbour.similarity:.4f} < {request.least:g}, which the caller asked for"
         else:
             reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
             if reported is None:

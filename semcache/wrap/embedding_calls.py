@@ -21,10 +21,11 @@ from semcache.cache import Cache
 from semcache.chain import Origin
 from semcache.errors import ConfigurationError, UnkeyableError
 from semcache.events import Event
-from semcache.keys import KEY_BYTES, canonical, canonical_items, type_name
+from semcache.keys import KEY_BYTES, canonical, canonical_items
 from semcache.lookup import finish, load
 from semcache.many import lookup_many
 from semcache.model import Alike, Facets, Lives, Request
+from semcache.naming import type_name
 from semcache.plan import Outcome, Plan, arun, run
 from semcache.wrap.default import default_cache
 from semcache.wrap.encoder import HOW_TO_COMPUTE, encoder_of

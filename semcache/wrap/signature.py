@@ -17,7 +17,8 @@ from typing import Any
 
 from semcache.codec import register
 from semcache.errors import ConfigurationError, UnkeyableError
-from semcache.keys import canonical, is_pydantic, type_name
+from semcache.keys import canonical, is_pydantic
+from semcache.naming import type_name
 
 _SIMPLE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

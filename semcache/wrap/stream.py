@@ -139,7 +139,7 @@ def _refuse_sent(sent: object) -> None:
 
 
 def _bypass(call: Call, event: Event) -> None:
-    event.kind, event.reason = "bypass", event.reason or "mode: off"
+    event.kind, event.reason = "bypass", event.reason or call.cache.chain.why_off
     told = current.get()
     tell_context(call.cache.chain)
     if told is not None and told.sources is not None and call.documents is not None:

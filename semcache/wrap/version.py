@@ -15,7 +15,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from semcache.errors import ConfigurationError, UnkeyableError
-from semcache.keys import canonical, digest, module_name
+from semcache.keys import canonical, digest
+from semcache.naming import module_name
 from semcache.wrap.signature import unwrap
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None), range)

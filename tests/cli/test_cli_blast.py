@@ -82,3 +82,11 @@ def test_wrong_use_is_one_line_and_status_2(service, semcache_command, typed, op
     status, out, err = semcache_command("blast", *options, *typed)
     assert (status, out) == (2, "")
     assert why in err
+
+
+def test_answer_that_no_call_of_a_tenant_was_given_is_said_of_him(service, semcache_command, typed):
+    """Others may have been: the line says what tells of them."""
+    status, out, _ = semcache_command("blast", key_of(service, "parcel"), *typed, "--tenant", "zenith")
+    assert status == 0
+    assert out.startswith("nobody of tenant 'zenith' was given it")
+    assert out.endswith("without --tenant all who were are told\n")

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 from instruments import GUARD
 
+from semcache.testing import StandIn
+
 FACETS = {
     "tag": "faq", "tenant": "acme", "function": "answers.ask", "model": "large", "version": "v7", "document": "terms",
 }  # fmt: skip
+
+
+@pytest.fixture
+def models():
+    with StandIn() as made:
+        yield made
 
 
 @pytest.fixture
@@ -69,6 +77,8 @@ def test_everything_is_the_namespace(service, semcache_command, typed, open_serv
         ([], "one of the arguments --tag --tenant"),
         (["--tag", "a", "--model", "b"], "not allowed with argument"),
         (["--tag", "a", "--everything"], "not allowed with argument"),
+        (["--tenant", "a", "--tag", "b"], "not allowed with argument --tag"),
+        (["--tenant", "a", "--everything"], "not allowed with argument --everything"),
         (["--key", "xyz"], "a key is bytes or their 40 hex digits"),
         (["--tag", ""], "tag= is text"),
     ],
@@ -122,6 +132,31 @@ def test_what_is_near_to_a_text_goes(open_service, store, told, typed):
     assert told(*asked, "--similarity", "-1", "--dry-run")["entries"] == 1
     assert stands(cache, other)
     cache.close()
+
+
+@pytest.fixture
+def shared_by_tenants(open_service, store, models):
+    """A service in which two tenants, and one who is none, have asked nearly the same."""
+    cache = open_service(**store, embedder=models.openai_url)
+    cache.warm()
+    for tenant in ("acme", "zenith", None):
+        cache.get_or_load(cache.request(text="Where is my parcel?", tenant=tenant), lambda: "answer")
+    assert cache.flush(GUARD)
+
+
+@pytest.mark.semantic
+@pytest.mark.usefixtures("shared_by_tenants")
+def test_text_of_a_tenantmeans_that_tenants_alone(semcache_command, told, typed, models):
+    """--tenant narrows --text; without it the line says that answers of tenants are among them, and what helps."""
+    asked = ("invalidate", "--text", "Where is my parcel?", "--embedder", models.openai_url, *typed)
+    status, out, _ = semcache_command(*asked, "--dry-run")
+    assert status == 0
+    assert out.startswith("would drop 3 entries: text ")
+    assert out.endswith("; 2 of them are of tenants: --tenant NAME means one's alone\n")
+    done = told(*asked, "--tenant", "acme")
+    assert (done["entries"], done["facet"], done["tenant"]) == (1, "text", "acme")
+    assert "tenant 'zenith' in namespace" in semcache_command(*asked, "--tenant", "zenith")[1]
+    assert semcache_command(*asked)[1].startswith("dropped 1 entry: ")
 
 
 @pytest.mark.parametrize(

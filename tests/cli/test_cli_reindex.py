@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from instruments import GUARD, Compass
+from servers import _free_port
 
 import semcache
 from semcache.testing import StandIn
@@ -55,3 +56,24 @@ def test_embedder_is_to_be_named(typed, semcache_command):
     status, _, err = semcache_command("reindex", *typed)
     assert status == 2
     assert "--embedder MODEL" in err
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_unknown_namespace_is_a_wrong_use(store, typed, semcache_command, models, more):
+    """A mistyped one would be an empty one, of which all is done; a file says which it has."""
+    asked = [*typed, "--namespace", "typo"]
+    status, out, err = semcache_command("reindex", "--embedder", models.openai_url, *asked, *more)
+    assert (status, out) == (2, "")
+    assert "nothing stands in namespace 'typo'" in err
+    assert "is it the right name?" in err
+    assert ("it holds 'tests'" in err) == ("disk" in store)
+
+
+@pytest.mark.usefixtures("old")
+def test_embedder_that_cannot_be_had_is_told_by_a_dry_run(typed, semcache_command):
+    """What would fail then fails now: it is loaded, though nothing is embedded."""
+    url = f"http://127.0.0.1:{_free_port()}/v1#model"
+    status, out, err = semcache_command("reindex", "--embedder", url, *typed, "--dry-run")
+    assert (status, out) == (1, "")
+    assert url.partition("#")[0] in err

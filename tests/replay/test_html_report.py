@@ -16,6 +16,8 @@ from recordings import chat, run
 
 from semcache.cli import main
 from semcache.policy import Threshold
+from semcache.replay.charts import by_stage
+from semcache.replay.details import Stage
 from semcache.replay.markdown import markdown
 from semcache.replay.page import MOST_WRONG, page
 from semcache.replay.report import make_report
@@ -23,6 +25,8 @@ from semcache.replay.report import make_report
 SUPPORT = Path(__file__).parents[2] / "examples" / "traffic" / "support.jsonl"
 COST = {"usage": {"prompt_tokens": 100, "completion_tokens": 20}, "latency_ms": 1500}
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)> \"'&{{ 7*7 }}{% raw %} \u202eexe</style></svg>"
+# Of the charts' font at the size of a tick's label.
+_HALF_LETTER = 3.4
 VOID = {"meta", "link", "img", "br", "hr", "input", "base"}
 
 
@@ -32,7 +36,7 @@ class Page(HTMLParser):
     def __init__(self, told):
         super().__init__()
         self.elements, self.words, self._open = [], [], []
-        self.feed(told)
+        self.feed(self.unwrapped(told))
         self.close()
         assert self._open == []
 
@@ -54,6 +58,11 @@ class Page(HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(self.words).split())
+
+    @staticmethod
+    def unwrapped(told):
+        """Return a page without what only keeps a line from breaking inside an interval."""
+        return re.sub(r'<span class="whole">(.*?)</span>', r"\1", told)
 
 
 def made(lines, **settings):
@@ -145,6 +154,42 @@ def test_page_shows_wrong_hits_and_what_told_them_apart(letters):
     assert "<mark>48231</mark>" in told
     assert "right near matches (%)" in shown
     assert "At the chosen cut of 0.9: 0.0% of 2 near matches right, wrong 34.2-100.0%." in shown
+
+
+@pytest.mark.semantic
+def test_page_shows_what_guards_refused_and_says_where_they_are_left_out(letters):
+    """A table of the guards, and figures of all that is near say that they are of before them."""
+    lines = [
+        chat("listen to 48213", 0, "x", response="ONE", **COST),
+        chat("listen to 48231", 1, "y", response="TWO", **COST),
+        chat("enlist to 48213", 2, "z", response="THREE", **COST),
+    ]
+    told = made(lines, embedder=letters, policy=Threshold(0.9))
+    shown = Page(told).text
+    assert re.search(
+        r"Refused by guards guard .* numbers 1 33\.3% 1 of 1 100\.0% \(20\.7-100\.0%\) Compared with", shown
+    )
+    assert "; that is before guards, which refused 1. n = " in shown
+    assert "near matches as near as this, before guards: 100.0% of 2 wrong" in shown
+
+
+@pytest.mark.semantic
+def test_no_line_breaks_inside_an_interval(letters):
+    """In a narrow tile or caption "9.1-21.1%" stays in one piece; what is in it is escaped as before."""
+    lines = [chat("listen", 0, "x"), chat("silent", 1, "y")]
+    told = made(lines, embedder=letters, policy=Threshold(0.9, guards=None))
+    assert '95% <span class="whole">20.7-100.0%</span></span></div>' in told
+
+
+def test_labels_of_a_chart_stand_inside_it():
+    """The last tick's label is cut off by no edge, where it stands near to it."""
+    for slowest in (94_000.0, 66_000.0, 990.0):
+        drawn = by_stage([Stage("memory", 9, 7.0, 9.0, 30.0), Stage("embed", 9, slowest / 1.2, slowest, slowest)])
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', drawn)[1])
+        labels = re.findall(r'<text x="([\d.]+)"[^>]*rotate\(-0 [^>]*text-anchor="middle"[^>]*>([^<]+)<', drawn)
+        assert len(labels) > 2
+        for at, label in labels[:-1]:  # the last is the axis' own, which stands in the middle
+            assert float(at) + _HALF_LETTER * len(label) < width, label
 
 
 @pytest.mark.semantic

@@ -168,7 +168,7 @@ class PlainGraph:
 @pytest.mark.parametrize("graphs", [False, True])
 def test_rows_of_many_slots_are_found_wherever_they_lie(monkeypatch, products, lie, graphs):
     """Over several chunks, in parts that are as small as memory asks, plainly or as a graph, k are the nearest k."""
-    monkeypatch.setattr("semcache.semantic.rows.Graph", PlainGraph)
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", PlainGraph)
     monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 2)
     rows = DeviceRows(8, "cpu", torch.float32)
     rows._products, rows._use_graphs = products, graphs

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from semcache.errors import TierError
 from semcache.semantic.embedder import SentenceTransformerEmbedder
-from semcache.semantic.passes import SAMPLES, Passes, is_lost, shapes
+from semcache.semantic.graphs import is_lost
+from semcache.semantic.passes import SAMPLES, Passes, shapes
 from semcache.semantic.transformer import _tail_of
 
 pytestmark = pytest.mark.semantic

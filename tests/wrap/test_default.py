@@ -149,9 +149,9 @@ def test_environment_that_is_wrong_is_refused(monkeypatch, name, value, says):
 
 
 def test_policy_from_the_environment(monkeypatch):
-    """SEMCACHE_POLICY=threshold:0.92 is Threshold(0.92)."""
+    """SEMCACHE_POLICY=threshold:0.92 is Threshold(0.92); without an embedder that is what there is to say of it."""
     monkeypatch.setenv("SEMCACHE_POLICY", "threshold:0.92")
-    with pytest.warns(UserWarning, match="guess"):
+    with pytest.warns(semcache.SemcacheWarning, match="no embedder="):
         assert repr(built().policy) == "Threshold(0.92)"
     assert default.policy_of("shadow") is None
 

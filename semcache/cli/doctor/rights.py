@@ -12,8 +12,9 @@ from typing import Any
 from redis.exceptions import NoPermissionError, ResponseError
 
 from semcache.cli.doctor.finding import Finding
-from semcache.stores.link import Command, converse, trouble
+from semcache.stores.link import Command, converse
 from semcache.stores.redis_keys import Names
+from semcache.stores.redis_trouble import trouble
 
 PATIENT_SECONDS = 3.0
 MENDS = {

@@ -17,8 +17,9 @@ from semcache.cli.doctor.finding import Finding, milliseconds, quantile
 from semcache.cli.doctor.rights import MENDS, PATIENT_SECONDS, ask, examine_rights
 from semcache.errors import TierError
 from semcache.stores.address import Address, address_of
-from semcache.stores.link import Link, trouble
+from semcache.stores.link import Link
 from semcache.stores.redis_keys import Names
+from semcache.stores.redis_trouble import trouble
 from semcache.ttl import Timeouts
 
 _TRIPS = 200

@@ -83,7 +83,7 @@ class Embeddings:
         except Exception as error:  # noqa: BLE001 - also the user's own callables; the call goes on without us
             return (yield from self._through(cache, given, send, "unkeyable", error))
         if requests.one.mode == "off":
-            return (yield from self._through(cache, given, send, "mode: off"))
+            return (yield from self._through(cache, given, send, cache.chain.why_off))
         sent: list[Any] = []
         outcomes = yield from lookup_many(
             cache.chain, requests, partial(self._load, items, given, send, sent), None,

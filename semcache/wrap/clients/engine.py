@@ -301,7 +301,7 @@ class Engine:
 
     def _passed(self, event: Event) -> None:
         """Record a stream that goes by the cache; its chunks are the SDK's alone."""
-        event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else "mode: off"
+        event.kind, event.reason = "bypass", event.reason if event.kind == "bypass" else self.cache.chain.why_off
         tell_context(self.cache.chain)
         self.cache.recorder.lookup(event)
 

@@ -1,0 +1,64 @@
+"""CUDA graphs: a function of one tensor, captured once and replayed, since launching costs more than small work.
+
+Law: where none can be captured the reason is told, and the function is to be called plainly; only memory that is short
+and a device that is lost are raised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Graph:
+    """A captured function of one tensor: fill `given`, `replay`, read what it returns before memory is shared again.
+
+    Graphs of one `pool` share their memory. Raises torch.cuda.OutOfMemoryError, or RuntimeError for what cannot be
+    captured.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], given: Any, pool: Any = None) -> None:
+        import torch
+
+        self.given = given
+        side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(given.device))
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what is made at first use must not be made while it is captured
+                function(given)
+        torch.cuda.current_stream(given.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile: only what this one does is watched.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._made = function(given)
+
+    def replay(self) -> Any:
+        self._graph.replay()
+        return self._made
+
+
+def capture(function: Callable[[Any], Any], make: Callable[[], Any], pool: Any = None) -> Graph | str:
+    """Return a function of the tensor that `make` makes as a graph, or why it cannot be one.
+
+    Raises torch.cuda.OutOfMemoryError, and RuntimeError where the device is lost.
+    """
+    import torch
+
+    try:
+        return Graph(function, make(), pool)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if is_lost(error):
+            raise
+        return str(error).partition("\n")[0]
+
+
+def is_lost(error: BaseException) -> bool:
+    """Say whether an error is the device's end for this process: nothing works on it any more."""
+    told = f"{type(error).__name__}: {error}"
+    # Memory may come back, and a capture that failed spoils one graph and no more.
+    is_over = not any(word in told for word in ("out of memory", "captur"))
+    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and is_over
