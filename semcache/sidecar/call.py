@@ -58,6 +58,7 @@ class Proxied:
     __slots__ = (
         "_assembled", "_body", "_dialect", "_found", "answer", "cache", "copied", "is_stream", "place", "send",
         "tenant", "variant",
+        "with_usage",
     )  # fmt: skip
 
     def __init__(
@@ -68,8 +69,9 @@ class Proxied:
         self.cache = place.cache
         self.send = send
         self.is_stream = is_stream
-        # Readers of one stream want it in one form.
+        # Readers of one stream want it in one form, and take what the others take.
         self.variant: Any = with_usage
+        self.with_usage = with_usage
         self._body = body
         self._dialect = place.dialect
         self._found: tuple[Any, Any] = (None, None)
@@ -108,7 +110,7 @@ class Proxied:
             await response.whole()  # which raises
         blocks = Blocks()
         try:
-            yield Head(response, with_usage=self.variant)
+            yield Head(response, with_usage=self.with_usage)
             async for data in response.pieces():
                 for block in blocks.feed(data):
                     yield block
@@ -163,7 +165,7 @@ class Proxied:
         return _headers(head), bytes_of(_dumped(with_own(answer, self._body, echoes) if echoes else answer))
 
     def _blocks(self, value: Any) -> list[Any]:
-        echoes, wanted = self._dialect.echoes, self.variant
+        echoes, wanted = self._dialect.echoes, self.with_usage
         if isinstance(value, dict):
             answer = json.loads(value["body"])
             if wanted and self._dialect.usage(answer) is None:

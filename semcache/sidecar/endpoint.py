@@ -180,6 +180,7 @@ class Endpoint:
             )  # fmt: skip
         request.accepts, request.identify, request.says = call.accepts, call.identify, call.says
         request.least, request.oldest = wishes.least, wishes.oldest
+        call.variant = call.with_usage, wishes.least, wishes.oldest
         call.tenant = tenant
         if request.family:
             request.family = meant.family()
@@ -235,7 +236,12 @@ class Endpoint:
         return Found(told, head_headers(item), blocks=blocks, is_ours=True)
 
     async def _past(self, asked: Asked, body: Json, reason: str, event: Event | None = None) -> Found:
-        """Ask the server behind as the caller asked, and hand on what it says as it comes."""
+        """Ask the server behind as the caller asked, and hand on what it says as it comes.
+
+        Raises RefusedError where the caller wants nothing asked.
+        """
+        if asked.wishes.is_only_cached:
+            raise not_cached()
         if event is None:
             event = bypass_event(self.cache, self.dialect.name, self.dialect.name, reason)
             event.model = str(body.get("model") or "")

@@ -8,6 +8,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MOST_HEAD_BYTES = 64 << 10
+# A body that brings so much at least gets its time anew: a large one may come over a slow line.
+_ENOUGH_BYTES = 16 << 10
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -18,6 +20,7 @@ class Bounded(HttpToolsProtocol):
     head_seconds = 10.0
     body_seconds = 60.0
     _head_bytes = 0
+    _body_bytes = 0
     _is_in_head = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -52,6 +55,15 @@ class Bounded(HttpToolsProtocol):
         self._stop()
         super().on_headers_complete()
         self._wait(self.body_seconds)
+
+    def on_body(self, body: bytes) -> None:
+        """Wait for the rest of it."""
+        self._body_bytes += len(body)
+        if self._body_bytes >= _ENOUGH_BYTES and self._timer is not None:
+            self._body_bytes = 0
+            self._stop()
+            self._wait(self.body_seconds)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Wait for it no more."""

@@ -40,6 +40,8 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 _OURS = "/v1/"
+# So many ways to ask are remembered, of so many bytes each.
+_MOST_KNOWN, _LONGEST_KNOWN = 1024, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Proxy:
     async def _answered(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         if not path.startswith(_OURS):
             raise RefusedError(ABSENT, f"there is no {path[:80]} here: calls are at /v1")
+        if ".." in path.split("/"):
+            raise RefusedError(BAD, "a path leads down alone: there is no `..` in it")
         headers: Headers = scope["headers"]
         told = self._sorter.of(headers)
         caller = self._caller(told.proofs)
@@ -148,9 +152,10 @@ class Proxy:
         if where is None:
             parts = [[one.decode("latin-1") for one in pair] for pair in sorted(told)]
             where = canonical([path, query.decode("latin-1"), parts])
-            if len(self._where) >= 1024:  # noqa: PLR2004 - callers that differ in a header at each call fill it
+            if len(self._where) >= _MOST_KNOWN:  # callers that differ in a header at each call fill it
                 self._where.clear()
-            self._where[name] = where
+            if len(where) <= _LONGEST_KNOWN:
+                self._where[name] = where
         return where
 
     async def _send(
@@ -169,7 +174,7 @@ class Proxy:
         length = [one for one in headers if one[0] == b"content-length"]
         has_body = length or any(name == b"transfer-encoding" for name, _ in headers)
         incoming = _Incoming(receive, self._limits)
-        url = _url(self._upstream.of(None), path, scope["query_string"])
+        url = _url(self._upstream.of(None), scope["raw_path"].decode("latin-1"), scope["query_string"])
         told = [*sent(headers, keys), *length]
         try:
             response = await self._upstream.open(

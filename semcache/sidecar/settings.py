@@ -93,7 +93,9 @@ class Settings:
     timeout_connect: str = _setting("5s", "for a connection upstream", "TIME", name="timeout.connect")
     timeout_upstream: str = _setting("10m", "for the next bytes from upstream", "TIME", name="timeout.upstream")
     timeout_headers: str = _setting("10s", "for a request's headers", "TIME", name="timeout.headers")
-    timeout_body: str = _setting("60s", "for a request's body", "TIME", name="timeout.body")
+    timeout_body: str = _setting(
+        "60s", "for a request's body, and anew for each 16 kB of it", "TIME", name="timeout.body"
+    )
     timeout_drain: str = _setting("5m", "for open answers, before it stops", "TIME", name="timeout.drain")
     limit_body: str = _setting("32MB", "larger requests are refused", "SIZE", name="limit.body")
     limit_requests: int = _setting(1000, "more calls at once are refused", "N", name="limit.requests")

@@ -124,3 +124,18 @@ def test_many_idle_connections_leave_room_for_calls(serve):
     finally:
         for one in connections:
             one.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/x/../../admin"])
+def test_path_does_not_lead_out_of_the_interface(narrow, models, path):
+    """With a key of ours it could ask what no caller was given."""
+    with raw(narrow) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        assert b" 400 " in received(connection)
+    assert models.others == []
+
+
+def test_path_arrives_as_it_was_written(narrow, models):
+    """A part of it that was escaped stays so."""
+    narrow.http.get("/v1/models/a%2Fb?c=%20d")
+    assert models.others == ["/v1/models/a%2Fb?c=%20d"]

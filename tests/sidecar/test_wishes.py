@@ -127,3 +127,28 @@ def test_our_own_headers_do_not_go_upstream(sidecar, models):
     assert not any(name.startswith("x-semcache") for name in asked.headers)
     assert "x-vendor" not in asked.headers
     assert asked.headers["authorization"] == "Bearer sk-1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_if_cached_sends_nothing_that_goes_by_either(sidecar, models, stream):
+    """What is never cached is not there."""
+    refused = sidecar.chat(headers={"cache-control": "only-if-cached"}, temperature=1, stream=stream)
+    assert refused.status_code == 504
+    assert sidecar.post(PATHS["openai"], b"{", headers={"cache-control": "only-if-cached"}).status_code == 504
+    assert models.calls == 0
+
+
+@pytest.mark.semantic
+def test_reader_who_wants_nearer_matches_reads_along_with_no_farther_one(serve, models):
+    """A stream of a near match is one only for who takes it."""
+    from instruments import Compass
+
+    near = {"embedder": Compass({"a": 0, "b": 10}), "policy": semcache.Threshold(0.9, guards=None)}
+    sidecar = serve(cache=near)
+    sidecar.cache.warm()
+    sidecar.chat("a", stream=True)
+    assert sidecar.cache.flush(GUARD)
+    strict = {"x-semcache-threshold": "0.999"}
+    assert told(sidecar.chat("b", stream=True)) == "hit"
+    assert told(sidecar.chat("b", stream=True, headers=strict)) == "miss"
+    assert models.calls == 2
