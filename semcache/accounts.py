@@ -61,6 +61,8 @@ class Accounts:
         with self._booking:
             if self.chain.labelling is not None:
                 self._learn_of_others(self.chain.labelling.policy)
+            if self.chain.shadowing is not None:
+                self._learn_of_others(self.chain.shadowing.policy)
             self._hand_over(self.recorder.taken(), self.recorder.put_back)
 
     def _learn_of_others(self, policy: Learner) -> None:

@@ -13,6 +13,7 @@ from semcache.labelling import Labelling
 from semcache.model import Hit, Request, Usage
 from semcache.nearby import Nearby
 from semcache.plan import Crew
+from semcache.shadowing import Shadowing
 from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
 
@@ -41,7 +42,8 @@ class Chain:
     """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
 
     `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
-    loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns.
+    loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns,
+    `shadowing` learns of a second embedder's matches.
     With `names_tenants` events say whose calls they are. `nearby` knows which texts are loading, where there are near
     matches.
     """
@@ -59,6 +61,13 @@ class Chain:
     names_tenants: bool = False
     labelling: Labelling | None = None
     nearby: Nearby | None = None
+    shadowing: Shadowing | None = None
+
+    def audit_failed(self) -> None:
+        """Say that the load of a match failed that was made to compare it."""
+        for learns in (self.labelling, self.shadowing):
+            if learns is not None:
+                learns.failed()
 
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""

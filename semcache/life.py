@@ -41,6 +41,8 @@ class Living:
     blocks: Blocks
     memory: MemoryTier | None
     semantic: SemanticTier | None
+    # The semantic tier, and a shadow embedder's.
+    _indexes: list[SemanticTier]
     store: Any
     now: Callable[[], float]
     _closed: bool
@@ -74,6 +76,8 @@ class Living:
         is_done = self.chain.crew.wait(timeout)
         if self.chain.labelling is not None:
             is_done = self.chain.labelling.flush(timeout) and is_done
+        if self.chain.shadowing is not None:
+            is_done = self.chain.shadowing.flush(timeout) and is_done
         self._book()
         tape = self.recorder.recording
         is_done = (tape is None or tape.flush(timeout)) and is_done
@@ -90,6 +94,8 @@ class Living:
             self.log.stop()
             if self.recorder.recording is not None:
                 self.recorder.recording.stop()
+            if self.chain.shadowing is not None:
+                self.chain.shadowing.close()
             for tier in reversed(self.tiers):
                 tier.close()
 
@@ -117,15 +123,15 @@ class Living:
 
     def before_fork(self) -> None:
         """Let nothing be half done in the child."""
-        if self.semantic is not None:
-            self.semantic.batcher.before_fork()
+        for index in self._indexes:
+            index.batcher.before_fork()
         if self.memory is not None:
             self.memory.before_fork()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_parent()
+        for index in self._indexes:
+            index.batcher.after_fork_in_parent()
         if self.memory is not None:
             self.memory.after_fork_in_parent()
 
@@ -140,12 +146,14 @@ class Living:
             self.chain.labelling.after_fork()
         elif isinstance(self.policy, Learner):  # it learns nothing without an embedder, and is asked all the same
             self.policy.after_fork()
+        if self.chain.shadowing is not None:
+            self.chain.shadowing.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
         self.blocks.after_fork()
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_child()
+        for index in self._indexes:
+            index.batcher.after_fork_in_child()
         if self.memory is not None:
             self.memory.after_fork_in_child()
             if self.store is not None:  # nobody follows the log here until the first miss

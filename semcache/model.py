@@ -272,7 +272,8 @@ class Evidence:
 
     `vector` is a float32[d] unit vector of the request's text, `neighbours` the nearest rows, nearest first, and
     `stages` the nanoseconds that embed, search and decide took. `match` is there for a policy that learns, `audited`
-    what would have been served, with its answer, and is loaded to be compared.
+    what would have been served, with its answer, and is loaded to be compared. `is_drawn` says whether the request is
+    one of a shadow embedder's sample; None until it was drawn or not.
     """
 
     vector: Any = None
@@ -281,6 +282,7 @@ class Evidence:
     stages: dict[str, int] = field(default_factory=dict)
     match: Match | None = None
     audited: tuple[Hit, Any] | None = None
+    is_drawn: bool | None = None
 
 
 @dataclass(slots=True)

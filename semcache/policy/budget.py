@@ -30,6 +30,11 @@ class ErrorBudget(Learner):
         budget, confidence = check_budget(max_wrong, confidence)
         super().__init__(budget, confidence, guards, judge)
 
+    def twin(self) -> ErrorBudget:
+        return ErrorBudget(
+            self.budget, self.confidence, guards=self.guards.names, judge=self.comparator.twin()
+        )  # fmt: skip
+
     @property
     def serves(self) -> bool:
         """Whether a cut is open in some family."""
@@ -63,6 +68,9 @@ class Shadow(Learner):
         judge: Judge | Comparator | None = None,
     ) -> None:  # fmt: skip
         super().__init__(None, confidence, guards, judge)
+
+    def twin(self) -> Shadow:
+        return Shadow(confidence=self.confidence, guards=self.guards.names, judge=self.comparator.twin())
 
     def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the same for all
         """Reject, whatever is asked."""

@@ -75,6 +75,7 @@ class Learner(Sharing):
         self.comparator = judge if isinstance(judge, Comparator) else Comparator(judge=judge)
         self.generation = 1
         self.unlabelled: Counter[str] = Counter()
+        self.shadow: Learner | None = None
         self._audit = 0.02
         self._owner: Callable[[], bool] | None = None
         self._time: Callable[[], float] = time.time
@@ -125,6 +126,10 @@ class Learner(Sharing):
         if seed is not None:
             self._salt = _digest_bytes(b"%d" % seed)
 
+    def twin(self) -> Learner:
+        """Return a policy of the same settings that has learned nothing, and works for no cache."""
+        raise NotImplementedError
+
     def after_fork(self) -> None:
         """Begin anew in a child: what the parent has counted is the parent's to book."""
         self._begin()
@@ -152,8 +157,11 @@ class Learner(Sharing):
         if name is None:
             if len(names) >= _MOST_REMEMBERED:
                 names.clear()
-            name = names[family] = _digest(family + embedder.encode())
+            name = names[family] = f"{_digest(family)}:{others.partition(':')[2]}"
         return name, others
+
+    def _is_ours(self, name: str) -> bool:
+        return name.partition(":")[2] == self._called(b"")[1].partition(":")[2]
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Decide as in a scope family of which nothing is known."""
@@ -180,8 +188,15 @@ class Learner(Sharing):
         at = self._at(request)
         anew = b"%d" % next(self._draws)
         drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key + self._salt + anew)[:4], "big") / _DRAWN
-        share = self._audit if self.place(at.name, at.others)[0] is not None else max(self._audit, LEARNING_SHARE)
-        return Source.AUDIT if drawn < share else Source.MISS
+        return Source.AUDIT if drawn < self._share_at(at) else Source.MISS
+
+    def share_of(self, request: Request) -> float:
+        """Return the share of the near matches of a request's family that is drawn now."""
+        return self._share_at(self._at(request))
+
+    def _share_at(self, at: InFamily) -> float:
+        is_open = self.place(at.name, at.others)[0] is not None
+        return self._audit if is_open else max(self._audit, LEARNING_SHARE)
 
     def explores(self, source: Source) -> bool:
         """Say whether a near match that would be served is loaded, to be compared: not while the origin fails."""

@@ -107,7 +107,8 @@ class FamilyStatus:
 class PolicyStatus:
     """What a policy that learns knows; print it. `budget` is None in shadow, where nothing near is served.
 
-    `unlabelled` counts what was to be compared and was not, by why; `opened` labels of which nobody knew.
+    `unlabelled` counts what was to be compared and was not, by why, `troubles` what a judge failed at. `embedder` is
+    whose matches it knows of, where that is known; `shadow` is what is known of a `shadow_embedder`'s.
     """
 
     budget: float | None
@@ -116,6 +117,8 @@ class PolicyStatus:
     families: tuple[FamilyStatus, ...] = ()
     unlabelled: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, int] = field(default_factory=dict)
+    embedder: str = ""
+    shadow: PolicyStatus | None = None
 
     def __str__(self) -> str:
         what = "shadow: nothing near is served" if self.budget is None else f"at most {self.budget:.3g} wrong"
@@ -124,6 +127,9 @@ class PolicyStatus:
         lines += [str(one) for one in told] or ["no near match was met yet"]
         lines += [f"not compared: {count} ({why})" for why, count in self.unlabelled.items()]
         lines += [f"the judge failed {count} times: {why}" for why, count in self.troubles.items()]
+        if self.shadow is not None:
+            lines.append(f"the shadow embedder, {self.shadow.embedder or 'not loaded yet'}, would serve:")
+            lines += [f"  {line}" for line in str(self.shadow).splitlines()]
         return "\n".join(lines)
 
 

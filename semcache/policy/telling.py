@@ -30,6 +30,8 @@ class Telling:
     _open: dict[str, int | None]
     _about: dict[str, str]
     _labels_here: Counter[str]
+    _identity: Callable[[], str]
+    shadow: Telling | None
 
     def __str__(self) -> str:
         """Say in a few words what it has learned."""
@@ -49,7 +51,7 @@ class Telling:
         return PolicyStatus(
             self.budget, self.confidence, others[0] if others else None,
             tuple(one for one in told if not one.name.startswith(OTHERS)), dict(self.unlabelled),
-            dict(self.comparator.troubles),
+            dict(self.comparator.troubles), self._identity(), None if self.shadow is None else self.shadow.status(),
         )  # fmt: skip
 
     def _status_of(self, family: Family, season: int) -> FamilyStatus:

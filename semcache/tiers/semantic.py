@@ -90,6 +90,11 @@ class SemanticTier:
         except Exception:  # noqa: BLE001 - a policy may be the user's own (law 10)
             return False
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether model and index are loaded."""
+        return self.batcher.state == "ready"
+
     def unready(self) -> str:
         """Begin to load, if need be; say why there are no near matches yet."""
         state = self.batcher.state
