@@ -128,8 +128,10 @@ def test_one_that_fails_costs_its_labels_alone(open_beside):
         def __call__(self, texts):
             raise OSError("no memory")
 
-    cache = open_beside(shadow=Broken(identity="new"), is_ready=False, policy=semcache.Threshold(0.9, guards=None), audit=0.0,
-                        embedder=Compass({PAY: 0, HOW: 5}, identity="old"))  # fmt: skip
+    cache = open_beside(
+        shadow=Broken(identity="new"), is_ready=False, policy=semcache.Threshold(0.9, guards=None), audit=0.0,
+        embedder=Compass({PAY: 0, HOW: 5}, identity="old"),
+    )  # fmt: skip
     look(cache, PAY, "By card.")
     assert look(cache, HOW, "By wire.") == "By card."
     assert look(cache, FAR, "On its way.") == "By card."
@@ -167,6 +169,20 @@ def test_what_the_policy_in_use_serves_is_labelled_where_it_was_drawn(open_besid
     told = shadow(cache)
     assert (told.labels, told.near, told.informing) == (labels, 1, 0)
     assert cache.policy.status().families[0].labels == 400 + labels
+
+
+def test_what_was_not_drawn_informs(open_beside):
+    """Once the policy in use serves and audits nothing, no match of the other's is of the sample, be it loaded."""
+    texts = [f"{PAY}, {'very ' * number}soon" for number in range(12)]
+    cache = open_beside(
+        policy=semcache.ErrorBudget(0.05), audit=0.0, embedder=Compass(dict(zip(texts, range(0, 360, 30), strict=True)),
+        identity="old"), shadow=Compass(dict(zip(texts, range(12), strict=True)), identity="new"),
+    )  # fmt: skip
+    teach(cache.policy, cache, 400, "old")
+    for text in texts:
+        look(cache, text, "By card.")
+    told = shadow(cache)
+    assert (told.labels, told.near, told.informing) == (0, 11, 11)
 
 
 @pytest.mark.parametrize(("audit", "given"), [(1.0, "By wire."), (0.0, "By card.")])
