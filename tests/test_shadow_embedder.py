@@ -171,6 +171,21 @@ def test_what_the_policy_in_use_serves_is_labelled_where_it_was_drawn(open_besid
     assert cache.policy.status().families[0].labels == 400 + labels
 
 
+def test_both_draw_one_sample(open_beside):
+    """Of matches that both have, some served and some loaded, each label of the one is a label of the other."""
+    texts = {f"{PAY}, {'very ' * number}soon": number * 0.01 for number in range(24)}
+    cache = open_beside(
+        policy=semcache.ErrorBudget(0.05), audit=0.5, embedder=Compass(texts, identity="old"),
+        shadow=Compass(texts, identity="new"), seed=7,
+    )  # fmt: skip
+    teach(cache.policy, cache, 400, "old")
+    for text in texts:
+        look(cache, text, "By card.")
+    mine = cache.policy.status().families[0].labels - 400
+    assert 3 < mine < 21
+    assert shadow(cache).labels == mine
+
+
 def test_what_was_not_drawn_informs(open_beside):
     """Once the policy in use serves and audits nothing, no match of the other's is of the sample, be it loaded."""
     texts = [f"{PAY}, {'very ' * number}soon" for number in range(12)]
