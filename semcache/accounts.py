@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
 from semcache.events import Recorder
+from semcache.labelling import Labelling
 from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
 from semcache.policy import Policy
-from semcache.policy.learner import Learner
 from semcache.tier import Clock
 from semcache.ttl import Duration
 
@@ -59,22 +59,23 @@ class Accounts:
         if self.store is None or not self.books:
             return
         with self._booking:
-            if self.chain.labelling is not None:
-                self._learn_of_others(self.chain.labelling.policy)
-            if self.chain.shadowing is not None:
-                self._learn_of_others(self.chain.shadowing.policy)
+            for labelling in self.chain.learning:
+                self._learn_of_others(labelling)
             self._hand_over(self.recorder.taken(), self.recorder.put_back)
 
-    def _learn_of_others(self, policy: Learner) -> None:
+    def _learn_of_others(self, labelling: Labelling) -> None:
         """Have a policy count with the sums of all processes, then hand over what it counted here.
 
         In this order what we handed over the last time is there by now, so nobody waits for the store.
         """
-        store = self.store
+        store, policy = self.store, labelling.policy
         try:
             policy.take_over(store.tallied(policy.days()))  # type: ignore[union-attr]
         except TierError as error:  # until it can be read, we go on with what we know
             self.recorder.fault(store.name, error.reason, error)  # type: ignore[union-attr]
+        else:
+            if labelling.teaching is not None:
+                labelling.teaching.turn()
         self._hand_over(policy.taken(), policy.put_back)
 
     def _hand_over(self, taken: dict[str, Amounts], put_back: Callable[[str, Amounts], None]) -> None:

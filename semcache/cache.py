@@ -45,6 +45,7 @@ from semcache.replica import Replica
 from semcache.seed import seed
 from semcache.shadowing import NAME as SHADOW
 from semcache.shadowing import shadowing_of, twin_of
+from semcache.teaching import Shelf, Teaching
 from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
@@ -195,7 +196,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
             nearby=None if self.semantic is None else Nearby(self.semantic),
         )
         self._indexes = [] if self.semantic is None else [self.semantic]
-        self._look_beside(
+        self._begin_learning(
             None if shadow is None
             else parts.semantic(shadow, semantic_bytes, twin_of(self.policy), self.store, values, is_shadow=True),
             audit, seed,
@@ -206,16 +207,24 @@ class Cache(Meaning, Reports, Reindexing, Living):
             weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         watch(self)
 
-    def _look_beside(self, tier: SemanticTier | None, audit: float, seed: int | None) -> None:
-        """Learn of what the tier of a shadow embedder finds, where there is one."""
-        if tier is None:
-            return
-        is_ready = partial(_is_ready, weakref.ref(self._indexes[0]))
-        self.chain.shadowing = shadowing_of(
-            tier, self.policy, self.chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
-            is_in_use=partial(_is_open, weakref.ref(self)), may_begin=is_ready, seed=seed,
-        )  # fmt: skip
-        self._indexes.append(tier)
+    def _begin_learning(self, tier: SemanticTier | None, audit: float, seed: int | None) -> None:
+        """Learn of what the tier of a shadow embedder finds, where there is one, and have scores taught."""
+        chain = self.chain
+        if tier is not None:
+            is_ready = partial(_is_ready, weakref.ref(self._indexes[0]))
+            chain.shadowing = shadowing_of(
+                tier, self.policy, chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
+                is_in_use=partial(_is_open, weakref.ref(self)), may_begin=is_ready, seed=seed,
+            )  # fmt: skip
+            self._indexes.append(tier)
+        shelf = None if self.store is None else Shelf(self.store, chain.codec, self.namespace, chain.position)
+        for labelling in chain.learning:
+            tier = self._indexes[0] if labelling is chain.labelling else self._indexes[-1]
+            if labelling.policy.learns_score:
+                identity = partial(_identity, weakref.ref(tier))
+                labelling.teaching = Teaching(
+                    labelling.policy, self.recorder, identity, tier.batcher.embed, self.clock.time, shelf
+                )
 
     def _listen(self) -> None:
         """Let the log tell our tiers; it must not hold the cache itself, or one that is dropped would never end."""
@@ -368,14 +377,15 @@ def _attuned(
     labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
 ) -> Labelling | None:  # fmt: skip
     """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
-
-    def identity() -> str:  # a policy may outlive the cache, whose index it must not hold
-        tier = semantic()
-        return "" if tier is None else tier.identity
-
     if labelling is not None:
-        labelling.policy.attune(identity, seed)
+        labelling.policy.attune(partial(_identity, semantic), seed)
     return labelling
+
+
+def _identity(semantic: weakref.ref[SemanticTier]) -> str:
+    """Return whose vectors a tier compares; a policy may outlive the cache, whose index it must not hold."""
+    tier = semantic()
+    return "" if tier is None else tier.identity
 
 
 def _embedder(embedder: Any, device: str) -> TextEmbedder | None:

@@ -63,6 +63,12 @@ class Chain:
     nearby: Nearby | None = None
     shadowing: Shadowing | None = None
 
+    @property
+    def learning(self) -> list[Labelling]:
+        """What compares answers, for the policy in use and for a shadow embedder's."""
+        beside = None if self.shadowing is None else self.shadowing.labelling
+        return [labelling for labelling in (self.labelling, beside) if labelling is not None]
+
     def audit_failed(self) -> None:
         """Say that the load of a match failed that was made to compare it."""
         for learns in (self.labelling, self.shadowing):

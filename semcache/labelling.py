@@ -20,7 +20,9 @@ from semcache.model import Decision, Evidence, Match, Request, Verdict
 from semcache.plan import Call, Crew, Plan, Spawn
 from semcache.policy import Policy
 from semcache.policy.label import Label, Source
-from semcache.policy.learner import Learner, rank_of
+from semcache.policy.learner import Learner
+from semcache.policy.scoring import rank_of
+from semcache.teaching import Teaching
 from semcache.tier import Clock
 
 JUDGE_SECONDS = 30.0
@@ -82,6 +84,7 @@ class Labelling:
         judge = policy.comparator.judge
         self._has_judge = judge is not None
         self._is_async = iscoroutinefunction(judge) or iscoroutinefunction(getattr(judge, "__call__", None))  # noqa: B004
+        self.teaching: Teaching | None = None
         self._rate, self._burst = (_JUDGED_RATE, _JUDGED_BURST) if self._has_judge else (_RATE, _BURST)
         self._begin()
 
@@ -125,8 +128,10 @@ class Labelling:
         def settle(is_right: bool | None) -> None:  # noqa: FBT001 - what was found
             self.policy.learn(Label(
                 request.family, request.key, near.key, request.text or "", near.text, near.similarity, rank_of(near),
-                is_right, source,
+                is_right, source, tuple(self.policy.rates_of(near).items()),
             ))  # fmt: skip
+            if self.teaching is not None:
+                self.teaching.look()
 
         yield from self._compare(request, match.value, fresh, settle)
 
@@ -219,4 +224,6 @@ class Labelling:
         """Begin anew: what was compared is the parent's."""
         self._crew.after_fork()
         self._begin()
+        if self.teaching is not None:
+            self.teaching.after_fork()
         self.policy.after_fork()

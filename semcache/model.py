@@ -299,7 +299,8 @@ class Neighbour:
     """A row of the index near to a text: `similarity` is the cosine, -1 to 1.
 
     `vector` is its text's float32[d] unit vector, where the search gives it; `score` is what a policy that learns takes
-    for the chance that its answer is right, 0 to 1, where one has said so.
+    for the chance that its answer is right, 0 to 1, where one has said so; `rates` is that of each score which it uses
+    or tests, by the score's number.
     """
 
     key: bytes
@@ -307,6 +308,7 @@ class Neighbour:
     text: str
     vector: Any = None
     score: float | None = None
+    rates: dict[int, float] | None = None
 
 
 class Verdict(Enum):

@@ -64,6 +64,9 @@ class Sharing(Telling):
     def _is_ours(self, name: str) -> bool:
         raise NotImplementedError
 
+    def _hear(self, booked: Mapping[tuple[str, str], float]) -> None:
+        raise NotImplementedError
+
     def _tell_all(self, told: News) -> None:
         raise NotImplementedError
 
@@ -96,6 +99,7 @@ class Sharing(Telling):
         with self._lock:
             told = self._turn()
             season, sums = self._season, dict(booked)
+            self._hear(booked)
             seasons = range(season - SEASONS + 1, season + 1)
             old, had_lost, self._has_lost = self._families, self._has_lost, has_lost(booked, seasons)
             there = filter(self._is_ours, read(booked, [season]))
@@ -109,7 +113,7 @@ class Sharing(Telling):
                 family.waiting = old[name].waiting if name in old else {}
                 family.is_shared = family.is_shared or not family.waiting
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
-                told += self._settle(family, _grown(old.get(name), family))
+                told += self._settle(family, _grown(old.get(name), family, self.generation))
             for name in old.keys() - self._families.keys():
                 self._drop(old[name])
             if self._has_lost and not had_lost:
@@ -149,12 +153,14 @@ class Sharing(Telling):
             self._changed.add(family.name)
 
 
-def _grown(old: Family | None, new: Family) -> list[tuple[int, bool, float]]:
-    """Return the labels that others have added: (place of the cut, whether they are right, how many)."""
+def _grown(old: Family | None, new: Family, generation: int) -> list[tuple[int, bool, float]]:
+    """Return the labels of a score that others have added: (place of the cut, whether they are right, how many)."""
     if old is None or old.alarms != new.alarms:
         return []
     fresh = []
     for trial, counts in new.tests.items():
+        if trial.generation != generation:
+            continue
         known = old.tests.get(trial)
         for kind in BY_CUT[:3]:
             before = known.by_cut[kind] if known else [0.0] * len(CUTS)

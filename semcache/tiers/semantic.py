@@ -22,7 +22,8 @@ from semcache.marks import Row
 from semcache.model import Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy, within
-from semcache.policy.learner import Learner, is_match
+from semcache.policy.learner import Learner
+from semcache.policy.scoring import is_match
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
@@ -162,24 +163,27 @@ class SemanticTier:
                 continue
             if found is None:
                 gone.append(neighbour.key)
-                if evidence.decision is decision:
-                    evidence.decision = None
+                evidence.decision = None if evidence.decision is decision else evidence.decision
                 continue
             # What a policy learns of is what it would serve: the first, and a stale one only for want of a fresh one.
             is_better = evidence.match is None or matched_life <= 0 < found.entry.life
-            if self._learns and is_better and not decision.guard and self._may_match(request, neighbour):
+            if is_better and self._may_match(request, neighbour, decision):
                 evidence.match, matched_life = Match(neighbour, found.entry.value), found.entry.life
             if decision.verdict is Verdict.REUSE:
                 hit = Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence)
                 if found.entry.life > 0:
                     return hit, gone
                 stale = stale or hit
+            if matched_life > 0:
+                break  # what is learned of is the first match: none behind it is served in its place
         if trouble is not None and stale is None:
             raise trouble
         return stale, gone
 
-    def _may_match(self, request: Request, neighbour: Neighbour) -> bool:
-        """Say whether some cut would serve a neighbour that no guard refuses: not one that was reported."""
+    def _may_match(self, request: Request, neighbour: Neighbour, decision: Decision) -> bool:
+        """Say whether some cut would serve a neighbour, if no guard refuses it: not one that was reported."""
+        if not self._learns or decision.guard:
+            return False
         reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
         return reported is None and is_match(neighbour)
 
