@@ -302,6 +302,18 @@ def test_a_score_is_taught_proved_and_serves(open_learning):
 
 
 @pytest.mark.semantic
+def test_what_is_loaded_and_not_drawn_teaches(open_learning):
+    """Each near match of a lookup proves or teaches, never both."""
+    cache = open_learning(seed=3)
+    for number in range(16):
+        cache.get_or_load(cache.request(text=f"case {'very ' * number}"), lambda number=number: f"answer {number % 3}")
+        assert cache.flush(GUARD)
+    told = cache.policy.status().others
+    assert told.near == 15
+    assert 0 < len(cache.policy.lessons) == told.near - told.labels < 15
+
+
+@pytest.mark.semantic
 def test_processes_share_a_score_and_a_restart_keeps_it(open_learning, store):
     """One teaches, the other takes it from the store; who begins later has score, counts and all."""
     one, other = open_learning(**store), open_learning(**store)
