@@ -220,6 +220,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         shelf = None if self.store is None else Shelf(self.store, chain.codec, self.namespace, chain.position)
         for labelling in chain.learning:
             tier = self._indexes[0] if labelling is chain.labelling else self._indexes[-1]
+            labelling.second = tier.second
             if labelling.policy.learns_score:
                 identity = partial(_identity, weakref.ref(tier))
                 labelling.teaching = Teaching(

@@ -69,6 +69,8 @@ class Living:
         self.log.start()
         if self.semantic is not None:
             yield Wait(self.semantic.batcher.warm())
+            if self.semantic.second is not None:
+                yield Wait(self.semantic.second.warm())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""

@@ -254,12 +254,14 @@ class Hit:
 class Match:
     """The near match of a request: the first neighbour that no guard refuses and whose answer, `value`, is at hand.
 
-    `is_drawn` says whether it is one of the sample that bounds are made of; None until it was drawn or not.
+    `is_drawn` says whether it is one of the sample that bounds are made of; None until it was drawn or not. One that
+    `is_doubted` a second stage is still to be asked of: if that refuses it, it is no near match.
     """
 
     neighbour: Neighbour
     value: bytes
     is_drawn: bool | None = None
+    is_doubted: bool = False
 
     @property
     def key(self) -> bytes:

@@ -20,6 +20,7 @@ from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.model import MODES
 from semcache.policy import Policy, Tuned
+from semcache.policy.learner import Learner
 from semcache.shadowing import MOST_WAITING
 from semcache.shadowing import NAME as SHADOW
 from semcache.tier import Clock
@@ -151,6 +152,8 @@ class Parts:
         """
         from semcache.semantic.batcher import MOST_PENDING, Batcher
         from semcache.semantic.device import make_index
+        from semcache.semantic.second import NAME as SECOND
+        from semcache.semantic.second import as_cross_encoder
         from semcache.tiers.semantic import SemanticTier, row_life
 
         now, ttl = self.clock.monotonic, self.ttl.of("semantic")
@@ -165,6 +168,9 @@ class Parts:
             if store is not None:
                 store.attach(key, vector, embedder=embedder.identity)
 
+        second = as_cross_encoder(getattr(policy, "cross_encoder", None))
+        if second is not None and isinstance(policy, Learner):
+            policy.cross_encoder, policy.stage = second, second.identity  # and a twin asks the same model
         batcher = Batcher(
             embedder,
             lambda dimension: make_index(
@@ -180,4 +186,5 @@ class Parts:
             clock=self.clock, jitter=self.ttl.jitter, random=self.random,
             warn=(lambda *_: None) if is_shadow else self.recorder.warn_once,
             attach=attach if store and not is_shadow else None, embedder=lambda: embedder.identity, blocks=self.blocks,
+            second=second, on_second=self._fault(SECOND),
         )  # fmt: skip

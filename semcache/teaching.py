@@ -56,20 +56,20 @@ class Shelf:
         self._namespace = namespace
         self._position = position
 
-    def _request(self, embedder: str, number: int) -> Request:
-        key = digest(b"score", self._namespace.encode(), embedder.encode(), b"%d" % number)
+    def _request(self, whose: str, number: int) -> Request:
+        key = digest(b"score", self._namespace.encode(), whose.encode(), b"%d" % number)
         return Request(key, facets=Facets(self._namespace))
 
-    def keep(self, embedder: str, number: int, score: Score) -> None:
+    def keep(self, whose: str, number: int, score: Score) -> None:
         """Keep a score. Raises what the store raises, ConfigurationError where safetensors is not installed."""
         entry = Entry(self._codec.encode(score.dump()), _LIFE, own_ttl=True, born=self._position())
-        run(self._store.put(self._request(embedder, number), entry, None))
+        run(self._store.put(self._request(whose, number), entry, None))
 
-    def find(self, embedder: str, number: int) -> Score | None:
+    def find(self, whose: str, number: int) -> Score | None:
         """Return a score, None where there is none; raises ValueError for what is none, and what the store raises."""
         from semcache.policy.score import Score
 
-        found = run(self._store.fetch(self._request(embedder, number).key))
+        found = run(self._store.fetch(self._request(whose, number).key))
         return Score.load(self._codec.decode(found.entry.value)) if isinstance(found, Hit) else None
 
 
@@ -100,6 +100,11 @@ class Teaching:
         self._tries = 0
         self._waited = 0
         self._claimed: int | None = None
+
+    @property
+    def _whose(self) -> str:
+        """Whose matches are rated: numbers are had once among those that have the same."""
+        return self._identity() + self._policy.stage
 
     def _failed(self, error: BaseException) -> None:
         self._recorder.fault(NAME, getattr(error, "reason", type(error).__name__), error)
@@ -133,12 +138,12 @@ class Teaching:
             return
         number, beside, taught_in = latest
         identity = self._identity()
-        score = shelf.find(identity, number)
+        score = shelf.find(self._whose, number)
         if score is None:  # it is on its way, or was evicted
             self._tries += 1
             return
         if beside != COSINE and self._policy.newest == COSINE:
-            used = shelf.find(identity, beside)
+            used = shelf.find(self._whose, beside)
             if used is not None:
                 self._policy.resume(used, beside)
         self._tries = 0
@@ -149,7 +154,7 @@ class Teaching:
         """Have what is used and tested stand in this season too, as counts do."""
         if not self._policy.is_said():
             for number, score in list(self._policy.scores.items()):
-                shelf.keep(self._identity(), number, score)
+                shelf.keep(self._whose, number, score)
                 self._policy.publish(number)
 
     def _claim(self) -> None:
@@ -193,7 +198,7 @@ class Teaching:
         if identity != self._identity() or score.correction is None:
             return
         if self._shelf is not None:
-            self._shelf.keep(identity, number, score)
+            self._shelf.keep(self._whose, number, score)
         if policy.challenge(number, score, policy.generation, season_of(self._time())) and self._shelf is not None:
             policy.publish(number)
         return

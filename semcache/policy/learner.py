@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from itertools import count
 from threading import RLock
+from typing import Any
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Request
@@ -59,13 +60,16 @@ class Learner(Scoring, Sharing):
 
     def __init__(
         self, budget: float | None, confidence: float, guards: Iterable[str] | None,
-        judge: Judge | Comparator | None, *, learn_score: bool = False,
+        judge: Judge | Comparator | None, *, learn_score: bool = False, cross_encoder: Any = None,
     ) -> None:  # fmt: skip
         self.budget = budget
         self.confidence = check_budget(0.5 if budget is None else budget, confidence)[1]
         self.guards = Guards(guards)
         self.comparator = judge if isinstance(judge, Comparator) else Comparator(judge=judge)
         self.learns_score = bool(learn_score)
+        self.cross_encoder = cross_encoder
+        # Whose refusals its matches have passed: labels of other matches say nothing of these.
+        self.stage = ""
         self.unlabelled: Counter[str] = Counter()
         self.shadow: Learner | None = None
         self._audit = 0.02
@@ -146,7 +150,7 @@ class Learner(Scoring, Sharing):
         embedder = self._identity() or embedder or self._named[0]
         named = self._named
         if embedder != named[0]:  # all at once, for no lock is held
-            self._named = named = (embedder, f"{OTHERS}:{_digest(embedder.encode())}", {})
+            self._named = named = (embedder, f"{OTHERS}:{_digest((embedder + self.stage).encode())}", {})
         _, others, names = named
         name = names.get(family)
         if name is None:
