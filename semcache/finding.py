@@ -169,7 +169,7 @@ def note_hit(chain: Chain, request: Request, event: Event, tier: str, hit: Hit) 
     event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage
     if hit.similarity is not None:
         event.similarity, event.neighbour, event.near = hit.similarity, hit.key, near_of(request, hit)
-        if chain.shadowing is not None:  # a shadow embedder would have looked for a near match too
+        if chain.shadowing is not None and request.mode != "refresh":  # a shadow embedder would have looked for one too
             chain.shadowing.take(request, None, None, counts=True)
 
 

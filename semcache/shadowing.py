@@ -121,8 +121,8 @@ class Shadowing:
     def explores(self, request: Request, evidence: Evidence) -> Decision | None:
         """Return the decision to load what would be served, where the request is drawn and nobody else loads it."""
         told = evidence.decision
-        drawn = Source.AUDIT if self._audits and self._is_drawn(request, evidence) else Source.MISS
-        if not self.policy.explores(drawn):
+        is_drawn = self._audits and self.tier.is_ready and self._is_drawn(request, evidence)
+        if not self.policy.explores(Source.AUDIT if is_drawn else Source.MISS):
             return None
         similarity, cut = (None, None) if told is None else (told.similarity, told.cut)
         return Decision(Verdict.EXPLORE, "audit: loaded to be compared, for the shadow embedder", similarity, cut)

@@ -38,6 +38,8 @@ _LOOK_EVERY = 8
 # So many turns, of some ten seconds each, another process is given to teach what it has claimed.
 _PATIENT_TURNS = 60
 _MOST_TRIES = 10
+# So many turns at most are let pass before another attempt.
+_MOST_RESTS = 20
 
 
 class Store(Protocol):
@@ -107,6 +109,7 @@ class Teaching:
         return self._identity() + self._policy.stage
 
     def _failed(self, error: BaseException) -> None:
+        self._rests = _MOST_RESTS
         self._recorder.fault(NAME, getattr(error, "reason", type(error).__name__), error)
 
     def look(self) -> None:
@@ -116,8 +119,12 @@ class Teaching:
             if self._looks % _LOOK_EVERY:
                 return
         self._policy.promote()
-        if self._shelf is None and self._policy.is_due():
+        if self._shelf is None and self._policy.is_due() and self._has_rested():
             self._start(self._policy.claim())
+
+    def _has_rested(self) -> bool:
+        self._rests = max(0, self._rests - 1)
+        return not self._rests
 
     def turn(self) -> None:
         """Do what is due after the store was read: take what others have taught, teach what we have claimed."""
@@ -167,7 +174,8 @@ class Teaching:
             if is_ours:
                 self._start(number)
             else:  # each gives way, and they come again at different times
-                self._rests = self._random.randrange(1, 20)
+                self._drop(number)
+                self._rests = self._random.randrange(1, _MOST_RESTS)
         elif self._policy.is_claimed() and self._waited < _PATIENT_TURNS:  # then who has claimed it is gone
             self._waited += 1
         elif self._rests > 0:
@@ -177,14 +185,44 @@ class Teaching:
             self._claimed = self._policy.claim()
 
     def _start(self, number: int) -> None:
-        self._crew.start_thread(lambda: self._teach(number))
+        if not self._crew.start_thread(lambda: self._teach(number)):
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        """Give a number back that nothing was begun under."""
+        if self._shelf is not None:
+            self._policy.release(number)
 
     def _teach(self, number: int) -> Plan[None]:
+        is_begun = False
+        try:
+            is_begun = self._is_begun(number)
+        finally:
+            if not is_begun:
+                self._drop(number)
+        return
+        yield
+
+    def _is_begun(self, number: int) -> bool:
+        """Teach a score; say whether its tests have begun."""
         from semcache.policy.score import fit
 
         policy, identity = self._policy, self._identity()
         labels = policy.read_lessons()
-        texts = sorted({text for label in labels for text in (label.text, label.neighbour)})
+        vectors = self._vectors(sorted({text for label in labels for text in (label.text, label.neighbour)}))
+        score = fit(labels, vectors, embedder=identity, seed=number)
+        policy.put_off(2 * len(labels))
+        if identity != self._identity() or score.correction is None:
+            return False
+        if self._shelf is not None:
+            self._shelf.keep(self._whose, number, score)
+        is_begun = policy.challenge(number, score, policy.generation, season_of(self._time()))
+        if is_begun and self._shelf is not None:
+            policy.publish(number)
+        return is_begun
+
+    def _vectors(self, texts: list[str]) -> dict[str, Any]:
+        """Embed texts, so many at once; those that are not seen whole are left out. Raises TierError, TimeoutError."""
         vectors = {}
         for at in range(0, len(texts), _TOGETHER):
             batch = texts[at : at + _TOGETHER]
@@ -194,15 +232,7 @@ class Teaching:
                 except TierError as error:
                     if error.reason != "uncovered":
                         raise
-        score = fit(labels, vectors, embedder=identity, seed=number)
-        if identity != self._identity() or score.correction is None:
-            return
-        if self._shelf is not None:
-            self._shelf.keep(self._whose, number, score)
-        if policy.challenge(number, score, policy.generation, season_of(self._time())) and self._shelf is not None:
-            policy.publish(number)
-        return
-        yield
+        return vectors
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing is being taught; False where the time was up first."""

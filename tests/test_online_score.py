@@ -25,8 +25,11 @@ class Letters:
 
     def __init__(self, identity="letters"):
         self.identity = identity
+        self.fails = False
 
     def __call__(self, texts):
+        if self.fails:
+            raise OSError("no memory")
         angles = np.radians([sum(map(ord, text)) % 10 for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
@@ -129,7 +132,7 @@ def test_a_score_is_due_when_pairs_of_both_kinds_have_doubled():
     for number in range(1000, 1000 + lessons.FEWEST_OF_A_KIND):
         known.take(label(number, is_right=False), 0)
     assert known.is_due
-    known.read()
+    known.wait_for(2 * len(known))
     assert not known.is_due
     assert known.due_at == 2 * (lessons.FEWEST + lessons.FEWEST_OF_A_KIND)
 
@@ -218,9 +221,24 @@ def test_of_two_that_would_teach_at_once_neither_does():
         assert policy.is_ours(number) is False
     again = one.claim()
     store |= booked(one)
-    one.take_over(store)
-    other.take_over(store)
+    for policy in (one, other):
+        policy.take_over(store)
     assert (again > number, one.is_ours(again), other.is_claimed()) == (True, True, True)
+
+
+def test_a_claim_that_was_given_up_is_free():
+    """A number under which nothing was begun is the next one's: what it would cost of alpha is not lost."""
+    one, other = Bench().policy, Bench().policy
+    number = one.claim()
+    store = booked(one)
+    one.take_over(store)
+    assert one.is_ours(number)
+    one.release(number)
+    for day, names in one.taken().items():
+        for name, amount in names.items():
+            store[day, name] = store.get((day, name), 0.0) + amount
+    other.take_over(store)
+    assert (other.is_claimed(), other.claim()) == (False, number)
 
 
 # Through caches
@@ -242,14 +260,19 @@ def open_learning(open_cache):
     return open_one
 
 
-def teach(cache):
-    """Have the policy labelled pairs, and wait until a score was taught of them."""
+def fill(cache):
+    """Give the policy labelled pairs enough to teach a score."""
     request = cache.request(text="x")
     cache.policy.within(request)
     for number in range(240):
         is_right = number % 2 == 0
         one = label(number, is_right=is_right)
         cache.policy.learn(Label(request.family, *_fields(one)))
+
+
+def teach(cache):
+    """Have a score taught, and wait for it."""
+    fill(cache)
     for _ in range(4):  # claimed, seen to be ours, taught, published
         cache.chain.labelling.teaching._looks = 7
         cache.chain.labelling.teaching.look()
@@ -342,6 +365,42 @@ def test_processes_share_a_score_and_a_restart_keeps_it(open_learning, store):
 
 
 @pytest.mark.semantic
+def test_processes_that_would_teach_at_once_end_with_one_score(open_learning, tmp_path):
+    """They give way to each other until one is alone; the other takes what that one taught, and teaches none."""
+    caches = [open_learning(disk=tmp_path / "cache.db") for _ in range(2)]
+    for cache in caches:
+        fill(cache)
+    for _ in range(60):
+        for cache in caches:
+            assert cache.flush(GUARD)
+        if all(cache.policy.challenger for cache in caches):
+            break
+        assert all(cache.chain.labelling.teaching.flush(GUARD) for cache in caches)
+    assert [cache.policy.challenger for cache in caches] == [COSINE + STEP] * 2
+    assert [cache.policy.is_due() for cache in caches] == [False, False]
+    one, other = (cache.policy.scores[COSINE + STEP].dump() for cache in caches)
+    assert one == other
+
+
+@pytest.mark.semantic
+def test_an_embedder_that_fails_gives_the_number_back(open_learning, tmp_path):
+    """Nobody hears of it but the faults, and the next turn may teach."""
+    embedder = Letters()
+    cache = open_learning(disk=tmp_path / "cache.db", embedder=embedder)
+    fill(cache)
+    embedder.fails = True
+    for _ in range(3):
+        assert cache.flush(GUARD)
+        assert cache.chain.labelling.teaching.flush(GUARD)
+    assert cache.stats().faults["score: OSError"] == 1
+    embedder.fails = False
+    for _ in range(30):
+        assert cache.flush(GUARD)
+        assert cache.chain.labelling.teaching.flush(GUARD)
+    assert cache.policy.challenger == COSINE + STEP
+
+
+@pytest.mark.semantic
 def test_a_score_outlives_the_seasons(open_learning, tmp_path, clock):
     """Counts that are too old go, and what says which score there is with them: who has it says so anew."""
     one = open_learning(disk=tmp_path / "cache.db")
@@ -391,3 +450,4 @@ def test_pairs_that_tell_nothing_teach_nothing(open_learning):
     teaching.look()
     assert teaching.flush(GUARD)
     assert (cache.policy.newest, cache.policy.status().score.needed) == (COSINE, 480)
+    assert cache.policy.claim() == COSINE + STEP

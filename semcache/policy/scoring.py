@@ -12,6 +12,7 @@ one goes on serving. Laws:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ class Scoring:
             self.scores[generation] = score
             self.challenger, self._taught_in = generation, taught_in
             self._ready[generation] = beside, taught_in
+        self.put_off(2 * score.labels)
         self._tell_all([(f"score {generation}, of {score.labels} pairs, is tested beside the one in use", "")])
         return True
 
@@ -141,6 +143,12 @@ class Scoring:
         """Return the pairs that teach the next score."""
         with self._lock:
             return [] if self.lessons is None else self.lessons.read()
+
+    def put_off(self, pairs: int) -> None:
+        """Teach no score before there are so many pairs."""
+        with self._lock:
+            if self.lessons is not None:
+                self.lessons.wait_for(pairs)
 
     def _embedder(self) -> str:
         raise NotImplementedError
@@ -204,9 +212,17 @@ class Scoring:
         """Say to the others that we would teach the next score; return its number."""
         with self._lock:
             number = max([self.newest, *self._claims, *self._ready]) + STEP
-            self._claims.setdefault(number, set())
-            self._returned[day_of(self._season), self._score_name(_CLAIM, f"{number}.{self.token}")] = 1.0
+            self._book_claim(number, 1.0)
             return number
+
+    def release(self, number: int) -> None:
+        """Take a claim back: the number is free again, for no test has begun under it."""
+        with self._lock:
+            self._book_claim(number, -1.0)
+
+    def _book_claim(self, number: int, amount: float) -> None:
+        at = day_of(self._season), self._score_name(_CLAIM, f"{number}.{self.token}")
+        self._returned[at] = self._returned.get(at, 0.0) + amount
 
     def is_ours(self, number: int) -> bool | None:
         """Say whether a number that we claimed is ours; None while the store does not tell of the claim yet."""
@@ -240,17 +256,22 @@ class Scoring:
     def _hear(self, booked: Mapping[tuple[str, str], float]) -> None:
         """Take what the store tells of scores; the lock is held."""
         ours = self._score_name(_CLAIM, "").split("|")[1]
-        for day, name in booked:
+        claims: Counter[tuple[int, str]] = Counter()
+        for (day, name), amount in booked.items():
             parts = name.split("|")
             if len(parts) != _PARTS or parts[:2] != ["trust", ours]:
                 continue
             numbers = parts[3].split(".")
             if parts[2] == _CLAIM and numbers[0].isdecimal() and len(numbers) == 2:  # noqa: PLR2004 - number, whose
-                self._claims.setdefault(int(numbers[0]), set()).add(numbers[1])
+                claims[int(numbers[0]), numbers[1]] += round(amount)
             elif parts[2] == _READY and len(numbers) == 3 and all(map(str.isdecimal, numbers)):  # noqa: PLR2004 - as told
                 generation, beside, taught_in = map(int, numbers)
                 self._ready[generation] = beside, taught_in
                 self._said_on = max(self._said_on, day)
+        self._claims = {}
+        for (number, whose), standing in claims.items():
+            if standing > 0:
+                self._claims.setdefault(number, set()).add(whose)
 
     def _score_status(self) -> ScoreStatus | None:
         """Return what there is to tell of scores; the lock is held."""
