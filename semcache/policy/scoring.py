@@ -125,9 +125,11 @@ class Scoring:
     def resume(self, score: Score, generation: int) -> None:
         """Go on with a score that was in use when the latest one was taught."""
         with self._lock:
-            if score.embedder == self._embedder() and self.generation == COSINE and not self.scores:
+            is_ours = score.embedder == self._embedder() and self.generation == COSINE and not self.scores
+            if is_ours:
                 self.scores[generation] = score
-                self.rescored(generation)
+        if is_ours:
+            self.rescored(generation)
 
     @property
     def newest(self) -> int:
