@@ -79,7 +79,7 @@ class Living:
         if self.chain.labelling is not None:
             is_done = self.chain.labelling.flush(timeout) and is_done
         if self.chain.shadowing is not None:
-            is_done = self.chain.shadowing.flush(timeout) and is_done
+            self.chain.shadowing.flush(timeout)  # whatever becomes of it: it keeps no answer
         self._book()
         tape = self.recorder.recording
         is_done = (tape is None or tape.flush(timeout)) and is_done
@@ -89,6 +89,8 @@ class Living:
         """Flush, stop the threads and close the files; later calls go to their origins."""
         if not self._closed:
             self._closed = True
+            if self.chain.shadowing is not None:  # nobody waits for what it has not looked at
+                self.chain.shadowing.close()
             self.flush(_EXIT_SECONDS)
             self._let_go.detach()
             self._own_mode = "off"
@@ -96,8 +98,6 @@ class Living:
             self.log.stop()
             if self.recorder.recording is not None:
                 self.recorder.recording.stop()
-            if self.chain.shadowing is not None:
-                self.chain.shadowing.close()
             for tier in reversed(self.tiers):
                 tier.close()
 

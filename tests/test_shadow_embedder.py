@@ -138,6 +138,38 @@ def test_one_that_fails_costs_its_labels_alone(open_beside):
     assert any(what.startswith("shadow: ") for what in cache.stats().faults)
 
 
+def test_one_that_cannot_be_loaded_holds_nobody_up(open_beside):
+    """What is flushed are answers, and they are kept; nor does an audit load for what nobody compares."""
+
+    class Absent(Compass):
+        def load(self):
+            raise OSError("no such model")
+
+    cache = open_beside(
+        shadow=Absent(identity="new"), is_ready=False, policy=semcache.Threshold(0.9, guards=None),
+        embedder=Compass({PAY: 0, HOW: 5}, identity="old"),
+    )  # fmt: skip
+    look(cache, PAY, "By card.")
+    assert look(cache, HOW, "By wire.") == "By card."
+    assert cache.stats().faults["shadow: load"] >= 1
+
+
+def test_closing_waits_for_nothing_that_it_has_not_looked_at(open_beside):
+    """It holds its vectors back, and the cache is closed all the same."""
+    gate = threading.Event()
+    embedder = Compass(NEW, identity="new", gate=gate)
+    cache = open_beside(shadow=embedder)
+    for text in (PAY, HOW, FAR):
+        cache.get_or_load(cache.request(text=text), lambda: "answer")
+    assert embedder.entered.wait(GUARD)
+    closing = threading.Thread(target=cache.close)
+    closing.start()
+    gate.set()
+    closing.join(GUARD)
+    assert not closing.is_alive()
+    assert cache.stats().tiers["shadow"]["waiting"] == 0
+
+
 def test_its_sample_is_drawn_at_the_rate_of_the_policy_in_use(open_beside):
     """Whether the embedder in use has a match or none: else its labels would be of other matches than it would serve.
 
