@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -315,6 +316,16 @@ def test_stored_rows_are_those_of_the_embedder_in_use_alone(open_beside, tmp_pat
     cache = open_beside(disk=tmp_path / "cache.db")
     look(cache, PAY, "By card.")
     assert [len(list(cache.store.rows(name))) for name in ("old", "new")] == [1, 0]
+
+
+def test_its_scores_are_taught_by_its_own_vectors(open_beside):
+    """Law 11: where scores are learned, each embedder's are of its own vectors, and stand under its own name."""
+    cache = open_beside(policy=semcache.ErrorBudget(0.05, learn_score=True))
+    used, beside = (learns.teaching for learns in cache.chain.learning)
+    assert (used._whose, beside._whose) == ("old", "new")
+    for teaching, degrees in ((used, OLD[HOW]), (beside, NEW[HOW])):
+        vector = teaching._embed(HOW).result(GUARD)
+        assert vector[0] == pytest.approx(math.cos(math.radians(degrees)), abs=1e-5)
 
 
 def test_a_shadow_of_nothing_is_refused(open_cache):
