@@ -8,6 +8,7 @@ embedder's name, and one of another embedder is refused (law 11).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from random import Random
@@ -99,7 +100,7 @@ class Teaching:
         self._random = Random()  # noqa: S311 - spreads turns, keeps no secret
         self._looks = 0
         self._rests = 0
-        self._tries = 0
+        self._tries: Counter[int] = Counter()
         self._waited = 0
         self._claimed: int | None = None
 
@@ -141,19 +142,20 @@ class Teaching:
     def _take(self, shelf: Shelf) -> None:
         """Take over the latest score that others have taught, and the one in use when they did."""
         latest = self._policy.latest()
-        if latest is None or latest[0] <= self._policy.newest or self._tries >= _MOST_TRIES:
+        if latest is None or latest[0] <= self._policy.newest:
             return
         number, beside, taught_in = latest
         identity = self._identity()
+        if self._tries[number] >= _MOST_TRIES:  # it is damaged, or was evicted: the next one may be there
+            return
+        self._tries[number] += 1
         score = shelf.find(self._whose, number)
-        if score is None:  # it is on its way, or was evicted
-            self._tries += 1
+        if score is None:  # it is on its way
             return
         if beside != COSINE and self._policy.newest == COSINE:
             used = shelf.find(self._whose, beside)
             if used is not None:
                 self._policy.resume(used, beside)
-        self._tries = 0
         if not self._policy.challenge(number, score, beside, taught_in):
             raise ConfigurationError(f"score {number} is of {score.embedder!r}, not of {identity!r}: it is not used")
 
