@@ -48,6 +48,7 @@ from semcache.wrap.wrapping import CacheInfo, check
 from semcache.wrong import Reported
 
 if TYPE_CHECKING:
+    from semcache.semantic.second import CrossEncoder
     from semcache.semantic.served import EmbeddingServer
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "CachedEmbedding",
     "CodecError",
     "ConfigurationError",
+    "CrossEncoder",
     "Decision",
     "DecodeError",
     "EmbeddingServer",
@@ -118,4 +120,8 @@ def __getattr__(name: str) -> Any:
         from semcache.semantic.served import EmbeddingServer
 
         return EmbeddingServer
+    if name == "CrossEncoder":
+        from semcache.semantic.second import CrossEncoder
+
+        return CrossEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
 from semcache.events import Recorder
+from semcache.labelling import Labelling
 from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
 from semcache.model import Mode, Tenant
 from semcache.obstacles import obstacles
@@ -66,8 +67,8 @@ class Accounts:
         if self.store is None or not self.books:
             return
         with self._booking:
-            if self.chain.labelling is not None:
-                self._learn_of_others(self.chain.labelling.policy)
+            for labelling in self.chain.learning:
+                self._learn_of_others(labelling)
             self._hand_over(self.recorder.taken(), self.recorder.put_back)
 
     def _surroundings(self) -> list[str]:
@@ -96,17 +97,20 @@ class Accounts:
         serves = not is_learner if self.semantic is None else self.semantic.serves
         return "; ".join([str(self.policy), *(self._obstacles() if serves else ())])
 
-    def _learn_of_others(self, policy: Learner) -> None:
+    def _learn_of_others(self, labelling: Labelling) -> None:
         """Have a policy count with the sums of all processes, then hand over what it counted here.
 
         In this order what we handed over the last time is there by now, so nobody waits for the store.
         """
-        store = self.store
+        store, policy = self.store, labelling.policy
         try:
             policy.take_over(store.tallied(policy.days()))  # type: ignore[union-attr]
-            self.chain.labelling.has_read = True  # type: ignore[union-attr]
+            labelling.has_read = True
         except TierError as error:  # until it can be read, we go on with what we know
             self.recorder.fault(store.name, error.reason, error)  # type: ignore[union-attr]
+        else:
+            if labelling.teaching is not None:
+                labelling.teaching.turn()
         self._hand_over(policy.taken(), policy.put_back)
 
     def _hand_over(self, taken: dict[str, Amounts], put_back: Callable[[str, Amounts], None]) -> None:

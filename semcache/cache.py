@@ -34,9 +34,9 @@ from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
 from semcache.obstacles import EMBEDDER_MEND, NO_EMBEDDER
-from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_stores
+from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_near, check_stores
 from semcache.plan import Crew, Outcome, Plan, arun, run
-from semcache.policy import Policy, Tuned, as_policy
+from semcache.policy import Policy, as_policy
 from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
@@ -44,7 +44,10 @@ from semcache.recording import Recording, recording_of, tape_of
 from semcache.reindex import Reindexing
 from semcache.replica import Replica
 from semcache.seed import seed
+from semcache.shadowing import NAME as SHADOW
+from semcache.shadowing import shadowing_of, twin_of
 from semcache.stats import Stats
+from semcache.teaching import Shelf, Teaching
 from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
@@ -69,9 +72,11 @@ class Cache(Meaning, Reports, Reindexing, Living):
     tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
-    are no near matches. `gpu_memory` bounds what the index takes of the embedder's GPU. `policy` says which near
-    matches are served (None: none, they are only recorded; a path: as the file of `semcache tune` says), `tenant`
-    whose may meet. Of what a policy that learns serves, the share `audit` is loaded all the same, to be compared.
+    are no near matches. What near matches a `shadow_embedder` would find, and which cut they bear, is learned behind
+    the callers, before it takes the other's place. `gpu_memory` bounds what the index takes of the embedder's GPU.
+    `policy` says which near matches are served (None: none, they are only recorded; a path: as the file of
+    `semcache tune` says), `tenant` whose may meet. Of what a policy that learns serves, the share `audit` is loaded all
+    the same, to be compared.
     `ttl` and `timeouts` take `semcache.TTL` and `semcache.Timeouts`; `observers` are callables, told
     every event. `compress="zstd"` packs answers over 1 kB. With `tenant_usage` what is saved and spent is counted by
     tenant too. `prices` is a table of your own, laid over ours: the path of a TOML file, or a mapping
@@ -89,6 +94,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         redis: Any = None,
         memcached: str | None = None,
         embedder: Any = None,
+        shadow_embedder: Any = None,
         semantic: Size = "512MB",
         device: str = "auto",
         gpu_memory: Size | None = None,
@@ -118,7 +124,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self._own_mode: Mode = mode
         self._switch_to(None)
         self.policy: Policy = as_policy(policy)
-        self.names_families = hasattr(self.policy, "within")
+        self.names_families = shadow_embedder is not None or hasattr(self.policy, "within")
         warn_unmeasured(None if embedder is None else self.policy)  # without one another warning says more
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
@@ -136,11 +142,9 @@ class Cache(Meaning, Reports, Reindexing, Living):
         codec = Codec(compress)
         gpu_bytes = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory")
         made = _embedder(embedder, device, policy) if semantic_bytes else None
-        if made is not None and made.identity and isinstance(self.policy, Tuned):
-            self.policy.check(made.identity)
+        shadow = None if shadow_embedder is None else _embedder(shadow_embedder, device, None)
         keeps_log = disk is not None or redis is not None
-        if made is not None and not memory_bytes and not keeps_log and memcached is None:
-            raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
+        check_near(made, shadow, self.policy, keeps=bool(memory_bytes) or keeps_log or memcached is not None)
         self._marks = Marks(self.now, max(LONGEST_LIFE_SECONDS, *map(ttl.of, ("redis", "disk", "memcached"))))
         # Nobody tells others' memory what was invalidated in a memcached that stands alone.
         is_deaf = memcached is not None and not keeps_log
@@ -194,11 +198,37 @@ class Cache(Meaning, Reports, Reindexing, Living):
             ),
             nearby=None if self.semantic is None else Nearby(self.semantic),
         )
+        self._indexes = [] if self.semantic is None else [self.semantic]
+        self._begin_learning(
+            None if shadow is None
+            else parts.semantic(shadow, semantic_bytes, twin_of(self.policy), self.store, values, is_shadow=True),
+            audit, seed,
+        )  # fmt: skip
         self._listen()
         if recording is not None:
             self.recorder.recording = tape = tape_of(recording, self.clock.time, self.recorder)
             weakref.finalize(self, tape.stop).atexit = False  # the tape must not hold the cache itself
         watch(self)
+
+    def _begin_learning(self, tier: SemanticTier | None, audit: float, seed: int | None) -> None:
+        """Learn of what the tier of a shadow embedder finds, where there is one, and have scores taught."""
+        chain = self.chain
+        if tier is not None:
+            is_ready = partial(_is_ready, weakref.ref(self._indexes[0]))
+            chain.shadowing = shadowing_of(
+                tier, self.policy, chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
+                is_in_use=partial(_is_open, weakref.ref(self)), may_begin=is_ready, seed=seed,
+            )  # fmt: skip
+            self._indexes.append(tier)
+        shelf = None if self.store is None else Shelf(self.store, chain.codec, self.namespace, chain.position)
+        for labelling in chain.learning:
+            tier = self._indexes[0] if labelling is chain.labelling else self._indexes[-1]
+            labelling.second = tier.second
+            if labelling.policy.learns_score:
+                identity = partial(_identity, weakref.ref(tier))
+                labelling.teaching = Teaching(
+                    labelling.policy, self.recorder, identity, tier.batcher.embed, self.clock.time, shelf
+                )
 
     def _listen(self) -> None:
         """Let the log tell our tiers, and the policy ask about us.
@@ -221,7 +251,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
                 cache._book_when_due()  # noqa: SLF001
 
         self.log.listener = Replica(
-            self.memory, self.memcached, self.semantic, self.chain.flights, switch, passed,
+            self.memory, self.memcached, self._indexes, self.chain.flights, switch, passed,
             lambda reason, error: recorder.fault(name, reason, error), self.blocks,
         )  # fmt: skip
         self._let_go = weakref.finalize(self, self.log.stop, None)
@@ -318,6 +348,11 @@ class Cache(Meaning, Reports, Reindexing, Living):
     # Life
 
     @property
+    def shadow_policy(self) -> Learner | None:
+        """What is learned of the near matches of `shadow_embedder`: its `status()` says it; None without one."""
+        return None if self.chain.shadowing is None else self.chain.shadowing.policy
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was closed: its functions then call their origins."""
         return self._closed
@@ -328,6 +363,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
         stats.recording = {} if self.recorder.recording is None else self.recorder.recording.stats()
         stats.policy = self._policy_told()
         stats.tiers = {tier.name: dict(tier.stats()) for tier in self.tiers}
+        if self.chain.shadowing is not None:
+            stats.shadow, stats.tiers[SHADOW] = str(self.chain.shadowing), self.chain.shadowing.stats()
         return stats
 
     def __repr__(self) -> str:
@@ -345,18 +382,24 @@ def _surroundings(reference: weakref.ref[Cache]) -> list[str]:
     return [] if cache is None else cache._surroundings()  # noqa: SLF001
 
 
+def _is_ready(reference: weakref.ref[SemanticTier]) -> bool:
+    tier = reference()
+    return tier is not None and tier.is_ready
+
+
 def _attuned(
     labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
 ) -> Labelling | None:  # fmt: skip
     """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
-
-    def identity() -> str:  # a policy may outlive the cache, whose index it must not hold
-        tier = semantic()
-        return "" if tier is None else tier.identity
-
     if labelling is not None:
-        labelling.policy.attune(identity, seed)
+        labelling.policy.attune(partial(_identity, semantic), seed)
     return labelling
+
+
+def _identity(semantic: weakref.ref[SemanticTier]) -> str:
+    """Return whose vectors a tier compares; a policy may outlive the cache, whose index it must not hold."""
+    tier = semantic()
+    return "" if tier is None else tier.identity
 
 
 def _embedder(embedder: Any, device: str, policy: object) -> TextEmbedder | None:

@@ -13,6 +13,7 @@ from semcache.labelling import Labelling
 from semcache.model import Hit, Request, Usage
 from semcache.nearby import Nearby
 from semcache.plan import Crew
+from semcache.shadowing import Shadowing
 from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
 
@@ -42,7 +43,8 @@ class Chain:
     """What a lookup needs of its cache: the ordered tiers, each behind its breaker, and what they share.
 
     `in_place` is the place of the exact tier that answers `peek` in the caller's own thread, as a file does; `crew`
-    loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns.
+    loads anew, behind the callers, what was served stale; `labelling` compares answers for a policy that learns,
+    `shadowing` learns of a second embedder's matches.
     With `names_tenants` events say whose calls they are. `nearby` knows which texts are loading, where there are near
     matches.
     """
@@ -61,11 +63,24 @@ class Chain:
     labelling: Labelling | None = None
     nearby: Nearby | None = None
     is_closed: bool = False
+    shadowing: Shadowing | None = None
 
     @property
     def why_off(self) -> str:
         """Why nothing is looked up, where nothing is: the cache was closed, or somebody switched it off."""
         return "closed" if self.is_closed else "mode: off"
+
+    @property
+    def learning(self) -> list[Labelling]:
+        """What compares answers, for the policy in use and for a shadow embedder's."""
+        beside = None if self.shadowing is None else self.shadowing.labelling
+        return [labelling for labelling in (self.labelling, beside) if labelling is not None]
+
+    def audit_failed(self) -> None:
+        """Say that the load of a match failed that was made to compare it."""
+        for learns in (self.labelling, self.shadowing):
+            if learns is not None:
+                learns.failed()
 
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""

@@ -137,10 +137,11 @@ def is_usable(request: Request, value: Any) -> bool:
 
 
 def is_noted(chain: Chain, tier: Tier, request: Request, found: Hit | Miss) -> bool:
-    """Have a policy that learns know what a near tier said; say whether there is one."""
-    if tier.exact or chain.labelling is None:
+    """Have a policy that learns know what a near tier said; say whether it is one."""
+    if tier.exact:
         return False
-    chain.labelling.saw(request, found.evidence)
+    if chain.labelling is not None:
+        chain.labelling.saw(request, found.evidence)
     return True
 
 
@@ -153,9 +154,10 @@ def note_passed(chain: Chain, request: Request) -> None:
 def is_audited(chain: Chain, request: Request, event: Event, found: Hit | Miss, value: Any) -> bool:
     """Say whether a near match that would be served is loaded all the same, to be compared."""
     evidence = found.evidence
-    if chain.labelling is None or evidence is None or not isinstance(found, Hit):
+    learns = chain.labelling or chain.shadowing
+    if learns is None or evidence is None or not isinstance(found, Hit):
         return False
-    decision = chain.labelling.explores(request, evidence)
+    decision = learns.explores(request, evidence)
     if decision is None:
         return False
     evidence.audited = found, value
@@ -178,6 +180,8 @@ def note_hit(chain: Chain, request: Request, event: Event, tier: str, hit: Hit) 
     event.age, event.load_seconds, event.usage = hit.entry.age, hit.entry.load_seconds, hit.entry.usage
     if hit.similarity is not None:
         event.similarity, event.neighbour, event.near = hit.similarity, hit.key, near_of(request, hit)
+        if chain.shadowing is not None and request.mode != "refresh":  # a shadow embedder would have looked for one too
+            chain.shadowing.take(request, None, None, counts=True)
 
 
 def note_stale(chain: Chain, request: Request, event: Event, stale: Hit) -> None:

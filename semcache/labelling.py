@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
 from semcache.codec import Codec
 from semcache.events import Event, Recorder, logger
 from semcache.model import Decision, Evidence, Match, Request, Verdict
-from semcache.plan import Call, Crew, Plan, Spawn
+from semcache.plan import Call, Crew, Plan, Spawn, Wait
 from semcache.policy import Policy
 from semcache.policy.label import Label, Source
-from semcache.policy.learner import Learner, rank_of
+from semcache.policy.learner import Learner
+from semcache.policy.scoring import rank_of
+from semcache.teaching import Teaching
 from semcache.tier import Clock
 
 JUDGE_SECONDS = 30.0
@@ -62,15 +65,27 @@ def labelling_of(
     return Labelling(policy, codec, recorder, clock.monotonic)
 
 
+class SecondStage(Protocol):
+    """What says whether a near match in doubt is one."""
+
+    def ask(self, text: str, other: str) -> Future[bool]:
+        """Say so of the text asked and the stored one. Raises TierError."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Comparison:
-    """Two answers, as they are stored, that are compared until `deadline`; `settle` takes what was found."""
+    """Two answers, as they are stored, that are compared until `deadline`; `settle` takes what was found.
+
+    First a second stage is asked whether they are those of a near match at all, where that is in doubt.
+    """
 
     request: Request
     cached: bytes
     fresh: bytes
     settle: Callable[[bool | None], None]
     deadline: float
+    asks: Callable[[], Future[bool]] | None = None
 
 
 class Labelling:
@@ -84,6 +99,8 @@ class Labelling:
         judge = policy.comparator.judge
         self._has_judge = judge is not None
         self._is_async = iscoroutinefunction(judge) or iscoroutinefunction(getattr(judge, "__call__", None))  # noqa: B004
+        self.teaching: Teaching | None = None
+        self.second: SecondStage | None = None
         self._rate, self._burst = (_JUDGED_RATE, _JUDGED_BURST) if self._has_judge else (_RATE, _BURST)
         self._begin()
 
@@ -140,10 +157,16 @@ class Labelling:
         def settle(is_right: bool | None) -> None:  # noqa: FBT001 - what was found
             self.policy.learn(Label(
                 request.family, request.key, near.key, request.text or "", near.text, near.similarity, rank_of(near),
-                is_right, source,
+                is_right, source, tuple(self.policy.rates_of(near).items()),
             ))  # fmt: skip
+            if self.teaching is not None:
+                self.teaching.look()
 
-        yield from self._compare(request, match.value, fresh, settle)
+        second, asks = self.second, None
+        if match.is_doubted and second is not None:
+            text, other = request.text or "", near.text
+            asks = lambda: second.ask(text, other)  # noqa: E731 - called in another thread
+        yield from self._compare(request, match.value, fresh, settle, asks)
 
     def again(self, request: Request, old: bytes, fresh: bytes) -> Plan[None]:
         """Compare two answers that the origin gave to one request."""
@@ -153,10 +176,11 @@ class Labelling:
             )
 
     def _compare(
-        self, request: Request, cached: bytes, fresh: bytes, settle: Callable[[bool | None], None]
-    ) -> Plan[None]:
+        self, request: Request, cached: bytes, fresh: bytes, settle: Callable[[bool | None], None],
+        asks: Callable[[], Future[bool]] | None = None,
+    ) -> Plan[None]:  # fmt: skip
         self.sweep()
-        comparison = _Comparison(request, cached, fresh, settle, self._now() + JUDGE_SECONDS)
+        comparison = _Comparison(request, cached, fresh, settle, self._now() + JUDGE_SECONDS, asks)
         if not self._has_room():
             self.policy.unlabelled["too many a second"] += 1
             return
@@ -182,15 +206,26 @@ class Labelling:
         told, is_told = [self._text(comparison, data) for data in (comparison.cached, comparison.fresh)], False
         said: bool | None = None
         try:
-            if None not in told:
+            is_match = yield from self._is_match(comparison)
+            if is_match and None not in told:
                 said = yield Call(self._asked, *told)
-            is_told = True
+            is_told = is_match
         finally:  # a task of the user's loop may be cancelled: then nothing is known, as if it had not begun
             with self._lock:
                 is_ours = comparison in self._waiting
                 self._waiting.discard(comparison)
         if is_ours and is_told:
             comparison.settle(said)
+
+    def _is_match(self, comparison: _Comparison) -> Plan[bool]:
+        """Ask the second stage, if it is to be; what it does not pass would not be served, and says nothing."""
+        if comparison.asks is None:
+            return True
+        try:
+            return bool((yield Wait(comparison.asks(), JUDGE_SECONDS / 2)))
+        except Exception:  # noqa: BLE001 - whatever it is, nobody waits for it
+            self.policy.unlabelled["the second stage did not answer"] += 1
+            return False
 
     def _asked(self, cached: str, fresh: str) -> Any:
         """Ask the comparator, in a context of its own: what a judge calls is none of the caller's work."""
@@ -234,4 +269,6 @@ class Labelling:
         """Begin anew: what was compared is the parent's."""
         self._crew.after_fork()
         self._begin()
+        if self.teaching is not None:
+            self.teaching.after_fork()
         self.policy.after_fork()

@@ -41,6 +41,8 @@ class Living:
     blocks: Blocks
     memory: MemoryTier | None
     semantic: SemanticTier | None
+    # The semantic tier, and a shadow embedder's.
+    _indexes: list[SemanticTier]
     store: Any
     now: Callable[[], float]
     _closed: bool
@@ -67,6 +69,8 @@ class Living:
         self.log.start()
         if self.semantic is not None:
             yield Wait(self.semantic.batcher.warm())
+            if self.semantic.second is not None:
+                yield Wait(self.semantic.second.warm())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every answer put so far is kept and can be found; False if `timeout` seconds passed first."""
@@ -74,6 +78,8 @@ class Living:
         is_done = self.chain.crew.wait(timeout)
         if self.chain.labelling is not None:
             is_done = self.chain.labelling.flush(timeout) and is_done
+        if self.chain.shadowing is not None:
+            self.chain.shadowing.flush(timeout)  # whatever becomes of it: it keeps no answer
         self._book()
         tape = self.recorder.recording
         is_done = (tape is None or tape.flush(timeout)) and is_done
@@ -83,6 +89,8 @@ class Living:
         """Flush, stop the threads and close the files; later calls go to their origins."""
         if not self._closed:
             self._closed = True
+            if self.chain.shadowing is not None:  # nobody waits for what it has not looked at
+                self.chain.shadowing.close()
             self.flush(_EXIT_SECONDS)
             self._let_go.detach()
             self._own_mode, self.chain.is_closed = "off", True
@@ -117,15 +125,15 @@ class Living:
 
     def before_fork(self) -> None:
         """Let nothing be half done in the child."""
-        if self.semantic is not None:
-            self.semantic.batcher.before_fork()
+        for index in self._indexes:
+            index.batcher.before_fork()
         if self.memory is not None:
             self.memory.before_fork()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_parent()
+        for index in self._indexes:
+            index.batcher.after_fork_in_parent()
         if self.memory is not None:
             self.memory.after_fork_in_parent()
 
@@ -140,12 +148,14 @@ class Living:
             self.chain.labelling.after_fork()
         elif isinstance(self.policy, Learner):  # it learns nothing without an embedder, and is asked all the same
             self.policy.after_fork()
+        if self.chain.shadowing is not None:
+            self.chain.shadowing.after_fork()
         self.chain.tiers = [(tier, Breaker(self.now)) for tier in self.tiers]
         self.recorder.after_fork()
         self.log.after_fork()
         self.blocks.after_fork()
-        if self.semantic is not None:
-            self.semantic.batcher.after_fork_in_child()
+        for index in self._indexes:
+            index.batcher.after_fork_in_child()
         if self.memory is not None:
             self.memory.after_fork_in_child()
             if self.store is not None:  # nobody follows the log here until the first miss

@@ -175,7 +175,7 @@ def lead(
     outcome = yield from load(origin, flight, event)
     if outcome.error is not None and stale is None and evidence is not None and evidence.audited is not None:
         stale, value = evidence.audited  # it would have been served
-        chain.labelling.failed()  # type: ignore[union-attr]
+        chain.audit_failed()
     if outcome.error is not None and stale is not None:
         event.fault("origin", outcome.error)
         note_hit(chain, request, event, stale.tier, stale)
@@ -190,6 +190,9 @@ def compare(
     chain: Chain, request: Request, kept: Entry | None, evidence: Evidence | None, known: Hit | None
 ) -> Plan[None]:
     """Have what was loaded compared, behind the caller, with its near match, or with what was known of it before."""
+    if chain.shadowing is not None:
+        is_missed = known is None and request.mode != "refresh"
+        chain.shadowing.take(request, kept, evidence, counts=is_missed)
     if chain.labelling is None or kept is None:
         return
     yield from chain.labelling.label(request, evidence, kept.value)

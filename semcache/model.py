@@ -257,12 +257,14 @@ class Hit:
 class Match:
     """The near match of a request: the first neighbour that no guard refuses and whose answer, `value`, is at hand.
 
-    `is_drawn` says whether it is one of the sample that bounds are made of; None until it was drawn or not.
+    `is_drawn` says whether it is one of the sample that bounds are made of; None until it was drawn or not. One that
+    `is_doubted` a second stage is still to be asked of: if that refuses it, it is no near match.
     """
 
     neighbour: Neighbour
     value: bytes
     is_drawn: bool | None = None
+    is_doubted: bool = False
 
     @property
     def key(self) -> bytes:
@@ -275,7 +277,8 @@ class Evidence:
 
     `vector` is a float32[d] unit vector of the request's text, `neighbours` the nearest rows, nearest first, and
     `stages` the nanoseconds that embed, search and decide took. `match` is there for a policy that learns, `audited`
-    what would have been served, with its answer, and is loaded to be compared.
+    what would have been served, with its answer, and is loaded to be compared. `is_drawn` says whether the request is
+    one of a shadow embedder's sample; None until it was drawn or not.
     """
 
     vector: Any = None
@@ -284,6 +287,7 @@ class Evidence:
     stages: dict[str, int] = field(default_factory=dict)
     match: Match | None = None
     audited: tuple[Hit, Any] | None = None
+    is_drawn: bool | None = None
 
 
 @dataclass(slots=True)
@@ -300,7 +304,8 @@ class Neighbour:
     """A row of the index near to a text: `similarity` is the cosine, -1 to 1.
 
     `vector` is its text's float32[d] unit vector, where the search gives it; `score` is what a policy that learns takes
-    for the chance that its answer is right, 0 to 1, where one has said so.
+    for the chance that its answer is right, 0 to 1, where one has said so; `rates` is that of each score which it uses
+    or tests, by the score's number.
     """
 
     key: bytes
@@ -308,6 +313,7 @@ class Neighbour:
     text: str
     vector: Any = None
     score: float | None = None
+    rates: dict[int, float] | None = None
 
 
 BELOW = "below the cut"

@@ -19,7 +19,10 @@ from semcache.events import Recorder
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.model import MODES
-from semcache.policy import Policy
+from semcache.policy import Policy, Tuned
+from semcache.policy.learner import Learner
+from semcache.shadowing import MOST_WAITING
+from semcache.shadowing import NAME as SHADOW
 from semcache.tier import Clock
 from semcache.tiers.memory import MemoryTier
 from semcache.ttl import TTL, Timeouts
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from semcache.tiers.semantic import SemanticTier
 
 LONGEST_LIFE_SECONDS = 86400.0
+# Nobody waits for it: a batch of a large model on a busy CPU may take so long.
+_SHADOW_SECONDS = 30.0
 
 
 def check_stores(namespace: object, disk: object, redis: object, memcached: object) -> None:
@@ -52,6 +57,25 @@ def check_mode(mode: object, audit: object) -> None:
         raise ConfigurationError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ConfigurationError(f"audit is a share of the near matches, from 0 to 1; got {audit!r}")
+
+
+def check_near(embedder: TextEmbedder | None, shadow: TextEmbedder | None, policy: Policy, *, keeps: bool) -> None:
+    """Refuse near matches without a tier that `keeps` answers, another embedder's policy, a shadow of nothing.
+
+    Raises ConfigurationError.
+    """
+    if shadow is not None and embedder is None:
+        raise ConfigurationError("shadow_embedder= learns beside the one that is in use: give embedder= too")
+    if embedder is None:
+        return
+    if embedder.identity and isinstance(policy, Tuned):
+        policy.check(embedder.identity)
+    if not keeps:
+        raise ConfigurationError("near matches need a tier that keeps the answers: memory= or disk= or redis=")
+    if shadow is not None and shadow.identity and shadow.identity == embedder.identity:
+        raise ConfigurationError(
+            f"shadow_embedder= is the embedder in use, {shadow.identity!r}: give the one that is to take its place"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +143,17 @@ class Parts:
 
     def semantic(
         self, embedder: TextEmbedder, max_bytes: int, policy: Policy, store: DiskTier | RedisTier | None,
-        values: list[Any], gpu_memory: int | None = None,
+        values: list[Any], gpu_memory: int | None = None, *, is_shadow: bool = False,
     ) -> SemanticTier:  # fmt: skip
-        """Make the semantic tier over the exact tiers `values`; its rows stand in the store, where there is one."""
-        from semcache.semantic.batcher import Batcher
+        """Make the semantic tier over the exact tiers `values`; its rows stand in the store, where there is one.
+
+        One that `is_shadow` writes no rows, though it reads those that stand there under its name; its index is on the
+        CPU, it has time, and drops what it is behind with.
+        """
+        from semcache.semantic.batcher import MOST_PENDING, Batcher
         from semcache.semantic.device import make_index
+        from semcache.semantic.second import NAME as SECOND
+        from semcache.semantic.second import as_cross_encoder
         from semcache.tiers.semantic import SemanticTier, row_life
 
         now, ttl = self.clock.monotonic, self.ttl.of("semantic")
@@ -138,15 +168,23 @@ class Parts:
             if store is not None:
                 store.attach(key, vector, embedder=embedder.identity)
 
+        second = as_cross_encoder(getattr(policy, "cross_encoder", None))
+        if second is not None and isinstance(policy, Learner):
+            policy.cross_encoder, policy.stage = second, second.identity  # and a twin asks the same model
         batcher = Batcher(
             embedder,
-            lambda dimension: make_index(dimension, max_bytes, getattr(embedder, "device", None), gpu_memory),
+            lambda dimension: make_index(
+                dimension, max_bytes, None if is_shadow else getattr(embedder, "device", None), gpu_memory
+            ),
             now,
             restore=restore,
-            on_fault=self._fault("semantic"),
+            on_fault=self._fault(SHADOW if is_shadow else "semantic"),
+            max_pending=MOST_WAITING if is_shadow else MOST_PENDING,
         )
         return SemanticTier(
-            batcher, policy, values, ttl=ttl, timeout=self.timeouts.of("semantic"), clock=self.clock,
-            jitter=self.ttl.jitter, random=self.random, warn=self.recorder.warn_once,
-            attach=attach if store else None, embedder=lambda: embedder.identity, blocks=self.blocks,
+            batcher, policy, values, ttl=ttl, timeout=_SHADOW_SECONDS if is_shadow else self.timeouts.of("semantic"),
+            clock=self.clock, jitter=self.ttl.jitter, random=self.random,
+            warn=(lambda *_: None) if is_shadow else self.recorder.warn_once,
+            attach=attach if store and not is_shadow else None, embedder=lambda: embedder.identity, blocks=self.blocks,
+            second=second, on_second=self._fault(SECOND),
         )  # fmt: skip

@@ -6,7 +6,7 @@ nothing serves what memory holds for `LOST_SECONDS` and no longer; the mode of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from semcache.blocks import Block, Blocks
@@ -32,13 +32,13 @@ class Replica:
     """
 
     def __init__(
-        self, memory: MemoryTier | None, memcached: MemcachedTier | None, semantic: SemanticTier | None,
+        self, memory: MemoryTier | None, memcached: MemcachedTier | None, indexes: Sequence[SemanticTier],
         flights: Flights[Landing], switch: Callable[[Mode | None], None], passed: Callable[[], None],
         on_fault: OnFault, blocks: Blocks,
     ) -> None:  # fmt: skip
         self._memory = memory
         self._memcached = memcached
-        self._semantic = semantic
+        self._indexes = indexes
         self._flights = flights
         self._switch = switch
         self.passed = passed
@@ -54,8 +54,8 @@ class Replica:
         for facet, value, position in marks:
             if self._memory is not None:
                 run(self._memory.remove(facet, value, position))
-            if self._semantic is not None and not is_old:
-                run(self._semantic.remove(facet, value, position))
+            for index in self._indexes if not is_old else ():
+                run(index.remove(facet, value, position))
             self._flights.close(facet, value)
 
     def blocked(self, blocks: list[Block]) -> None:
@@ -64,8 +64,8 @@ class Replica:
 
     def added(self, rows: list[Row]) -> None:
         """Take the rows that others added."""
-        if self._semantic is not None:
-            self._semantic.take(rows)
+        for index in self._indexes:
+            index.take(rows)
 
     def switched(self, mode: Mode | None) -> None:
         """Take over the mode of all replicas."""
@@ -97,5 +97,5 @@ class Replica:
         """
         if is_reset and self._memory is not None:
             self._memory.clear()
-        if self._semantic is not None:
-            self._semantic.rebuild()
+        for index in self._indexes:
+            index.rebuild()

@@ -35,3 +35,5 @@ def seed(chain: Chain, request: Request, value: Any, born: int, *, is_pinned: bo
     # The store first: where it refuses, nobody is to find the answer in memory either.
     for tier in sorted(takers, key=lambda tier: (not tier.exact, ("memcached", "memory").count(tier.name))):
         yield from tier.put(request, entry, None)
+    if chain.shadowing is not None:
+        chain.shadowing.take(request, entry, None, counts=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 class Stats:
     """Sums since the cache was made. `stages` are seconds of wall-clock time; what was saved is told as in a UsageRow.
 
-    `policy` says in a few words what decides on near matches, what it has learned, and what keeps it from serving any.
+    `policy` says in a few words what decides on near matches, what it has learned, and what keeps it from serving any,
+    `shadow` what is learned of a shadow embedder's.
     `unpriced` are the calls left out of the money, by model; `prices` the currency and the oldest day of the prices.
     """
 
@@ -37,6 +38,7 @@ class Stats:
     tiers: dict[str, dict[str, int | float]] = field(default_factory=dict)
     recording: dict[str, int] = field(default_factory=dict)
     policy: str = ""
+    shadow: str = ""
 
     @property
     def hit_rate(self) -> float:

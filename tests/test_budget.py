@@ -159,7 +159,9 @@ def test_an_alarm_of_a_family_that_was_forgotten_is_booked():
     bench.label(1000, family=b"bad")
     bench.label(8, is_right=False, family=b"bad")
     day = day_of(season_of(bench.now))
-    bench.policy.take_over({(day, f"trust|{number:016x}|1.0|right.1"): 5000.0 for number in range(MAX_FAMILIES)})
+    (mine,) = {name.partition(":")[2] for name in bench.policy._families}
+    others = [f"trust|{number:016x}:{mine}|1.0|right.1" for number in range(MAX_FAMILIES)]
+    bench.policy.take_over({(day, name): 5000.0 for name in others})
     assert not any(family.alarms for family in bench.policy.status().families)
     bases = [name for name in next(iter(bench.policy.taken().values())) if "|base|" in name and "others" not in name]
     assert [name.rpartition(".")[2] for name in bases] == ["1"]

@@ -7,13 +7,13 @@ import inspect
 import semcache
 
 NAMES = [
-    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError", "Decision",
-    "DecodeError", "EmbeddingServer", "EncodeError", "ErrorBudget", "Event", "Explanation", "Hit", "InvalidationError",
-    "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "PolicyStatus", "Recording", "Reindexed",
-    "Reported", "Request", "SemcacheError", "SemcacheWarning", "Served", "Shadow", "StageRow", "Stats", "Threshold",
-    "TierError", "Timeouts", "Trace", "TrafficError", "Tuned", "UnkeyableError", "UnmeasuredThresholdWarning", "Usage",
-    "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval", "check", "configure", "context", "gather",
-    "last", "pipeline", "register", "stage", "trace",
+    "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
+    "CrossEncoder", "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "ErrorBudget", "Event", "Explanation",
+    "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "PolicyStatus",
+    "Recording", "Reindexed", "Reported", "Request", "SemcacheError", "SemcacheWarning", "Served", "Shadow", "StageRow",
+    "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "Tuned", "UnkeyableError",
+    "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
+    "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip
 
 

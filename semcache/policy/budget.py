@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from semcache.model import Decision, Neighbour, Verdict
 from semcache.policy.eprocess import CUTS, check_budget
 from semcache.policy.equivalent import Comparator, Judge
 from semcache.policy.guards import GUARDS
-from semcache.policy.learner import Learner, rank_of
+from semcache.policy.learner import Learner
+from semcache.policy.scoring import rank_of
 
 
 class ErrorBudget(Learner):
@@ -18,17 +20,26 @@ class ErrorBudget(Learner):
     answer. So at first it serves nothing, and at 0.01 needs some 600 labels of good matches; `status()` says how
     many it has. `judge` takes the stored answer and the fresh one and says True, False or None (it does not know, which
     counts as wrong), or an awaitable of it; without one answers are the same where texts, numbers and JSON are.
-    `guards` are the names of those that are on (docs/trust.md). Make one for each cache. Raises ConfigurationError.
+    `guards` are the names of those that are on (docs/trust.md). With `learn_score` labelled pairs of texts are kept in
+    the process's memory, and teach a score that rates matches better than their cosine. `cross_encoder` is a second
+    stage: a model's folder or name, or a `semcache.CrossEncoder`, asked of what would be served and is in doubt. Make
+    one for each cache. Raises ConfigurationError.
     """
 
     budget: float
 
     def __init__(
         self, max_wrong: float, confidence: float = 0.95, *, guards: Iterable[str] | None = GUARDS,
-        judge: Judge | Comparator | None = None,
+        judge: Judge | Comparator | None = None, learn_score: bool = False, cross_encoder: Any = None,
     ) -> None:  # fmt: skip
         budget, confidence = check_budget(max_wrong, confidence)
-        super().__init__(budget, confidence, guards, judge)
+        super().__init__(budget, confidence, guards, judge, learn_score=learn_score, cross_encoder=cross_encoder)
+
+    def twin(self) -> ErrorBudget:
+        return ErrorBudget(
+            self.budget, self.confidence, guards=self.guards.names, judge=self.comparator.twin(),
+            learn_score=self.learns_score, cross_encoder=self.cross_encoder,
+        )  # fmt: skip
 
     @property
     def serves(self) -> bool:
@@ -53,16 +64,22 @@ class ErrorBudget(Learner):
 class Shadow(Learner):
     """The policy where none is given: near matches are found, compared and recorded, never served.
 
-    `status()` says what an ErrorBudget would have served. `judge` and `guards` are as there.
+    `status()` says what an ErrorBudget would have served. The other settings are as there.
     """
 
     serves = False
 
     def __init__(
         self, *, confidence: float = 0.95, guards: Iterable[str] | None = GUARDS,
-        judge: Judge | Comparator | None = None,
+        judge: Judge | Comparator | None = None, learn_score: bool = False, cross_encoder: Any = None,
     ) -> None:  # fmt: skip
-        super().__init__(None, confidence, guards, judge)
+        super().__init__(None, confidence, guards, judge, learn_score=learn_score, cross_encoder=cross_encoder)
+
+    def twin(self) -> Shadow:
+        return Shadow(
+            confidence=self.confidence, guards=self.guards.names, judge=self.comparator.twin(),
+            learn_score=self.learns_score, cross_encoder=self.cross_encoder,
+        )  # fmt: skip
 
     def decision(self, place: int | None, why: str, neighbour: Neighbour) -> Decision:  # noqa: ARG002 - the same for all
         """Reject, whatever is asked."""

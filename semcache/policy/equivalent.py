@@ -143,6 +143,12 @@ class Comparator:
         self.troubles: Counter[str] = Counter()
         self.opened = 0
 
+    def twin(self) -> Comparator:
+        """Return one of the same links and judge, with counts of its own."""
+        twin = Comparator(judge=self.judge)
+        twin._links = self._links
+        return twin
+
     def compare(self, cached: str, fresh: str) -> Plan[bool | None]:
         """Say whether two answers say the same; None: not known."""
         said = _first(self._links, cached, fresh)

@@ -25,6 +25,7 @@ class Label:
 
     `family` is the scope family's digest, `score` what ranked the match (the cosine where no score was learned), and
     `is_right` what the comparator says: None where it does not know, which counts as wrong wherever a bound is made.
+    `rates` are what each score in use or under test makes of the match, by its number; without them there is `score`.
     """
 
     family: bytes
@@ -36,3 +37,4 @@ class Label:
     score: float
     is_right: bool | None
     source: Source
+    rates: tuple[tuple[int, float], ...] = ()

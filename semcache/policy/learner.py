@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from itertools import count
 from threading import RLock
+from typing import Any
 
 from semcache.errors import ConfigurationError
-from semcache.model import Decision, Neighbour, Request, Verdict
-from semcache.policy.eprocess import CUTS, Detector, check_budget, place_of
+from semcache.model import Decision, Neighbour, Request
+from semcache.policy.eprocess import CUTS, Detector, check_budget
 from semcache.policy.equivalent import Comparator, Judge
 from semcache.policy.guards import Guards
 from semcache.policy.label import Label, Source
+from semcache.policy.lessons import Lessons
+from semcache.policy.scoring import InFamily, Rated, Scoring, places_of
 from semcache.policy.sharing import Sharing
 from semcache.policy.tally import (
     ALONE,
@@ -37,7 +40,6 @@ from semcache.policy.tally import (
     season_of,
 )  # fmt: skip
 
-FLOOR = CUTS[-1]
 # Where nothing is served, all near matches are loaded anyway: half of them make the bound, the others may train.
 LEARNING_SHARE = 0.5
 _CAP = 20
@@ -53,28 +55,23 @@ _ALARM = (
 Tell = Callable[[str, str], None]
 
 
-def rank_of(neighbour: Neighbour) -> float:
-    """Return what ranks a near match: the learned score, where there is one, else the cosine."""
-    return neighbour.similarity if neighbour.score is None else neighbour.score
-
-
-def is_match(neighbour: Neighbour) -> bool:
-    """Say whether a neighbour is near enough for some cut to serve it."""
-    return rank_of(neighbour) >= FLOOR
-
-
-class Learner(Sharing):
+class Learner(Scoring, Sharing):
     """Learns from labels which near matches may be served; what is served of them its subclasses say."""
 
     def __init__(
-        self, budget: float | None, confidence: float, guards: Iterable[str] | None, judge: Judge | Comparator | None
-    ) -> None:
+        self, budget: float | None, confidence: float, guards: Iterable[str] | None,
+        judge: Judge | Comparator | None, *, learn_score: bool = False, cross_encoder: Any = None,
+    ) -> None:  # fmt: skip
         self.budget = budget
         self.confidence = check_budget(0.5 if budget is None else budget, confidence)[1]
         self.guards = Guards(guards)
         self.comparator = judge if isinstance(judge, Comparator) else Comparator(judge=judge)
-        self.generation = 1
+        self.learns_score = bool(learn_score)
+        self.cross_encoder = cross_encoder
+        # Whose refusals its matches have passed: labels of other matches say nothing of these.
+        self.stage = ""
         self.unlabelled: Counter[str] = Counter()
+        self.shadow: Learner | None = None
         self._audit = 0.02
         self._owner: Callable[[], bool] | None = None
         self._time: Callable[[], float] = time.time
@@ -85,6 +82,8 @@ class Learner(Sharing):
         self._begin()
 
     def _begin(self) -> None:
+        self._begin_scores()
+        self.lessons = Lessons() if self.learns_score else None
         self._lock = RLock()  # the collector may end a load, which is counted here, while this thread holds it
         self._salt = os.urandom(_SALT_BYTES)
         self._draws = count()
@@ -125,6 +124,10 @@ class Learner(Sharing):
         if seed is not None:
             self._salt = _digest_bytes(b"%d" % seed)
 
+    def twin(self) -> Learner:
+        """Return a policy of the same settings that has learned nothing, and works for no cache."""
+        raise NotImplementedError
+
     def after_fork(self) -> None:
         """Begin anew in a child: what the parent has counted is the parent's to book."""
         self._begin()
@@ -136,7 +139,8 @@ class Learner(Sharing):
         return self._at(request)
 
     def _at(self, request: Request) -> InFamily:
-        return InFamily(self, *self._called(request.family, request.embedder))
+        kind = Rated if self.scores else InFamily
+        return kind(self, *self._called(request.family, request.embedder))
 
     def _called(self, family: bytes, embedder: str = "") -> tuple[str, str]:
         """Return a family's name and its others': labels of another embedder's matches say nothing of this one's.
@@ -146,14 +150,17 @@ class Learner(Sharing):
         embedder = self._identity() or embedder or self._named[0]
         named = self._named
         if embedder != named[0]:  # all at once, for no lock is held
-            self._named = named = (embedder, f"{OTHERS}:{_digest(embedder.encode())}", {})
+            self._named = named = (embedder, f"{OTHERS}:{_digest((embedder + self.stage).encode())}", {})
         _, others, names = named
         name = names.get(family)
         if name is None:
             if len(names) >= _MOST_REMEMBERED:
                 names.clear()
-            name = names[family] = _digest(family + embedder.encode())
+            name = names[family] = f"{_digest(family)}:{others.partition(':')[2]}"
         return name, others
+
+    def _is_ours(self, name: str) -> bool:
+        return name.partition(":")[2] == self._called(b"")[1].partition(":")[2]
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Decide as in a scope family of which nothing is known."""
@@ -180,8 +187,15 @@ class Learner(Sharing):
         at = self._at(request)
         anew = b"%d" % next(self._draws)
         drawn = int.from_bytes(_digest_bytes(request.key + neighbour.key + self._salt + anew)[:4], "big") / _DRAWN
-        share = self._audit if self.place(at.name, at.others)[0] is not None else max(self._audit, LEARNING_SHARE)
-        return Source.AUDIT if drawn < share else Source.MISS
+        return Source.AUDIT if drawn < self._share_at(at) else Source.MISS
+
+    def share_of(self, request: Request) -> float:
+        """Return the share of the near matches of a request's family that is drawn now."""
+        return self._share_at(self._at(request))
+
+    def _share_at(self, at: InFamily) -> float:
+        is_open = self.place(at.name, at.others)[0] is not None
+        return self._audit if is_open else max(self._audit, LEARNING_SHARE)
 
     def explores(self, source: Source) -> bool:
         """Say whether a near match that would be served is loaded, to be compared: not while the origin fails."""
@@ -202,9 +216,11 @@ class Learner(Sharing):
                 self._about[at.name] = " ".join(filter(None, (request.facets.function, request.facets.model)))
             for name in (at.name, at.others):
                 family = self._family(name)
-                self._add(family, "asked", None)
-                if neighbour is not None:
-                    self._add(family, "met", place_of(rank_of(neighbour)))
+                places = {} if neighbour is None else places_of(self.rates_of(neighbour))
+                for generation in (self.generation, self.challenger):
+                    if generation is not None:
+                        self._add(family, "asked", None, generation)
+                        self._add(family, "met", places.get(generation), generation)
         self._tell_all(told)
 
     def _turn(self) -> list[tuple[str, str]]:
@@ -215,6 +231,8 @@ class Learner(Sharing):
         self._season = season
         told = []
         self._shared = set()
+        if self.lessons is not None:
+            self.lessons.forget(season)
         self._mine = {at: amount for at, amount in list(self._mine.items()) if at[1].season > season - SEASONS}
         days = self.days()
         self._returned = {at: amount for at, amount in list(self._returned.items()) if at[0] in days}
@@ -225,12 +243,14 @@ class Learner(Sharing):
 
     def learn(self, label: Label) -> None:
         """Take a label; only the sample's make a bound: what people report is what they notice."""
-        place = place_of(label.score)
-        if place is None:
+        places = places_of(dict(label.rates) or {self.generation: label.score})
+        if not places and self.lessons is None:
             return
         name, others = self._called(label.family)
         with self._lock:
             told = self._turn()
+            if self.lessons is not None:
+                self.lessons.take(label, self._season)
             is_right = label.is_right is True and label.source is not Source.REPORT
             kind = "right" if is_right else "wrong"
             if label.source is not Source.AUDIT:
@@ -239,23 +259,20 @@ class Learner(Sharing):
                 kind = "again"
             # Who has labels enough of its own is no longer one of the others, neither served nor counted there.
             for at in (name,) if name in self._open else (name, others):
-                family = self._family(at)
-                self._add(family, kind, place)
-                if label.source is Source.AUDIT:
+                for generation, place in places.items():
+                    if generation in (self.generation, self.challenger):
+                        self._add(self._family(at), kind, place, generation)
+                if label.source is Source.AUDIT and self.generation in places:
                     self._labels_here[at] += 1
-                    self._share(family)
-                    told += self._settle(family, [(place, is_right, 1.0)])
+                    self._share(self._family(at))
+                    told += self._settle(self._family(at), [(places[self.generation], is_right, 1.0)])
         self._tell_all(told)
 
-    def rescored(self, generation: int) -> None:
-        """Begin anew with another score, the second, third ...: what labels said of the one before says nothing of it.
+    def _embedder(self) -> str:
+        return self._identity() or self._named[0]
 
-        No label that trained it is counted: its tests begin here, each with its share of alpha.
-        """
-        with self._lock:
-            self.generation = generation
-            told = [one for family in list(self._families.values()) for one in self._settle(family, [])]
-        self._tell_all(told)
+    def _let_go(self) -> None:
+        self._detectors.clear()
 
     def compared_with_itself(self, request: Request, same: bool | None) -> None:  # noqa: FBT001 - what it was found to be
         """Count whether the origin gave an identical request the same answer again."""
@@ -302,10 +319,10 @@ class Learner(Sharing):
         for kept_by_name in (self._families, self._open, self._detectors, self._labels_here):
             kept_by_name.pop(name, None)
 
-    def _add(self, family: Family, kind: str, place: int | None) -> None:
+    def _add(self, family: Family, kind: str, place: int | None, generation: int | None = None) -> None:
         if place is None and kind not in ALONE:
             return
-        trial = Trial(self._season, self.generation, family.alarms)
+        trial = Trial(self._season, generation or self.generation, family.alarms)
         family.add(trial, kind, place, 1.0)
         booked = self._mine if family.is_shared else family.waiting
         at = (family.name, trial, kind, place)
@@ -345,28 +362,7 @@ class Learner(Sharing):
 
     def _tell_all(self, told: list[tuple[str, str]]) -> None:
         for what, name in told:
-            self._tell(f"{self._about.get(name) or name}: {what}", name)
-
-
-class InFamily:
-    """Decides in one scope family; `others` are all that have not labels enough, together."""
-
-    __slots__ = ("_learner", "name", "others")
-
-    def __init__(self, learner: Learner, name: str, others: str) -> None:
-        self._learner = learner
-        self.name = name
-        self.others = others
-
-    def decide(self, text: str, neighbour: Neighbour) -> Decision:
-        """Reject what a guard refuses or no open cut serves."""
-        learner, similarity = self._learner, neighbour.similarity
-        # A match that no cut can ever serve need not be looked into.
-        refusal = learner.guards.check(text, neighbour.text) if is_match(neighbour) else None
-        if refusal is not None:
-            return Decision(Verdict.REJECT, refusal.reason, similarity, guard=refusal.guard)
-        place, is_own = learner.place(self.name, self.others)
-        return learner.decision(place, "this scope family" if is_own else "all other families together", neighbour)
+            self._tell(f"{self._about.get(name) or name}: {what}" if name else what, name)
 
 
 def _change(before: int | None, after: int | None) -> str:

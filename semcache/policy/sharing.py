@@ -61,6 +61,12 @@ class Sharing(Telling):
     def _drop(self, family: Family) -> None:
         raise NotImplementedError
 
+    def _is_ours(self, name: str) -> bool:
+        raise NotImplementedError
+
+    def _hear(self, booked: Mapping[tuple[str, str], float]) -> None:
+        raise NotImplementedError
+
     def _tell_all(self, told: News) -> None:
         raise NotImplementedError
 
@@ -86,22 +92,28 @@ class Sharing(Telling):
         return [day_of(one) for one in range(season - SEASONS + 1, season + 1)]
 
     def take_over(self, booked: Mapping[tuple[str, str], float]) -> None:
-        """Count from now on with what a store tells of all processes, and what was not booked yet."""
+        """Count from now on with what a store tells of all processes, and what was not booked yet.
+
+        What stands there of another embedder's matches is left alone, and takes nobody's place here.
+        """
         with self._lock:
             told = self._turn()
             season, sums = self._season, dict(booked)
+            self._hear(booked)
             seasons = range(season - SEASONS + 1, season + 1)
             old, had_lost, self._has_lost = self._families, self._has_lost, has_lost(booked, seasons)
-            self._shared |= {name for name in read(booked, [season]) if not name.startswith(OTHERS)}
+            there = filter(self._is_ours, read(booked, [season]))
+            self._shared |= {name for name in there if not name.startswith(OTHERS)}
             for booked_later in (self._unbooked(), *[booked_as(family.waiting) for family in list(old.values())]):
                 for at, amount in booked_later.items():
                     sums[at] = sums.get(at, 0.0) + amount
-            self._families = dict(kept(read(sums, seasons)))
+            ours = {name: family for name, family in read(sums, seasons).items() if self._is_ours(name)}
+            self._families = dict(kept(ours))
             for name, family in list(self._families.items()):
                 family.waiting = old[name].waiting if name in old else {}
                 family.is_shared = family.is_shared or not family.waiting
                 family.alarms = max(family.alarms, old[name].alarms if name in old else 0)
-                told += self._settle(family, _grown(old.get(name), family))
+                told += self._settle(family, _grown(old.get(name), family, self.generation))
             for name in old.keys() - self._families.keys():
                 self._drop(old[name])
             if self._has_lost and not had_lost:
@@ -141,12 +153,14 @@ class Sharing(Telling):
             self._changed.add(family.name)
 
 
-def _grown(old: Family | None, new: Family) -> list[tuple[int, bool, float]]:
-    """Return the labels that others have added: (place of the cut, whether they are right, how many)."""
+def _grown(old: Family | None, new: Family, generation: int) -> list[tuple[int, bool, float]]:
+    """Return the labels of a score that others have added: (place of the cut, whether they are right, how many)."""
     if old is None or old.alarms != new.alarms:
         return []
     fresh = []
     for trial, counts in new.tests.items():
+        if trial.generation != generation:
+            continue
         known = old.tests.get(trial)
         for kind in BY_CUT[:3]:
             before = known.by_cut[kind] if known else [0.0] * len(CUTS)

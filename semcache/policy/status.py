@@ -105,11 +105,36 @@ class FamilyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreStatus:
+    """What rates near matches: the learned score of number `used` (None: the cosine), which `used_pairs` have taught.
+
+    `tested` is the number of one that proves itself beside it, taught by `tested_pairs` (None: there is none). The next
+    is taught in this process once it has `needed` pairs, some of either kind; it has `pairs`, of which `right` are.
+    """
+
+    used: int | None
+    used_pairs: int
+    tested: int | None
+    tested_pairs: int
+    pairs: int
+    right: int
+    needed: int
+
+    def __str__(self) -> str:
+        told = "rated by the cosine" if self.used is None else f"rated by score {self.used}, of {self.used_pairs} pairs"
+        if self.tested is not None:
+            told += f"; score {self.tested}, of {self.tested_pairs} pairs, is tested beside it"
+        return f"{told}; {self.pairs} of {self.needed} pairs for the next are here, {self.right} of them right"
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyStatus:
     """What a policy that learns knows; print it. `budget` is None in shadow, where nothing near is served.
 
-    `unlabelled` counts what was to be compared and was not, by why, `troubles` how often a judge failed; `obstacles`
-    say why its cache can serve nothing near, or not to all, whatever the labels allow, with the mend.
+    `unlabelled` counts what was to be compared and was not, by why, `troubles` what a judge failed at; `obstacles`
+    say why its cache can serve nothing near, or not to all, whatever the labels allow, with the mend. `embedder` is
+    whose matches it knows of, where that is known; `shadow` is what is known of a `shadow_embedder`'s, `score` what
+    rates near matches, None where no score is to be learned.
     """
 
     budget: float | None
@@ -119,6 +144,9 @@ class PolicyStatus:
     unlabelled: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, int] = field(default_factory=dict)
     obstacles: tuple[str, ...] = ()
+    embedder: str = ""
+    shadow: PolicyStatus | None = None
+    score: ScoreStatus | None = None
 
     def __str__(self) -> str:
         what = "shadow: nothing near is served" if self.budget is None else f"at most {self.budget:.3g} wrong"
@@ -126,6 +154,11 @@ class PolicyStatus:
         lines += self._told() or ["no near match was met yet"]
         lines += [f"not compared: {count} ({why})" for why, count in self.unlabelled.items()]
         lines += [f"the judge failed {count} times: {why}" for why, count in self.troubles.items()]
+        if self.score is not None and (self.score.pairs or self.score.used or self.score.tested):
+            lines.append(str(self.score))
+        if self.shadow is not None:
+            lines.append(f"the shadow embedder, {self.shadow.embedder or 'not loaded yet'}, would serve:")
+            lines += [f"  {line}" for line in str(self.shadow).splitlines()]
         return "\n".join(lines)
 
     def _told(self) -> list[str]:

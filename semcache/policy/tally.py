@@ -109,15 +109,20 @@ class Family:
         """
         return max(1, test.generation + test.alarms + test.season - self.first)
 
-    def begun(self, season: int, generation: int) -> list[Trial]:
-        """Return the tests that are open at a season, oldest first: each counts from its own season on."""
+    def begun(self, season: int, generation: int, beside: int | None = None) -> list[Trial]:
+        """Return the tests that are open at a season, oldest first: each counts from its own season on.
+
+        Of a score that another one is tested `beside`, those alone whose numbers the other cannot have.
+        """
         mine = [
             test.season
             for test, counts in self.tests.items()
             if test.generation == generation and test.alarms == self.alarms and season - SEASONS < test.season <= season
             and any(any(counts.by_cut[kind]) for kind in ("right", "wrong"))
         ]  # fmt: skip
-        return [Trial(start, generation, self.alarms) for start in range(min(mine), season + 1)] if mine else []
+        begun = [Trial(start, generation, self.alarms) for start in range(min(mine), season + 1)] if mine else []
+        theirs = [self.number(test) for test in self.tests if test.generation == beside]
+        return [test for test in begun if not theirs or self.number(test) < min(theirs)]
 
     def summed(self, since: Trial, kind: str) -> list[float]:
         """Return a kind of count at or above each cut, of one test from its season on."""
@@ -128,14 +133,22 @@ class Family:
         ]
         return list(accumulate(map(sum, zip(*rows, strict=True)))) if rows else [0.0] * len(CUTS)
 
-    def met(self, season: int) -> list[float]:
-        """Return the near matches met at or above each cut, whatever was tested."""
-        rows = [counts.by_cut["met"] for test, counts in self.tests.items() if season - SEASONS < test.season]
+    def met(self, season: int, generation: int) -> list[float]:
+        """Return the near matches met at or above each cut of a score, since it was taught."""
+        rows = [
+            counts.by_cut["met"]
+            for test, counts in self.tests.items()
+            if season - SEASONS < test.season and test.generation == generation
+        ]
         return list(accumulate(map(sum, zip(*rows, strict=True)))) if rows else [0.0] * len(CUTS)
 
-    def alone(self, kind: str, season: int) -> float:
-        """Return a count that no cut has."""
-        return sum(counts.alone[kind] for test, counts in self.tests.items() if season - SEASONS < test.season)
+    def alone(self, kind: str, season: int, generation: int | None = None) -> float:
+        """Return a count that no cut has, of one score, or of all together."""
+        return sum(
+            counts.alone[kind]
+            for test, counts in self.tests.items()
+            if season - SEASONS < test.season and generation in (None, test.generation)
+        )
 
     def forget(self, season: int) -> None:
         """Drop what is too old."""

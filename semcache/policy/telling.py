@@ -8,8 +8,8 @@ from threading import RLock
 
 from semcache.policy.eprocess import CUTS, labels_needed, lowest_open, spent
 from semcache.policy.equivalent import Comparator
-from semcache.policy.status import FamilyStatus, Offer, PolicyStatus, Share
-from semcache.policy.tally import OTHERS, Family, kept, season_of
+from semcache.policy.status import FamilyStatus, Offer, PolicyStatus, ScoreStatus, Share
+from semcache.policy.tally import OTHERS, Family, Trial, kept, season_of
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1)
 _DAY_SECONDS = 86_400.0
@@ -21,6 +21,7 @@ class Telling:
     budget: float | None
     confidence: float
     generation: int
+    challenger: int | None
     comparator: Comparator
     unlabelled: Counter[str]
     _lock: RLock
@@ -32,6 +33,11 @@ class Telling:
     _labels_here: Counter[str]
     # What keeps us from serving where we work, as our cache tells it.
     surroundings: Callable[[], list[str]] = list
+    _identity: Callable[[], str]
+    shadow: Telling | None
+
+    def _score_status(self) -> ScoreStatus | None:
+        raise NotImplementedError
 
     def __str__(self) -> str:
         """Say in a few words what it has learned."""
@@ -51,11 +57,13 @@ class Telling:
         with self._lock:
             season = season_of(self._time())
             told = [self._status_of(family, season) for _, family in kept(self._families)]
+            score = self._score_status()
         others = [one for one in told if one.name.startswith(OTHERS)]
         return PolicyStatus(
             self.budget, self.confidence, others[0] if others else None,
             tuple(one for one in told if not one.name.startswith(OTHERS)), dict(self.unlabelled),
-            dict(self.comparator.troubles), obstacles,
+            dict(self.comparator.troubles), obstacles, self._identity(),
+            None if self.shadow is None else self.shadow.status(), score,
         )  # fmt: skip
 
     def _status_of(self, family: Family, season: int) -> FamilyStatus:
@@ -68,19 +76,23 @@ class Telling:
         missing = None if own is None or own.needed is None else own.needed
         labels = int(self._labels(family, "right", "wrong"))
         informing = sum(
-            sum(counts.by_cut[kind]) for counts in family.tests.values() for kind in ("miss_right", "miss_wrong")
+            sum(counts.by_cut[kind])
+            for test, counts in family.tests.items()
+            for kind in ("miss_right", "miss_wrong")
+            if test.generation == self.generation
         )  # fmt: skip
         same, differs = family.alone("same", season), family.alone("differs", season)
         return FamilyStatus(
             name, "all other families together" if is_others else self._about.get(name, ""), state,  # type: ignore[arg-type]
             None if place is None else CUTS[place], labels, None if missing is None else labels + missing,
             None if own is None else own.days, self._wrong(family, -1 if place is None else place),
-            Share(int(differs), int(same + differs)), int(informing), int(family.alone("asked", season)),
-            int(family.met(season)[-1]), family.alarms, is_others or name in self._open, offers, self.budget,
+            Share(int(differs), int(same + differs)), int(informing),
+            int(family.alone("asked", season, self.generation)), int(family.met(season, self.generation)[-1]),
+            family.alarms, is_others or name in self._open, offers, self.budget,
         )  # fmt: skip
 
     def _wrong(self, family: Family, place: int) -> Share:
-        trials = family.begun(season_of(self._time()), self.generation)
+        trials = self._begun(family)
         if not trials:
             return Share(0, 0)
         wrong = family.summed(trials[0], "wrong")[place]
@@ -89,11 +101,11 @@ class Telling:
     def _offer(self, family: Family, budget: float, season: int) -> Offer:
         """Say what a budget would serve here."""
         place = self._lowest(family, budget)
-        asked = family.alone("asked", season)
-        served = 0.0 if place is None or not asked else family.met(season)[place] / asked
+        asked = family.alone("asked", season, self.generation)
+        served = 0.0 if place is None or not asked else family.met(season, self.generation)[place] / asked
         if place is not None:
             return Offer(budget, CUTS[place], served, self._wrong(family, place), 0, 0.0)
-        trials = family.begun(season, self.generation)
+        trials = self._begun(family)
         alpha = spent(1 - self.confidence, family.number(trials[0]) if trials else 1)
         wrongs = [self._wrong(family, cut) for cut in range(len(CUTS))]
         best = min((one for one in wrongs if one.labels), key=lambda one: (one.share or 0.0, -one.labels), default=None)
@@ -104,10 +116,16 @@ class Telling:
             days = missing / here * (self._time() - self._since) / _DAY_SECONDS
         return Offer(budget, None, 0.0, wrongs[-1], missing, days)
 
-    def _lowest(self, family: Family, budget: float) -> int | None:
-        """Return the place of the lowest cut that any of a family's tests opens; all share one alpha."""
+    def _begun(self, family: Family, generation: int | None = None) -> list[Trial]:
+        """Return the tests of a score, of the one in use unless told, which another may be tested beside."""
+        of = generation or self.generation
+        beside = self.challenger if of != self.challenger else None
+        return family.begun(season_of(self._time()), of, beside)
+
+    def _lowest(self, family: Family, budget: float, generation: int | None = None) -> int | None:
+        """Return the place of the lowest cut that any of a family's tests of a score opens; all share one alpha."""
         lowest: int | None = None
-        for trial in family.begun(season_of(self._time()), self.generation):
+        for trial in self._begun(family, generation):
             tallies = list(zip(family.summed(trial, "right"), family.summed(trial, "wrong"), strict=True))
             alpha = spent(1 - self.confidence, family.number(trial))
             found = lowest_open(tallies, budget, alpha)
@@ -121,5 +139,5 @@ class Telling:
         return needed is not None and self._labels(family, "right", "wrong", "again") >= needed
 
     def _labels(self, family: Family, *kinds: str) -> float:
-        trials = family.begun(season_of(self._time()), self.generation)
+        trials = self._begun(family)
         return sum(family.summed(trials[0], kind)[-1] for kind in kinds) if trials else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 from semcache.errors import ConfigurationError
 from semcache.model import Decision, Neighbour, Verdict
@@ -16,14 +17,15 @@ class Threshold:
 
     A cut does not transfer between embedders or domains: what serves 3% wrong answers here may serve 19% there.
     Measure yours with `semcache replay`. `guards` are the names of those that are on (docs/trust.md), None for none of
-    them. Raises ConfigurationError.
+    them; `cross_encoder` is a second stage, as of an ErrorBudget. Raises ConfigurationError.
     """
 
-    def __init__(self, cut: float, *, guards: Iterable[str] | None = GUARDS) -> None:
+    def __init__(self, cut: float, *, guards: Iterable[str] | None = GUARDS, cross_encoder: Any = None) -> None:
         if isinstance(cut, bool) or not isinstance(cut, int | float) or not -1 <= cut <= 1:
             raise ConfigurationError(f"a threshold is a cosine, from -1 to 1; got {cut!r}")
         self.cut = float(cut)
         self.guards = Guards(guards)
+        self.cross_encoder = cross_encoder
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Serve it if it is similar enough and no guard refuses it."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "Found", "Row"]
 
+MOST_PENDING = 10_000
 _CLOSE_SECONDS = 5.0
 _FORK_SECONDS = 10.0
 
@@ -53,7 +54,7 @@ class Batcher:
         on_fault: Callable[[str, BaseException], None],
         max_batch: int = 256,
         remembered: int = 4096,
-        max_pending: int = 10_000,
+        max_pending: int = MOST_PENDING,
         restore: Callable[[], Iterable[Row]] | None = None,
     ) -> None:
         self.settings = Settings(embedder, make_index, clock, max_batch, remembered, max_pending, restore, on_fault)

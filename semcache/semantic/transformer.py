@@ -105,7 +105,7 @@ class SentenceTransformerEmbedder:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             limit_torch_threads()
             device = "cpu" if self._is_lost else _device(torch, self._device_name)
-            with _without_progress_bars():
+            with without_progress_bars():
                 model = self._from_here_or_hub(SentenceTransformer, device)
             model.eval().to(_dtype(torch, model, device, None if self._is_lost else self._dtype))
             self._prefix = _prefix(model, self._prompt)
@@ -354,7 +354,8 @@ def _moved(feature: Any, device: Any) -> Any:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Load a model without a word to the user's terminal."""
     logging: Any = import_module("transformers.utils.logging")
 
     shown = logging.is_progress_bar_enabled()

@@ -6,6 +6,7 @@ Laws:
   neighbour without an answer is dropped and the next is tried (law 4);
 - nothing near is served without a policy that says so and a tenant whose answers may meet, nor what was reported;
 - a near answer is not put back under the text that asked for it (law 3): `put` is only ever given loaded answers;
+- what a second stage is in doubt of, or does not answer for, is not served;
 - a model that is still loading is a miss, not a wait (law 10).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.blocks import Blocks
 from semcache.errors import TierError
@@ -22,10 +23,15 @@ from semcache.marks import Row
 from semcache.model import BELOW, Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
 from semcache.plan import Plan, Wait
 from semcache.policy import Policy, within
-from semcache.policy.learner import Learner, is_match
+from semcache.policy.learner import Learner
+from semcache.policy.scoring import is_match
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
+if TYPE_CHECKING:
+    from semcache.semantic.second import CrossEncoder
+
+SECOND = "second stage"
 NEIGHBOURS = 4
 CANDIDATES = 8
 """How many neighbours a policy is given that ranks them anew: a better one may stand behind the nearest."""
@@ -59,7 +65,8 @@ class SemanticTier:
         self, batcher: Batcher, policy: Policy, values: Sequence[Values], *, ttl: float, timeout: float, clock: Clock,
         jitter: float = 0.0, random: Callable[[], float], warn: Warn,
         attach: Callable[[bytes, Any], None] | None = None, embedder: Callable[[], str] = str,
-        blocks: Blocks | None = None,
+        blocks: Blocks | None = None, second: CrossEncoder | None = None,
+        on_second: Callable[[str, BaseException], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.batcher = batcher
         self._blocks = Blocks() if blocks is None else blocks
@@ -74,6 +81,8 @@ class SemanticTier:
         self._warn = warn
         self._attach = attach
         self._learns = isinstance(policy, Learner)
+        self.second = second
+        self._on_second = on_second
         # Of the rows put last: our own invalidations come back to us from the log, perhaps when there is a new row.
         self._births: dict[bytes, int] = {}
 
@@ -89,6 +98,11 @@ class SemanticTier:
             return bool(getattr(self.policy, "serves", True))
         except Exception:  # noqa: BLE001 - a policy may be the user's own (law 10)
             return False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether model and index are loaded."""
+        return self.batcher.state == "ready"
 
     def unready(self) -> str:
         """Begin to load, if need be; say why there are no near matches yet."""
@@ -124,7 +138,7 @@ class SemanticTier:
             _learn(evidence, found)
             began = perf_counter_ns()
             neighbours = found.neighbours if rank is None else rank(text, found.vector, found.neighbours)
-            hit, gone = yield from self._decide(request, policy, neighbours, evidence)
+            hit, gone = yield from self._decide(request, policy, neighbours, evidence, deadline)
             evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
             if gone:
                 self.batcher.remove(gone)
@@ -135,7 +149,7 @@ class SemanticTier:
         return Miss(evidence.decision.reason if evidence.decision else None, evidence)
 
     def _decide(
-        self, request: Request, policy: Policy, neighbours: Sequence[Neighbour], evidence: Evidence
+        self, request: Request, policy: Policy, neighbours: Sequence[Neighbour], evidence: Evidence, deadline: float
     ) -> Plan[tuple[Hit | None, list[bytes]]]:
         """Ask the policy about each neighbour; also tell those whose answers are gone.
 
@@ -157,24 +171,59 @@ class SemanticTier:
                 continue
             if found is None:
                 gone.append(neighbour.key)
-                if evidence.decision is decision:
-                    evidence.decision = None
+                evidence.decision = None if evidence.decision is decision else evidence.decision
                 continue
+            decision = yield from self._ask_second(request, neighbour, decision, evidence, deadline)
             # What a policy learns of is what it would serve: the first, and a stale one only for want of a fresh one.
             is_better = evidence.match is None or matched_life <= 0 < found.entry.life
-            if self._learns and is_better and not decision.guard and self._may_match(request, neighbour):
-                evidence.match, matched_life = Match(neighbour, found.entry.value), found.entry.life
+            if is_better and self._may_match(request, neighbour, decision):
+                evidence.match, matched_life = self._match(neighbour, found.entry, decision), found.entry.life
             if decision.verdict is Verdict.REUSE:
                 hit = Hit(found.entry, self.name, neighbour.key, neighbour.similarity, evidence)
                 if found.entry.life > 0:
                     return hit, gone
                 stale = stale or hit
+            if matched_life > 0 or (self._learns and decision.guard == SECOND):
+                break  # what is learned of is the first match: none behind it is served in its place
         if trouble is not None and stale is None:
             raise trouble
         return stale, gone
 
-    def _may_match(self, request: Request, neighbour: Neighbour) -> bool:
-        """Say whether some cut would serve a neighbour that no guard refuses: not one that was reported."""
+    def _match(self, neighbour: Neighbour, entry: Entry, decision: Decision) -> Match:
+        """Return a near match; one that is not served anyway the second stage is asked of behind the caller."""
+        is_doubted = (
+            decision.verdict is not Verdict.REUSE
+            and self.second is not None
+            and self.second.doubts(neighbour.similarity)
+        )
+        return Match(neighbour, entry.value, is_doubted=is_doubted)
+
+    def _ask_second(
+        self, request: Request, neighbour: Neighbour, decision: Decision, evidence: Evidence, deadline: float
+    ) -> Plan[Decision]:
+        """Return the decision, or, of what would be served and is in doubt, the second stage's refusal."""
+        second = self.second
+        if second is None or decision.verdict is not Verdict.REUSE or not second.doubts(neighbour.similarity):
+            return decision
+        why = "it takes them for two questions"
+        try:
+            asked = second.ask(request.text or "", neighbour.text)
+            if (yield Wait(asked, deadline - self._now())):
+                return decision
+        except Exception as error:  # noqa: BLE001 - whatever it is, what nobody has passed is not served (law 10)
+            reason = "late" if isinstance(error, TimeoutError) else getattr(error, "reason", type(error).__name__)
+            self._on_second(reason, error)
+            why = f"no answer ({reason})"
+        refused = Decision(
+            Verdict.REJECT, f"{SECOND}: {why}", decision.similarity, decision.cut, SECOND, decision.score
+        )  # fmt: skip
+        evidence.decision = refused if evidence.decision is decision else evidence.decision
+        return refused
+
+    def _may_match(self, request: Request, neighbour: Neighbour, decision: Decision) -> bool:
+        """Say whether some cut would serve a neighbour, if no guard refuses it: not one that was reported."""
+        if not self._learns or decision.guard:
+            return False
         reported = self._blocks.why_not(neighbour.key, request.text or "", neighbour.similarity)
         return reported is None and is_match(neighbour)
 
@@ -203,7 +252,11 @@ class SemanticTier:
         rank = getattr(policy, "rank", None)
         if rank is not None:
             (neighbour,) = rank(request.text or "", vector, [neighbour])
-        return self._judge(request, policy, neighbour)
+        decision = self._judge(request, policy, neighbour)
+        if decision.verdict is Verdict.REUSE and self.second is not None and self.second.doubts(neighbour.similarity):
+            why = f"{SECOND}: it is not asked of loads"
+            return Decision(Verdict.REJECT, why, decision.similarity, decision.cut, SECOND, decision.score)
+        return decision
 
     def _judge(self, request: Request, policy: Policy, neighbour: Neighbour) -> Decision:
         decision = policy.decide(request.text or "", neighbour)

@@ -27,6 +27,7 @@ _TEXT = (
     "redis",
     "memcached",
     "embedder",
+    "shadow_embedder",
     "semantic",
     "device",
     "gpu_memory",

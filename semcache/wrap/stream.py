@@ -261,7 +261,7 @@ class Reading:
 
     def _fall_back(self, found: Hit, value: Any, error: Exception) -> Replayed:
         """Read the near match that was to be compared, which would have been served, where its load failed."""
-        self._chain.labelling.failed()  # type: ignore[union-attr]
+        self._chain.audit_failed()
         self._event.fault("origin", error)
         note_hit(self._chain, self._request, self._event, found.tier, found)
         return self._replay(found, value)

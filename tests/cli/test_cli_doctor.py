@@ -431,6 +431,7 @@ def test_rewording_is_found_through_the_store(findings, redis_url, redis_server)
     found = findings(*on(redis_url, "--embedder", "all-MiniLM-L6-v2", "--device", "cpu"))
     assert {found[what]["mark"] for what in ("extra", "model", "device", "near matches")} == {"ok"}
     assert found["near matches"]["figures"]["similarity"] > 0.9
+    assert found["learned"]["mark"] == "skipped"
     assert found["device"]["figures"]["device"] == "cpu"
     assert found["throughput"]["figures"]["texts_per_second"] > 0
     assert "plain passes" in found["throughput"]["told"]
@@ -488,3 +489,20 @@ def test_wrong_address_is_wrong_use(semcache_command):
     assert status == 2
     assert err.startswith("semcache: redis= is ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.semantic
+def test_what_was_learned_of_an_embedder_is_told(findings, open_service, store, typed):
+    """Before the switch: whether there is a cut for it, and from where on."""
+    from semcache.policy.label import Label, Source
+
+    with StandIn() as models:
+        service = open_service(embedder="all-MiniLM-L6-v2", shadow_embedder=f"{models.openai_url}#m", **store)
+        service.chain.shadowing.tier.batcher.warm().result(GUARD)
+        for number in range(700):
+            at = b"%d" % number
+            service.shadow_policy.learn(Label(b"family", at, at, "a", "b", 0.93, 0.93, True, Source.AUDIT))
+        assert service.flush(GUARD)
+        told = findings(*typed, "--embedder", f"{models.openai_url}#m")["learned"]
+    assert (told["mark"], told["figures"]) == ("ok", {"labels": 700, "families": 1})
+    assert "5%: near matches from 0.91 on" in told["told"]

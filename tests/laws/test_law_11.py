@@ -8,6 +8,7 @@ import pytest
 from instruments import GUARD, Compass
 
 import semcache
+from semcache.policy.label import Label, Source
 
 pytestmark = pytest.mark.semantic
 
@@ -67,3 +68,26 @@ def test_embedder_without_a_name_is_refused(open_cache, identity):
     embedder.identity = identity
     with pytest.raises(semcache.ConfigurationError, match="identity"):
         open_cache(embedder=embedder)
+
+
+def test_labels_of_one_embedder_open_nothing_for_another(open_near, tmp_path):
+    """Law 11: what was learned of one's near matches says nothing of another's, in whatever process."""
+    caches = {
+        name: open_near(
+            embedder=Compass(identity=name), policy=semcache.ErrorBudget(0.05), audit=0.0, disk=tmp_path / "cache.db"
+        )
+        for name in ("old", "new")
+    }  # fmt: skip
+    old = caches["old"]
+    request = old.request(text="stored")
+    for number in range(400):
+        at = b"%d" % number
+        old.policy.learn(Label(request.family, at, at, "a", "b", 0.99, 0.99, True, Source.AUDIT))
+    for cache in (old, caches["new"]):
+        assert cache.flush(GUARD)
+    given = {}
+    for name, cache in caches.items():
+        cache.get_or_load(cache.request(name, text="stored"), lambda: "stored")
+        assert cache.flush(GUARD)
+        given[name] = cache.get_or_load(cache.request(name, text="asked"), lambda: "loaded")
+    assert given == {"old": "stored", "new": "loaded"}

@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 from semcache.cli.doctor.finding import Finding, milliseconds
+from semcache.cli.doctor.learned import examine_learned
 from semcache.cli.doctor.trial import Patient, patients, trial_of
 from semcache.cli.store import Place
 from semcache.errors import ConfigurationError, MissingExtraError, SemcacheError
@@ -70,6 +71,8 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
         return
     if place.disk is not None and not place.disk.exists():
         place = Place(place.namespace)
+    if place.where:
+        yield examine_learned(place, made.identity)
     settings = {"embedder": made, "policy": Threshold(-1.0, guards=None), "tenant": SHARED}
     try:
         with patients(trial_of(place), **settings) as patient:
