@@ -10,18 +10,24 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from semcache import __version__
-from semcache.cli import blast, doctor, importing, invalidate, load, mode, reindex, replay, serve, stats, tune
 from semcache.cli.arguments import Parser
 from semcache.errors import ConfigurationError, SemcacheError
 
 _STOPPED, _PIPE_BROKEN = 130, 141
+# The commands, in the order of their help, and where each stands: who types one waits for no other's module.
+_COMMANDS = {
+    "replay": "replay", "tune": "tune", "import": "importing", "serve": "serve", "doctor": "doctor", "stats": "stats",
+    "blast": "blast", "invalidate": "invalidate", "mode": "mode", "load": "load", "reindex": "reindex",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(arguments[0] if arguments else "")
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -40,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(typed: str) -> argparse.ArgumentParser:
+    """Return a parser of the command that was typed, or, for the list of them, of all."""
     about = "A tiered cache for calls to language models, embedding models and retrieval."
     parser = Parser(prog="semcache", description=about)
     parser.add_argument("--version", action="version", version=f"semcache {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (replay, tune, importing, serve, doctor, stats, blast, invalidate, mode, load, reindex):
-        command.add(commands)
+    for name in [typed] if typed in _COMMANDS else _COMMANDS:
+        import_module(f"semcache.cli.{_COMMANDS[name]}").add(commands)
     return parser
 
 
