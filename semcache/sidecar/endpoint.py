@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from semcache.cache import Cache
 from semcache.chain import Origin
@@ -30,10 +30,13 @@ from semcache.model import Facets, Request
 from semcache.plan import Outcome, Plan, arun
 from semcache.sidecar.asked import Asked, Found, parsed
 from semcache.sidecar.call import Head, Proxied, head_headers
+from semcache.sidecar.events import bytes_of
+from semcache.sidecar.headers import Headers
 from semcache.sidecar.refusals import not_cached
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
+from semcache.tiers.memory import Kept
 from semcache.wrap.clients.conversation import Meant
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
@@ -42,6 +45,8 @@ from semcache.wrap.shared import AsyncGeneratorOrigin, End, Stream
 from semcache.wrap.stream import Reading
 
 _MOST_KNOWN = 8192
+# So many answers, of so many bytes each, are kept as they go out: 32 MB at most.
+_MOST_READY, _LARGEST_READY = 1024, 16 << 10
 # So many blocks of a stream are read before somebody asks for them.
 _AHEAD = 4
 
@@ -53,6 +58,14 @@ class Known:
     key: bytes
     is_stream: bool
     with_usage: bool
+
+
+class Ready(NamedTuple):
+    """An answer in memory, as it goes to callers who ask in the words that it is known by."""
+
+    kept: Kept
+    head: Headers
+    body: bytes
 
 
 class Endpoint:
@@ -71,6 +84,7 @@ class Endpoint:
         self._longest = longest
         self._prefix = cache.prefix(dialect.name, settings.version)
         self._known: dict[bytes, Known] = {}
+        self._ready: dict[bytes, Ready] = {}
 
     # From memory
 
@@ -80,41 +94,58 @@ class Endpoint:
         if not cache.is_read or (wishes.mode is not None and STRICTNESS[wishes.mode] > STRICTNESS["exact"]):
             return None
         began = perf_counter_ns()
-        known = self._known.get(self._words(asked))
+        words = self._words(asked)
+        known = self._known.get(words)
         kept = None if known is None else cache.probe(known.key)
         if known is None or kept is None or cache.now() - kept.since > wishes.oldest:
             return None
         recorder = cache.recorder
-        body = json.loads(asked.body) if self.dialect.echoes or recorder.recording is not None else {}
-        call = Proxied(self, body, None, is_stream=known.is_stream, with_usage=known.with_usage)
-        call.tenant = asked.whose
         keyed = perf_counter_ns()
-        try:
-            value = unpack(kept.body) if kept.body is not None else cache.chain.codec.decode(kept.value)
-        except Exception:  # noqa: BLE001 - the lookup meets it again, counts it and overwrites it
-            return None
-        if not call.accepts(value):
-            return None
+        call = None
+        ready = self._ready.get(words) if recorder.recording is None else None
+        if ready is None or ready.kept is not kept:
+            call = self._call(asked, known, kept)
+            if call is None:
+                return None
+            ready = self._make_ready(words, kept, call)
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         event = memory_event(cache, self.dialect.name, known.key, kept, key_ns, memory_ns, self.dialect.name)
         if recorder.is_watched:
-            event.call = call if recorder.recording is not None else None
+            event.call = None if recorder.recording is None else call
             recorder.lookup(event)
         else:
             usage, age = kept.usage, event.age or 0.0
             recorder.quick.append((kept.facets, self.dialect.name, key_ns, memory_ns, kept.load_seconds, usage, age))
             if len(recorder.quick) > FOLD_AT:
                 recorder.fold()
-        return self._told(call, event)
+        return Found(event, ready.head, body=ready.body, is_ours=True)
+
+    def _call(self, asked: Asked, known: Known, kept: Kept) -> Proxied | None:
+        """Return a call with what memory has for it; None where it is of no use."""
+        cache = self.cache
+        body = json.loads(asked.body) if self.dialect.echoes or cache.recorder.recording is not None else {}
+        call = Proxied(self, body, None, is_stream=known.is_stream, with_usage=known.with_usage)
+        call.tenant = asked.whose
+        try:
+            value = unpack(kept.body) if kept.body is not None else cache.chain.codec.decode(kept.value)
+        except Exception:  # noqa: BLE001 - the lookup meets it again, counts it and overwrites it
+            return None
+        return call if call.accepts(value) else None
+
+    def _make_ready(self, words: bytes, kept: Kept, call: Proxied) -> Ready:
+        """Make an answer as it goes to callers who ask in these words, and keep small ones so."""
+        head, body = _whole(call)
+        ready = Ready(kept, head, body)
+        if len(body) <= _LARGEST_READY and len(kept.value) <= _LARGEST_READY:
+            if len(self._ready) >= _MOST_READY:
+                self._ready.clear()
+            self._ready[words] = ready
+        return ready
 
     def _told(self, call: Proxied, event: Event) -> Found:
         """Return what `accepts` took as it goes to the caller, in one piece."""
-        if not call.is_stream:
-            head, body = call.found
-            return Found(event, head, body=body, is_ours=True)
-        first, *blocks = call.found
-        text = "".join(blocks)
-        return Found(event, head_headers(first), body=text.encode("utf-8", "surrogateescape"), is_ours=True)
+        head, body = _whole(call)
+        return Found(event, head, body=body, is_ours=True)
 
     def _words(self, asked: Asked) -> bytes:
         return digest(
@@ -252,6 +283,15 @@ class Endpoint:
         return Found(
             event, response.headers, blocks=_raw(response), is_ours=False, status=response.status
         )  # fmt: skip
+
+
+def _whole(call: Proxied) -> tuple[Headers, bytes]:
+    """Return what `accepts` took as headers and one body, of a stream too."""
+    if not call.is_stream:
+        head, body = call.found
+        return head, body
+    first, *blocks = call.found
+    return head_headers(first), bytes_of("".join(blocks))
 
 
 async def _blocks(reading: Reading) -> AsyncGenerator[str, None]:

@@ -6,7 +6,9 @@ Law: no text, key or tenant is in a metric or a label; labels have few values, a
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -27,6 +29,9 @@ _BUCKETS = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+_LOOKUPS = frozenset({"hit", "miss", "bypass", "refresh"})
+# So many lookups are noted before they are observed.
+_FOLD_AT = 2048
 # Of a reason what comes before its numbers and quotes.
 _GENERAL = re.compile(r"[^0-9'\":(]*")
 
@@ -49,21 +54,35 @@ class Metrics(Collector):
             "semcache_stage_seconds", "How long each stage of lookups took.", ("namespace", "stage"), buckets=_BUCKETS,
             registry=None,
         )  # fmt: skip
+        # A memory hit takes as long as three observations: it is noted here (deque.append is atomic).
+        self._noted: deque[tuple[str, str | None, dict[str, int]]] = deque()
         self._known_lookups: dict[tuple[str, str | None], Any] = {}
         self._known_stages: dict[str, Any] = {}
         registry.register(self)
         cache.recorder.add_observer(self)
 
     def __call__(self, event: Event) -> None:
-        """Observe an event."""
-        if event.kind not in ("hit", "miss", "bypass", "refresh"):
-            return
-        name = (event.kind, event.tier)
-        lookups = self._known_lookups.get(name)
+        """Note an event, which is observed with others, later."""
+        noted = self._noted
+        if event.kind in _LOOKUPS:
+            noted.append((event.kind, event.tier, event.stages))
+            if len(noted) >= _FOLD_AT:
+                self._fold()
+
+    def _fold(self) -> None:
+        """Observe what was noted; another thread may be at it too."""
+        noted = self._noted
+        with suppress(IndexError):
+            for _ in range(len(noted)):
+                self._observe(*noted.popleft())
+
+    def _observe(self, kind: str, tier: str | None, told: dict[str, int]) -> None:
+        lookups = self._known_lookups.get((kind, tier))
         if lookups is None:
-            lookups = self._known_lookups[name] = self._lookups.labels(self._namespace, event.kind, event.tier or "")
-        lookups.observe(sum(event.stages.values()) / 1e9)
-        for stage, nanoseconds in event.stages.items():
+            lookups = self._lookups.labels(self._namespace, kind, tier or "")
+            self._known_lookups[kind, tier] = lookups
+        lookups.observe(sum(told.values()) / 1e9)
+        for stage, nanoseconds in told.items():
             stages = self._known_stages.get(stage)
             if stages is None:
                 stages = self._known_stages[stage] = self._stages.labels(self._namespace, stage)
@@ -82,6 +101,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return what the cache has counted until now."""
+        self._fold()
         yield from self._lookups.collect()
         yield from self._stages.collect()
         cache = self._cache()
