@@ -208,16 +208,12 @@ def make_worlds(
     trace: Trace, progress: Progress, cuts: Sequence[float] = CUTS, name: str = ""
 ) -> tuple[dict[float, World], dict[float, World]]:
     """Replay a trace at every cut, as a cache runs, and as if each answer were cached."""
-    on_miss = {NO_CUT: trace.cached_on_miss(NO_CUT)}
-    for done, cut in enumerate(cuts):
-        progress(f"replaying at each cut {name}".rstrip(), done, len(cuts))
-        on_miss[cut] = trace.cached_on_miss(cut)
+    what = f"replaying at each cut {name}".rstrip()
+    every = (NO_CUT, *cuts)
+    on_miss = trace.worlds(every, lambda done, of: progress(what, done, of))
     everything = trace.cached_always(min(cuts))
-    always = {
-        cut: World([near for near in everything.near if near.rating >= cut], everything.exact)
-        for cut in (NO_CUT, *cuts)
-    }
-    return on_miss, always
+    always = {cut: World([near for near in everything.near if near.rating >= cut], everything.exact) for cut in every}
+    return dict(zip(every, on_miss, strict=True)), always
 
 
 def make_row(ways: Sequence[Way], budget: float, taught: Taught | None, tuning: Tuning, progress: Progress) -> Row:

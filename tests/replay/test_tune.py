@@ -131,7 +131,10 @@ def test_pair_that_repeats_is_one_fact():
     outcome = tuned([*repeats(60), *again("a")], split=0.99)
     assert (outcome.policy.others.labels, outcome.policy.others.wrong) == (61, 0)
     outcome = tuned([*repeats(60), *again("b")], split=0.99)
-    assert (outcome.policy.cuts, outcome.policy.others.wrong > 190) == ([], True)
+    failed = outcome.row.cuts.others.failed
+    assert failed is not None
+    assert failed.wrong > 190
+    assert set(outcome.policy.cuts) <= {1.0}  # one vector with itself may round to a little less
 
 
 def test_equal_texts_are_exact_hits_and_no_labels():
