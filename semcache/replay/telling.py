@@ -92,6 +92,9 @@ def notes(report: Report) -> Iterator[Told]:
     if unpriced:
         told = f"no price, and left out of the money: {', '.join(sorted(unpriced))}; --prices FILE gives one."
         yield told, "note"
+    if report.proving:
+        told = f"the policy was proved on the first {count(report.proving, 'request')} of this very recording"
+        yield f"{told}, which are no test of it: replay a later one.", "bad"
     if score.bypassed:
         told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."
         yield told, "note"

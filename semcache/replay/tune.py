@@ -248,6 +248,7 @@ def _measured(
     return {
         "requests": len(recording.asked),
         "calibrating": calibrating,
+        "proved_on": recording.digest(calibrating),
         "span_seconds": recording.span_seconds,
         "labelled_share": tuning.share,
         "teaching": None if taught is None else {"requests": taught.begin, "labels": taught.labels},

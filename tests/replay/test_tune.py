@@ -13,8 +13,11 @@ from semcache.cli import main
 from semcache.model import Request
 from semcache.policy import Tuned
 from semcache.policy.equivalent import Comparator
+from semcache.replay import telling
 from semcache.replay.labels import Labels
 from semcache.replay.recording import Asked
+from semcache.replay.report import figures as report_figures
+from semcache.replay.report import make_report
 from semcache.replay.settings import Settings
 from semcache.replay.study import Study
 from semcache.replay.tune import CUTS, Tuning, tune
@@ -219,6 +222,9 @@ def test_command_writes_the_policy_and_says_what_it_does(tmp_path, capsys, monke
         traffic.write_text("\n".join(repeats(pairs)), encoding="utf-8")
         assert main(["tune", str(traffic), "--max-wrong", budget, "--output", str(output), "--json", "--quiet"]) == 0
         assert json.loads(capsys.readouterr().out)["cuts"] == cuts == Tuned.read(output).cuts
+    for budget in ("0.05", "5%", "5.0%"):
+        assert main(["tune", str(traffic), "--max-wrong", budget, "--output", str(output), "--json", "--quiet"]) == 0
+        assert json.loads(capsys.readouterr().out)["max_wrong"] == pytest.approx(0.05)
     monkeypatch.chdir(tmp_path)  # a long path would be broken over two lines
     assert main(["tune", str(traffic), "--output", "policy.json", "--quiet"]) == 0
     assert "No cut was proved at 1%: policy.json serves nothing near" in " ".join(capsys.readouterr().out.split())
@@ -230,11 +236,37 @@ def _made(name, device):
     return as_embedder(Letters(), device)
 
 
+def test_replay_of_what_proved_a_policy_says_so(tmp_path):
+    """The first part of a recording is no test of the policy it proved; another one is, and so is a shorter one."""
+    path, lines = tmp_path / "policy.json", repeats(120)
+    tuned(lines).policy.write(path)
+
+    def report(lines):
+        return make_report(run(lines, embedder=Letters(), policy=Tuned.read(path)))
+
+    def notes(lines):
+        return [note for note, _ in telling.notes(report(lines)) if "very recording" in note]
+
+    first = "proved on the first 120 requests of this very recording, which are no test of it: replay a later one."
+    assert [note.partition("was ")[2] for note in notes(lines)] == [first]
+    assert len(notes(lines + repeats(1, start=1000))) == 1
+    assert report_figures(report(lines))["proving_requests"] == 120
+    for others in (repeats(120, start=1), lines[:119], lines[120:], repeats(120)[::-1]):
+        assert notes(others) == []
+        assert "proving_requests" not in report_figures(report(others))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-wrong", "1"], "expected a share between 0 and 1"),
+        (["--max-wrong", "1"], "expected a share between 0 and 1, for one percent 0.01 or 1%"),
+        (["--max-wrong", "100%"], "expected a share between 0 and 1, as in 0.01 or 1%"),
+        (["--max-wrong", "5"], "expected a share over 0, at most 1, for 5 percent write 5%"),
         (["--max-wrong", "none"], "expected a share over 0"),
+        (["--max-wrong", "nan%"], "expected a share over 0"),
+        (["--max-wrong", "0%"], "expected a share over 0"),
+        (["--max-wrong", "1%%"], "expected a share over 0"),
+        (["--label-share", "50"], "for 50 percent write 50%"),
         (["--judge", "nowhere"], "--judge takes MODULE:FUNCTION"),
         (["--judge", "no.such:judge"], "cannot be imported"),
         (["--judge", "math:pi"], "is no function"),
