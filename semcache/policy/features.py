@@ -1,59 +1,78 @@
-"""What two texts have in common and what tells them apart, in a dozen numbers that a score learns from.
+"""What two texts have in common and what tells them apart, in numbers that a score learns from.
 
 Laws: pure and symmetric; sums are exact, so no order of words or of a set changes a number; a text is read once, and
-the latest ones are remembered, since the texts that are found are found again.
+the latest ones are remembered, in bounded memory, since the texts that are found are found again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from math import fsum, log, log1p
 from operator import ne
+from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
 
+from cachetools import LRUCache, cached
+
 from semcache.policy.facts import Facts
+from semcache.policy.guards import Guards
 from semcache.policy.reading import facts_of
 
 BUCKETS = 4096
 """How many kinds of words are told apart when it is counted how rare they are: a word is known by its hash alone."""
 
-_REMEMBERED = 4096
+APART = 512
+"""How many kinds of words are told apart where one text of a pair has them and the other lacks them."""
+
+# As many letters as `reading` remembers the facts of, which are kept here too, and what a bucket takes besides.
+_REMEMBERED_LETTERS, _EMPTY_LETTERS, _LETTERS_A_WORD = 400_000, 100, 3
 _WORD = re.compile(r"\w+")
 _LETTERS = 3
 _SKETCH = 512
 _SOME = 0.1
+_GUARDS = Guards()
 
 
 class Read(NamedTuple):
     """A text as it is compared: its words' buckets, how many words, a sketch of its letters, and what guards know.
 
-    Of a sketch's bits `letters` are set.
+    Of a sketch's bits `letters` are set. `known` is what is equal in texts whose `facts` agree.
     """
 
     buckets: frozenset[int]
     length: int
     sketch: int
     letters: int
-    facts: tuple[object, ...]
+    known: tuple[object, ...]
+    facts: Facts
 
 
-@lru_cache(maxsize=_REMEMBERED)
+def _weight(one: Read) -> int:
+    return len(one.facts.letters) + _LETTERS_A_WORD * len(one.buckets) + _EMPTY_LETTERS
+
+
+@cached(LRUCache(_REMEMBERED_LETTERS, _weight), key=str, lock=Lock())
 def read(text: str) -> Read:
     """Read a text."""
+    return _read(text)
+
+
+def _read(text: str) -> Read:
     words = _WORD.findall(text.casefold())
     row = f" {' '.join(words)} "
     sketch = 0
     for place in range(len(row) - _LETTERS + 1):
         sketch |= 1 << crc32(row[place : place + _LETTERS].encode()) % _SKETCH
-    return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts_of(text)))
+    facts = facts_of(text)
+    return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts), facts)
 
 
 def reader() -> Callable[[str], Read]:
     """Return `read` with a memory of its own for all texts, for one job that compares many."""
-    return cache(read.__wrapped__)
+    return cache(_read)
 
 
 def _bucket(word: str) -> int:
@@ -89,7 +108,7 @@ NAMES = (
     "rare words shared", "rare words shared, of the poorer text", "rarest word apart", "rarest word apart, other side",
     "rarity apart", "rarity apart, lesser side", "words shared", "letters shared", "letters shared, of the lesser text",
     "lengths", "length", "same words", "numbers", "dates and times", "identifiers and quotes", "negation", "opposites",
-    "names", "questions",
+    "names", "questions", "refused by a guard",
 )  # fmt: skip
 """What `compare` tells, in order."""
 
@@ -121,5 +140,11 @@ def compare(one: Read, two: Read, rarity: Sequence[float]) -> list[float]:
         log((many.length + 1) / (few.length + 1)),
         log1p(few.length),
         one.buckets == two.buckets,
-        *map(ne, one.facts, two.facts),
+        *map(ne, one.known, two.known),
+        _GUARDS.compare(one.facts, two.facts) is not None,
     ]
+
+
+def apart(one: Read, two: Read) -> list[int]:
+    """Return the kinds, of APART, of the words that stand in one text alone."""
+    return [bucket % APART for bucket in one.buckets ^ two.buckets]

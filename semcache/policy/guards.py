@@ -60,7 +60,10 @@ class Guards:
         """Say why two texts must not share an answer; None where no guard knows a reason."""
         if text == other or not self._checks:
             return None
-        one, two = self.facts(text), self.facts(other)
+        return self.compare(self.facts(text), self.facts(other))
+
+    def compare(self, one: Facts, two: Facts) -> Refusal | None:
+        """Say the same of the facts of two texts that differ."""
         for check in self._checks:
             refusal = check(one, two)
             if refusal is not None and refusal.guard in self.names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -129,8 +130,10 @@ class _Teacher:
     def _kept(self, shape: tuple[int, ...], dropped: float) -> NDArray[float32]:
         import numpy as np
 
-        kept: NDArray[bool_] = self._random.random(shape, dtype=np.float32) >= dropped
-        return kept * np.float32(1 / (1 - dropped))
+        # A byte for each says it as well as a number would, and costs a quarter of it.
+        limit = round(256 * dropped)
+        kept: NDArray[bool_] = np.frombuffer(self._random.bytes(prod(shape)), np.uint8).reshape(shape) >= limit
+        return kept * np.float32(256 / (256 - limit))
 
     def _move(self, slopes: Sequence[NDArray[float32]]) -> None:
         import numpy as np

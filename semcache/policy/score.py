@@ -3,8 +3,8 @@
 It is the cosine's own log odds and, as far as the labels bear it out, a correction by a small network over the pair:
 product, difference and sum of the two vectors, their cosine, and what `features` tells of the texts. Laws:
 - of the pair alone, and symmetric: whoever asks first, and whatever else is stored, a pair has one score;
-- a correction is believed only as far as it helped on pairs that share no text with those that taught it, and less
-  where labels are few; where it did not help, the score is the cosine's, which ranks as the cosine does;
+- a correction is believed only as far as it surely helped, where cuts lie, on pairs that share no text with those that
+  taught it, and less where labels are few; where it did not, the score is the cosine's, which ranks as the cosine does;
 - the same labels and seed make the same score; it holds no text, only numbers, and words' hashes;
 - it is stored as safetensors, whole or refused, with the embedder whose vectors it knows (law 11).
 """
@@ -19,7 +19,7 @@ from zlib import crc32
 
 from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
-from semcache.policy.features import BUCKETS, NAMES, Read, compare, rarities, read, reader
+from semcache.policy.features import APART, BUCKETS, NAMES, Read, apart, compare, rarities, read, reader
 from semcache.policy.label import Label
 from semcache.policy.network import Network, learn, sigmoid, together
 
@@ -36,6 +36,8 @@ _LEAST = 30
 _SHRINKING = 100
 _WEIGHTS = tuple(step / 10 for step in range(11))
 _SURE = 2.0
+# How much more a loss minds what is wrong with high chances, where cuts lie, than the log loss does.
+_HIGH = 4
 _FLATTEST = 1e-3
 _RIDGE = 1e-3
 _NEWTON = 25
@@ -71,7 +73,7 @@ class Score:
         odds = self.base[0] + self.base[1] * cosines
         if self.correction is not None and len(texts):
             asked = read(text)
-            told = np.array([compare(asked, read(other), self.rarity) for other in texts], dtype=np.float32)
+            told = _told([(asked, read(other)) for other in texts], self.rarity)
             odds = odds + self.correction.says(_rows(vector[None], vectors, cosines, told))
         scores: list[float] = sigmoid(odds).tolist()
         return scores
@@ -123,7 +125,7 @@ class Score:
         if set(arrays) != set(_NAMES):
             raise ValueError(f"it holds {sorted(arrays)}, not {sorted(_NAMES)}")
         first, bias, second, last, rarity = (arrays[name].astype("float32") for name in _NAMES)
-        inputs, hidden = 3 * dimension + 1 + len(NAMES), len(bias)
+        inputs, hidden = 3 * dimension + 1 + len(NAMES) + APART, len(bias)
         shapes = [one.shape for one in (first, bias, second, last, rarity)]
         if shapes != [(inputs, hidden), (hidden,), (hidden,), (1,), (BUCKETS,)]:
             raise ValueError(f"its arrays have shapes {shapes}")
@@ -156,7 +158,7 @@ def fit(labels: Sequence[Label], vectors: Mapping[str, NDArray[float32]], *, emb
     known = reader()
     texts = sorted({text for pair in pairs for text in pair[:2]})
     rarity = tuple(np.array(rarities(map(known, texts)), np.float32).tolist())
-    told = np.array([compare(known(one.text), known(one.other), rarity) for one in pairs], dtype=np.float32)
+    told = _told([(known(one.text), known(one.other)) for one in pairs], rarity)
     return _corrected(replace(score, rarity=rarity), pairs, vectors, cosines, told, right, rarer, seed)
 
 
@@ -187,11 +189,13 @@ def _corrected(
 
     rows = _rows(np.stack([vectors[one.text] for one in pairs]), np.stack([vectors[one.other] for one in pairs]),
                  cosines, told)  # fmt: skip
-    # Each number as far from its mean as it usually is; of the vectors' parts a common scale keeps their proportions.
+    # Each number as far from its mean as it usually is; of the vectors' parts a common scale keeps their proportions,
+    # and the words apart are there or are not.
+    numbers = slice(3 * score.dimension, rows.shape[1] - APART)
     centre, scale = np.zeros(rows.shape[1], np.float32), np.ones(rows.shape[1], np.float32)
     scale[: score.dimension], scale[score.dimension : 3 * score.dimension] = score.dimension, score.dimension**0.5
-    centre[3 * score.dimension :] = rows[:, 3 * score.dimension :].mean(0)
-    scale[3 * score.dimension :] = 1 / (rows[:, 3 * score.dimension :].std(0) + np.float32(0.01))
+    centre[numbers] = rows[:, numbers].mean(0)
+    scale[numbers] = 1 / (rows[:, numbers].std(0) + np.float32(0.01))
     rows -= centre
     rows *= scale
     offsets = (score.base[0] + score.base[1] * cosines).astype(np.float32)
@@ -229,26 +233,34 @@ def _corrected(
 def _believed(
     said: list[NDArray[float32]], offsets: NDArray[float32], right: NDArray[float32]
 ) -> tuple[int, float, NDArray[float32]] | None:
-    """Return after how many epochs a correction helped most on pairs that taught nothing, and how much of it.
+    """Return after how many epochs a correction helps most for sure on pairs that taught nothing, and how much of it.
 
-    None where it helped less than twice the standard error of the help.
+    That is the help less twice its standard error; None where nothing is left.
     """
     import numpy as np
 
     before = _losses(offsets, right)
-    tried = [(float(_losses(offsets + np.float32(weight) * epoch, right).mean()), number, weight)
-             for number, epoch in enumerate(said, 1) for weight in _WEIGHTS]  # fmt: skip
-    _, epochs, weight = min(tried)
-    help_ = before - _losses(offsets + np.float32(weight) * said[epochs - 1], right)
-    if help_.mean() <= _SURE * help_.std() / len(help_) ** 0.5:
-        return None
-    return epochs, weight, said[epochs - 1]
+    found, most = None, 0.0
+    for number, epoch in enumerate(said, 1):
+        for weight in _WEIGHTS:
+            help_ = before - _losses(offsets + np.float32(weight) * epoch, right)
+            sure = float(help_.mean() - _SURE * help_.std() / len(help_) ** 0.5)
+            if sure > most:
+                found, most = (number, weight, epoch), sure
+    return found
 
 
-def _losses(odds: NDArray[float32], right: NDArray[float32]) -> NDArray[float32]:
+def _losses(odds: NDArray[float32], right: NDArray[float32]) -> NDArray[float64]:
+    """Return a proper loss of each pair: what cuts cost, each weighed by cut ** _HIGH; by 1 in the log loss.
+
+    The log loss is mostly of pairs that nobody would serve.
+    """
     import numpy as np
 
-    losses: NDArray[float32] = np.logaddexp(0, odds) - right * odds
+    odds = odds.astype(float)
+    chance = 1 / (1 + np.exp(-odds))
+    wrong = np.logaddexp(0, odds) - sum(chance**power / power for power in range(1, _HIGH + 1))
+    losses: NDArray[float64] = np.where(right > 0, (1 - chance**_HIGH) / _HIGH, wrong)
     return losses
 
 
@@ -270,13 +282,32 @@ def _odds(numbers: NDArray[float32], right: NDArray[float32]) -> tuple[float, fl
     return float(found[0]) - slope * centre, slope
 
 
+def _told(pairs: Sequence[tuple[Read, Read]], rarity: Sequence[float]) -> NDArray[float32]:
+    """Return what is told of pairs of texts, one row each."""
+    import numpy as np
+
+    told = np.zeros((len(pairs), len(NAMES) + APART), np.float32)
+    for row, (one, two) in zip(told, pairs, strict=True):
+        row[: len(NAMES)] = compare(one, two, rarity)
+        row[[len(NAMES) + kind for kind in apart(one, two)]] = 1
+    return told
+
+
 def _rows(
     one: NDArray[float32], two: NDArray[float32], cosines: NDArray[float32], told: NDArray[float32]
 ) -> NDArray[float32]:
     """Return what a network is given of pairs, one row each; the same whichever of a pair comes first."""
     import numpy as np
 
-    return np.hstack([one * two, np.abs(one - two), one + two, cosines[:, None], told])
+    dimension = two.shape[1]
+    rows = np.empty((len(two), 3 * dimension + 1 + told.shape[1]), np.float32)
+    products, differences, sums = (rows[:, start * dimension : (start + 1) * dimension] for start in range(3))
+    np.multiply(one, two, out=products)
+    np.abs(np.subtract(one, two, out=differences), out=differences)
+    np.add(one, two, out=sums)
+    rows[:, 3 * dimension] = cosines
+    rows[:, 3 * dimension + 1 :] = told
+    return rows
 
 
 def _safetensors() -> Any:
