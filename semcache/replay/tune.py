@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
 from time import perf_counter
+from typing import Any
 
 from semcache.cache import Cache
 from semcache.policy.bounds import CONFIDENCE, Certified
@@ -121,11 +122,13 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
     """
     began = perf_counter()
     settings = replace(tuning.settings, embedder=as_embedder(tuning.settings.embedder, tuning.settings.device))
-    progress(f"loading {settings.embedder.identity or settings.embedder.url}", 0, 0)
-    settings.embedder.load()
-    with Cache("replay", memory=settings.memory, embedder=settings.embedder, prices=settings.prices) as cache:
+    embedder = settings.embedder
+    if not embedder.identity:
+        _load(embedder, progress)  # only its server knows whose vectors they are
+    with Cache("replay", memory=settings.memory, embedder=embedder, prices=settings.prices) as cache:
         recording = load(lines, settings, cache, progress)
-    vectors = embed(settings.embedder, recording.texts(), lambda done, of: progress("embedding texts", done, of))
+    _load(embedder, progress)  # behind reading: a model takes seconds, and what is wrong with a file is said at once
+    vectors = embed(embedder, recording.texts(), lambda done, of: progress("embedding texts", done, of))
     trace = make_trace(recording, vectors, settings)
     trace.search(lambda done, of: progress("searching", done, of))
     asked = recording.asked
@@ -145,6 +148,11 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
         rows, row, calibrating, row.way.study.most_facts(row.cuts), Rate(exact, of), Rate(known, of) if truth else None,
         labels.origin_disagrees(), ways, taught, len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
     )  # fmt: skip
+
+
+def _load(embedder: Any, progress: Progress) -> None:
+    progress(f"loading {embedder.identity or embedder.url}", 0, 0)
+    embedder.load()
 
 
 def make_trace(recording: Recording, vectors: Vectors, settings: Settings, refuses: Refuse | None = None) -> Trace:

@@ -23,6 +23,7 @@ from semcache.replay.study import Study
 from semcache.replay.tune import CUTS, Tuning, tune
 from semcache.replay.tuning import figures, render
 from semcache.replay.worlds import NO_CUT, Near, World
+from semcache.semantic.embedder import as_embedder
 from semcache.testing import ManualClock
 
 pytestmark = pytest.mark.semantic
@@ -231,9 +232,52 @@ def test_command_writes_the_policy_and_says_what_it_does(tmp_path, capsys, monke
 
 
 def _made(name, device):
-    from semcache.semantic.embedder import as_embedder
-
     return as_embedder(Letters(), device)
+
+
+class NotYet(Letters):
+    """An embedder that nobody may load yet."""
+
+    def load(self):
+        raise AssertionError("loaded before the recording was read")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", [], "no request in it"),
+        ("\n  \n", [], "no request in it"),
+        ("hello\n", [], "no request in it; the first line: not JSON"),
+        (chat("a") + "\n{\n", ["--strict"], "line 2: not JSON"),
+        (chat("a", 5) + "\n" + chat("b", 4) + "\n", ["--strict"], "never decreases"),
+        ("".join(map(chr, range(256))), [], "no request in it; the first line: "),
+        (None, [], "No such file"),
+    ],
+)
+def test_recording_of_nothing_is_said_at_once(content, options, message, tmp_path, capsys, monkeypatch):
+    """What cannot be read is named in one line, before a model is loaded; no policy is written."""
+    monkeypatch.setattr("semcache.cli.tune.as_embedder", lambda *_: as_embedder(NotYet(), "cpu"))
+    traffic, output = tmp_path / "t.jsonl", tmp_path / "policy.json"
+    if content is not None:
+        traffic.write_text(content, encoding="utf-8")
+    assert main(["tune", str(traffic), "--output", str(output), "--quiet", *options]) == 1
+    out, err = capsys.readouterr()
+    assert (out, output.exists()) == ("", False)
+    assert err.startswith("semcache: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_one_answer_for_all_proves_what_its_labels_prove():
+    """Where all that was asked had one answer, near matches are right, and their number alone counts."""
+    assert tuned(repeats(120, answer_id="the same")).policy.cuts == [0.7, 0.7]
+    assert tuned(repeats(116, answer_id="the same")).policy.cuts == []
+
+
+def test_texts_of_a_megabyte_are_exact_only():
+    """What guards do not read is served to nobody but its own text, and nothing breaks."""
+    lines = repeats(2) + [chat("word " * 200_000 + "abc"[place], 100 + place, "a") for place in range(3)]
+    assert tuned(lines, split=0.9).row.served.near.count == 0
 
 
 def test_replay_of_what_proved_a_policy_says_so(tmp_path):
