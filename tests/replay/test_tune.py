@@ -6,7 +6,7 @@ import json
 from random import Random
 
 import pytest
-from recordings import Letters, chat, run
+from recordings import HOURS, Letters, chat, repeats, reworded, run
 
 from semcache import SHARED, Cache
 from semcache.cli import main
@@ -27,32 +27,6 @@ from semcache.semantic.embedder import as_embedder
 from semcache.testing import ManualClock
 
 pytestmark = pytest.mark.semantic
-
-HOURS = "opening hours of the shop in town"
-
-
-def reworded(text, number):
-    """Return the first word's letters in another order: the same vector, and words that no guard knows."""
-    first, _, rest = text.partition(" ")
-    letters = list(first)
-    while "".join(letters) == first:
-        Random(number).shuffle(letters)
-        number += 1000
-    return f"{''.join(letters)} {rest}"
-
-
-def repeats(pairs, wrong=0, *, start=0, **fields):
-    """Return lines of so many pairs of a text and its rewording, the first `wrong` of which have another answer."""
-    lines = []
-    for number in range(pairs):
-        # Each pair in a scope of its own, so that it finds no other; they share a family.
-        turns = [{"role": "user", "content": f"turn {number}"}, {"role": "assistant", "content": "yes"}]
-        for place, text in enumerate((HOURS, reworded(HOURS, number))):
-            answer = f"{number}-{place}" if number < wrong else str(number)
-            body = {"model": "m", "messages": [*turns, {"role": "user", "content": text}]}
-            told = {"ts": start + 2 * number + place, "kind": "llm", "request": body}
-            lines.append(json.dumps({**told, **(fields or {"answer_id": answer})}))
-    return lines
 
 
 def tuned(lines, budget=0.05, **settings):
