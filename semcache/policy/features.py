@@ -145,6 +145,6 @@ def compare(one: Read, two: Read, rarity: Sequence[float]) -> list[float]:
     ]
 
 
-def apart(one: Read, two: Read) -> list[int]:
-    """Return the kinds, of APART, of the words that stand in one text alone."""
-    return [bucket % APART for bucket in one.buckets ^ two.buckets]
+def apart(one: Read, two: Read, begin: int = 0) -> list[int]:
+    """Return the kinds of the words that stand in one text alone, APART numbers from `begin` on."""
+    return [begin + bucket % APART for bucket in one.buckets ^ two.buckets]

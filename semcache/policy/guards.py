@@ -111,6 +111,8 @@ def _language(one: Facts, two: Facts) -> Refusal | None:
 
 def _numbers(one: Facts, two: Facts) -> Refusal | None:
     """Compare numbers and quantities: a unit may be left out, but not be another one."""
+    if one.numbers == two.numbers and one.hedged == two.hedged and one.units == two.units:
+        return None
     mine, theirs = _left(one.numbers, two.numbers), _left(two.numbers, one.numbers)
     mine, theirs = _unmatched(mine, theirs, two), _unmatched(theirs, mine, one)
     if mine or theirs:
@@ -159,7 +161,10 @@ def _written(guard: str, name: str) -> _Check:
     """Return a check that what one text names stands in the other, however that writes it."""
 
     def check(one: Facts, two: Facts) -> Refusal | None:
-        mine, theirs = _missing(getattr(one, name), two), _missing(getattr(two, name), one)
+        named, theirs_named = getattr(one, name), getattr(two, name)
+        if not named and not theirs_named:
+            return None
+        mine, theirs = _missing(named, two), _missing(theirs_named, one)
         return _differ(guard, mine, theirs) if mine or theirs else None
 
     return check
@@ -175,6 +180,8 @@ def _missing(named: set[str], text: Facts) -> set[str]:
 
 def _names(one: Facts, two: Facts) -> Refusal | None:
     """Compare names: a part of one stands for all of it ("Trump"), unless each text has a part of its own."""
+    if not one.names and not two.names:
+        return None
     mine, theirs = _unnamed(one, two), _unnamed(two, one)
     if not mine and not theirs:
         return None
@@ -240,7 +247,7 @@ def _volatile(one: Facts, two: Facts) -> Refusal | None:
 
 def _order(one: Facts, two: Facts) -> Refusal | None:
     """Refuse "dollars to euros" for "euros to dollars": both have both, each in the other's place."""
-    if len(one.words ^ two.words) > _REWORDED:
+    if not one.directed or not two.directed or len(one.words ^ two.words) > _REWORDED:
         return None
     for word in one.directed.keys() & two.directed.keys():
         mine, theirs = one.directed[word] - two.directed[word], two.directed[word] - one.directed[word]

@@ -153,5 +153,5 @@ def sigmoid(odds: NDArray[float32]) -> NDArray[float32]:
     """Return the chance that log odds mean."""
     import numpy as np
 
-    chance: NDArray[float32] = (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)
+    chance: NDArray[float32] = (1 / (1 + np.exp(-np.maximum(odds, -30)))).astype(np.float32)
     return chance

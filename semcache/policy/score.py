@@ -31,7 +31,7 @@ VERSION = 1
 
 _MOST_PAIRS = 30_000
 _FOLDS = 3
-_MEMBERS = 3
+_MEMBERS = 2
 _LEAST = 30
 _SHRINKING = 100
 _WEIGHTS = tuple(step / 10 for step in range(11))
@@ -258,7 +258,7 @@ def _losses(odds: NDArray[float32], right: NDArray[float32]) -> NDArray[float64]
     import numpy as np
 
     odds = odds.astype(float)
-    chance = 1 / (1 + np.exp(-odds))
+    chance = np.exp(-np.logaddexp(0, -odds))
     wrong = np.logaddexp(0, odds) - sum(chance**power / power for power in range(1, _HIGH + 1))
     losses: NDArray[float64] = np.where(right > 0, (1 - chance**_HIGH) / _HIGH, wrong)
     return losses
@@ -287,9 +287,8 @@ def _told(pairs: Sequence[tuple[Read, Read]], rarity: Sequence[float]) -> NDArra
     import numpy as np
 
     told = np.zeros((len(pairs), len(NAMES) + APART), np.float32)
-    for row, (one, two) in zip(told, pairs, strict=True):
-        row[: len(NAMES)] = compare(one, two, rarity)
-        row[[len(NAMES) + kind for kind in apart(one, two)]] = 1
+    told[:, : len(NAMES)] = [compare(one, two, rarity) for one, two in pairs]
+    told.put([at for row, pair in enumerate(pairs, 1) for at in apart(*pair, row * told.shape[1] - APART)], 1)
     return told
 
 
