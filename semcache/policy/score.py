@@ -34,7 +34,7 @@ _FOLDS = 3
 _MEMBERS = 2
 _LEAST = 30
 _SHRINKING = 100
-_WEIGHTS = tuple(step / 10 for step in range(11))
+_WEIGHTS = tuple(step / 10 for step in range(1, 11))
 _SURE = 2.0
 # How much more a loss minds what is wrong with high chances, where cuts lie, than the log loss does.
 _HIGH = 4

@@ -12,7 +12,7 @@ from slots import Words, labels, slots
 
 from semcache import ConfigurationError, Neighbour, Request, Verdict
 from semcache.policy import Tuned, within
-from semcache.policy.features import NAMES, compare, rarities, read
+from semcache.policy.features import NAMES, apart, compare, rarities, read
 from semcache.policy.guards import GUARDS
 from semcache.policy.label import Label, Source
 from semcache.policy.score import Score, fit
@@ -109,6 +109,57 @@ def test_score_is_never_worse_than_the_cosine_beyond_the_interval(number):
         assert worse.mean() <= 2 * worse.std() / len(worse) ** 0.5 + 1e-9
 
 
+def test_correction_that_helps_only_below_all_cuts_is_not_believed():
+    """It betters the log loss, by pairs that nobody would serve, and makes nothing better where cuts lie."""
+    import numpy as np
+
+    from semcache.policy.score import _believed
+
+    random = np.random.default_rng(0)
+    high = np.arange(1000) < 100
+    offsets = np.where(high, 1.5, -1.0).astype(np.float32)
+    right = (random.random(1000) < np.where(high, 0.82, 0.02)).astype(np.float32)
+    below = np.where(high, random.normal(0, 1, 1000), -2.5).astype(np.float32)
+    above = np.where(high, 4 * right - 2, 0).astype(np.float32)
+
+    def log_loss(odds):
+        return float((np.logaddexp(0, odds) - right * odds).mean())
+
+    assert log_loss(offsets + below) < log_loss(offsets) - 0.1
+    assert _believed([below], offsets, right) is None
+    found = _believed([below, above], offsets, right)
+    assert found is not None
+    assert found[0] == 2
+
+
+def test_score_learns_which_words_may_be_lacking():
+    """Where only the word that one text lacks tells, be it as rare as others, a score tells fresh pairs apart by it."""
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    words = [f"word{number}" for number in range(8)]
+
+    def pair(number):
+        word = words[number % len(words)]
+        return Label(b"", b"", b"", f"ask {number}", f"ask {number} {word}", 0.9, 0.9, number % 2 == 0, Source.MISS)
+
+    told = [pair(number) for number in range(900)]
+    vectors = {text: (one := random.standard_normal(4, dtype=np.float32)) / np.linalg.norm(one)
+               for label in told for text in (label.text, label.neighbour)}  # fmt: skip
+    score = fit(told[:800], vectors, embedder="words")
+    assert score.correction is not None
+    cosine = losses(replace(score, correction=None), told[800:], vectors)
+    assert losses(score, told[800:], vectors).mean() < 0.8 * cosine.mean()
+
+
+def test_score_is_told_what_a_guard_refuses():
+    """Be it for an order of words, which no other number tells."""
+    one, two, three = map(read, ("fly from Rome to Oslo", "fly from Oslo to Rome", "please fly from Rome to Oslo"))
+    rarity = rarities([one, two, three])
+    assert dict(zip(NAMES, compare(one, two, rarity), strict=True))["refused by a guard"] == 1
+    assert dict(zip(NAMES, compare(one, three, rarity), strict=True))["refused by a guard"] == 0
+
+
 def _base(drawn):
     import numpy as np
 
@@ -140,6 +191,7 @@ def test_features_are_symmetric_and_finite():
             assert len(numbers) == len(NAMES)
             assert numbers == compare(read(two), read(one), rarity)
             assert all(abs(number) < 100 for number in numbers)
+            assert sorted(apart(read(one), read(two))) == sorted(apart(read(two), read(one)))
 
 
 # Kept
