@@ -34,12 +34,14 @@ _LETTERS = 3
 _SKETCH = 512
 _SOME = 0.1
 _GUARDS = Guards()
+_AGREED = (False,) * 8
 
 
 class Read(NamedTuple):
     """A text as it is compared: its words' buckets, how many words, a sketch of its letters, and what guards know.
 
-    Of a sketch's bits `letters` are set. `known` is what is equal in texts whose `facts` agree.
+    Of a sketch's bits `letters` are set. `known` is what is equal in texts whose `facts` agree, and where `rest` is
+    equal too, and not None, no guard refuses.
     """
 
     buckets: frozenset[int]
@@ -47,6 +49,7 @@ class Read(NamedTuple):
     sketch: int
     letters: int
     known: tuple[object, ...]
+    rest: tuple[object, ...] | None
     facts: Facts
 
 
@@ -67,7 +70,9 @@ def _read(text: str) -> Read:
     for place in range(len(row) - _LETTERS + 1):
         sketch |= 1 << crc32(row[place : place + _LETTERS].encode()) % _SKETCH
     facts = facts_of(text)
-    return Read(frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts), facts)
+    return Read(
+        frozenset(map(_bucket, words)), len(words), sketch, sketch.bit_count(), _known(facts), _rest(facts), facts
+    )
 
 
 def reader() -> Callable[[str], Read]:
@@ -90,6 +95,17 @@ def _known(facts: Facts) -> tuple[object, ...]:
         frozenset(word for name in facts.names for word in name),
         frozenset(facts.questions),
     )
+
+
+def _rest(facts: Facts) -> tuple[object, ...] | None:
+    """Return what guards compare besides what is known; None where they refuse whatever the other text says."""
+    if facts.uncovered is not None or facts.volatile:
+        return None
+    return (
+        facts.language, tuple(facts.numbers), frozenset(facts.units), tuple(facts.names),
+        frozenset((side, len(words)) for side, words in facts.sides.items()),
+        frozenset((word, frozenset(there)) for word, there in facts.directed.items()),
+    )  # fmt: skip
 
 
 def rarities(texts: Iterable[Read]) -> list[float]:
@@ -139,10 +155,15 @@ def compare(one: Read, two: Read, rarity: Sequence[float]) -> list[float]:
         letters / max(1, min(one.letters, two.letters)),
         log((many.length + 1) / (few.length + 1)),
         log1p(few.length),
-        one.buckets == two.buckets,
-        *map(ne, one.known, two.known),
-        _GUARDS.compare(one.facts, two.facts) is not None,
+        not mine and not theirs,
+        *_disagree(one, two),
     ]
+
+
+def _disagree(one: Read, two: Read) -> Iterable[bool]:
+    if one.known == two.known and one.rest is not None and one.rest == two.rest:
+        return _AGREED
+    return *map(ne, one.known, two.known), _GUARDS.compare(one.facts, two.facts) is not None
 
 
 def apart(one: Read, two: Read, begin: int = 0) -> list[int]:

@@ -73,8 +73,8 @@ class Score:
         odds = self.base[0] + self.base[1] * cosines
         if self.correction is not None and len(texts):
             asked = read(text)
-            told = _told([(asked, read(other)) for other in texts], self.rarity)
-            odds = odds + self.correction.says(_rows(vector[None], vectors, cosines, told))
+            pairs = [(asked, read(other)) for other in texts]
+            odds = odds + self.correction.says(_rows(vector[None], vectors, cosines, pairs, self.rarity))
         scores: list[float] = sigmoid(odds).tolist()
         return scores
 
@@ -158,8 +158,9 @@ def fit(labels: Sequence[Label], vectors: Mapping[str, NDArray[float32]], *, emb
     known = reader()
     texts = sorted({text for pair in pairs for text in pair[:2]})
     rarity = tuple(np.array(rarities(map(known, texts)), np.float32).tolist())
-    told = _told([(known(one.text), known(one.other)) for one in pairs], rarity)
-    return _corrected(replace(score, rarity=rarity), pairs, vectors, cosines, told, right, rarer, seed)
+    rows = _rows(np.stack([vectors[one.text] for one in pairs]), np.stack([vectors[one.other] for one in pairs]),
+                 cosines, [(known(one.text), known(one.other)) for one in pairs], rarity)  # fmt: skip
+    return _corrected(replace(score, rarity=rarity), pairs, rows, right, rarer, seed)
 
 
 class _Pair(NamedTuple):
@@ -181,14 +182,12 @@ def _pairs(labels: Sequence[Label], vectors: Mapping[str, Any]) -> list[_Pair]:
 
 
 def _corrected(
-    score: Score, pairs: list[_Pair], vectors: Mapping[str, NDArray[float32]], cosines: NDArray[float32],
-    told: NDArray[float32], right: NDArray[float32], rarer: int, seed: int,
-) -> Score:  # fmt: skip
-    """Add the correction that the labels bear out."""
+    score: Score, pairs: list[_Pair], rows: NDArray[float32], right: NDArray[float32], rarer: int, seed: int
+) -> Score:
+    """Add the correction that the labels bear out; `rows`, which are of the pairs, are overwritten."""
     import numpy as np
 
-    rows = _rows(np.stack([vectors[one.text] for one in pairs]), np.stack([vectors[one.other] for one in pairs]),
-                 cosines, told)  # fmt: skip
+    offsets = (score.base[0] + score.base[1] * rows[:, 3 * score.dimension]).astype(np.float32)
     # Each number as far from its mean as it usually is; of the vectors' parts a common scale keeps their proportions,
     # and the words apart are there or are not.
     numbers = slice(3 * score.dimension, rows.shape[1] - APART)
@@ -198,7 +197,6 @@ def _corrected(
     scale[numbers] = 1 / (rows[:, numbers].std(0) + np.float32(0.01))
     rows -= centre
     rows *= scale
-    offsets = (score.base[0] + score.base[1] * cosines).astype(np.float32)
     folds = np.array([[crc32(f"{seed} {text}".encode("utf-8", "surrogatepass")) % _FOLDS for text in one[:2]]
                       for one in pairs])  # fmt: skip
     watched, said = [], []
@@ -282,30 +280,23 @@ def _odds(numbers: NDArray[float32], right: NDArray[float32]) -> tuple[float, fl
     return float(found[0]) - slope * centre, slope
 
 
-def _told(pairs: Sequence[tuple[Read, Read]], rarity: Sequence[float]) -> NDArray[float32]:
-    """Return what is told of pairs of texts, one row each."""
-    import numpy as np
-
-    told = np.zeros((len(pairs), len(NAMES) + APART), np.float32)
-    told[:, : len(NAMES)] = [compare(one, two, rarity) for one, two in pairs]
-    told.put([at for row, pair in enumerate(pairs, 1) for at in apart(*pair, row * told.shape[1] - APART)], 1)
-    return told
-
-
 def _rows(
-    one: NDArray[float32], two: NDArray[float32], cosines: NDArray[float32], told: NDArray[float32]
-) -> NDArray[float32]:
+    one: NDArray[float32], two: NDArray[float32], cosines: NDArray[float32], read: Sequence[tuple[Read, Read]],
+    rarity: Sequence[float],
+) -> NDArray[float32]:  # fmt: skip
     """Return what a network is given of pairs, one row each; the same whichever of a pair comes first."""
     import numpy as np
 
     dimension = two.shape[1]
-    rows = np.empty((len(two), 3 * dimension + 1 + told.shape[1]), np.float32)
+    told = 3 * dimension + 1
+    rows = np.zeros((len(two), told + len(NAMES) + APART), np.float32)
     products, differences, sums = (rows[:, start * dimension : (start + 1) * dimension] for start in range(3))
     np.multiply(one, two, out=products)
     np.abs(np.subtract(one, two, out=differences), out=differences)
     np.add(one, two, out=sums)
-    rows[:, 3 * dimension] = cosines
-    rows[:, 3 * dimension + 1 :] = told
+    rows[:, told - 1] = cosines
+    rows[:, told : told + len(NAMES)] = [compare(*pair, rarity) for pair in read]
+    rows.put([at for row, pair in enumerate(read, 1) for at in apart(*pair, row * rows.shape[1] - APART)], 1)
     return rows
 
 
