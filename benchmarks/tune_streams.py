@@ -180,6 +180,10 @@ def _write(rows: dict[str, Any]) -> None:
         "| --- | --- | --: |" + " --: | --: | --: | --: |" * len(ERRING_BUDGETS),
     ]
     for name, row in sorted(rows.items()):
+        if not any(
+            told.get("opened") for shares in row["erring"].values() for one in shares.values() for told in one.values()
+        ):
+            continue
         for number, (how, share) in enumerate(ERRORS):
             told = row["erring"][how][f"{share:g}"]
             cells = " | ".join(
