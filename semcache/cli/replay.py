@@ -13,7 +13,7 @@ from typing import Any
 
 from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
-from semcache.policy import Threshold
+from semcache.policy import ErrorBudget, Threshold
 from semcache.policy.guards import GUARDS
 from semcache.replay import charts
 from semcache.replay.gates import Checked, check, gate, told_of
@@ -25,7 +25,7 @@ from semcache.replay.report import Report, figures, make_report
 from semcache.replay.run import replay
 from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
 from semcache.ttl import TTL, size_bytes
-from semcache.wrap.default import policy_of
+from semcache.wrap.default import budget_of, policy_of
 
 _COLUMNS = 96
 _TARGETS = ("json", "report", "markdown")
@@ -44,7 +44,8 @@ def add(commands: Any) -> None:
     near = parser.add_argument_group("near matches")
     near.add_argument(
         "--policy", default="shadow", metavar="POLICY",
-        help='which near matches are served: "threshold:0.9", a tuned policy\'s file, or "shadow", none (the default)',
+        help='which near matches are served: "threshold:0.9", "budget:0.02", as an ErrorBudget would have learned '
+        'to, a tuned policy\'s file, or "shadow", none (the default)',
     )  # fmt: skip
     near.add_argument(
         "--embedder", metavar="MODEL",
@@ -158,8 +159,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.no_semantic and (options.embedder or options.policy != "shadow"):
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
-    policy = policy_of(options.policy, None if options.no_guards else GUARDS)
-    if options.no_guards and not isinstance(policy, Threshold):
+    guards = None if options.no_guards else GUARDS
+    policy = budget_of(options.policy, guards) or policy_of(options.policy, guards)
+    if options.live and isinstance(policy, ErrorBudget):
+        raise ConfigurationError("--policy budget:SHARE is not for --live: it learns at the recording's own times")
+    if options.no_guards and not isinstance(policy, Threshold | ErrorBudget):
         raise ConfigurationError("--no-guards goes with a --policy that has guards, as threshold:0.9")
     return Settings(
         policy=policy,

@@ -28,6 +28,7 @@ from semcache.semantic.embedder import as_embedder
 from semcache.ttl import TTL
 
 _COLUMNS = 100
+_PERCENT = 100
 
 
 def add(commands: Any) -> None:
@@ -42,7 +43,7 @@ def add(commands: Any) -> None:
     parser.add_argument("traffic", metavar="TRAFFIC.jsonl", help="the recording, one request a line")
     parser.add_argument(
         "--max-wrong", type=_share, default=0.01, metavar="SHARE",
-        help="the error budget: at most this share of the near matches served is wrong (default: 0.01)",
+        help="the error budget, as 0.01 or 1%%: at most this share of the near matches served is wrong (default: 0.01)",
     )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help="the policy file to write")
     labels = parser.add_argument_group("labels")
@@ -170,15 +171,24 @@ def _target(output: str) -> Path:
 def _share(text: str) -> float:
     share = _whole_share(text)
     if share >= 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, as in 0.01; got {text!r}")
+        mend = "for one percent 0.01 or 1%" if text == "1" else "as in 0.01 or 1%"
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, {mend}; got {text!r}")
     return share
 
 
 def _whole_share(text: str) -> float:
+    """Read a share, as 0.5 or 50%."""
+    number, percent, rest = text.partition("%")
     try:
-        share = float(text)
+        share = float(number) / (_PERCENT if percent else 1)
     except ValueError:
         share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share over 0, at most 1, as in 0.5; got {text!r}")
+    if rest or not 0 < share <= 1:
+        mend = f"for {text} percent write {text}%" if _is_percentage(text) else "as in 0.5 or 50%"
+        raise argparse.ArgumentTypeError(f"expected a share over 0, at most 1, {mend}; got {text!r}")
     return share
+
+
+def _is_percentage(text: str) -> bool:
+    """Say whether a number must have been meant as one of a hundred."""
+    return text.replace(".", "", 1).isdecimal() and 1 < float(text) <= _PERCENT

@@ -32,7 +32,11 @@ class Witness:
 
     def within(self, request: Request) -> Witness:
         """Decide as the other one does for a request."""
-        self._here.policy = within(self.policy, request)
+        return self.deciding(within(self.policy, request))
+
+    def deciding(self, policy: Policy) -> Witness:
+        """Decide as this one does, in this thread's lookup."""
+        self._here.policy = policy
         return self
 
     @property

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from struct import pack
 
 from semcache.cache import Cache
 from semcache.errors import UnkeyableError
@@ -80,6 +82,14 @@ class Recording:
     @property
     def has_answer_ids(self) -> bool:
         return any(asked.answer_id is not None for asked in self.asked)
+
+    def digest(self, first: int) -> str:
+        """Return a digest of the first requests and their times, by which a recording is known again."""
+        told = blake2b(digest_size=16)
+        for asked in self.asked[:first]:
+            told.update(b"" if asked.request is None else asked.request.key)
+            told.update(pack("<d", asked.ts))
+        return told.hexdigest()
 
     def texts(self) -> list[str]:
         """Return the distinct texts that may match nearly, in order."""

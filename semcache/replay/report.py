@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from semcache.policy import Tuned
+from semcache.replay.rehearsal import Learned
 from semcache.replay.score import Cost, Hits, Score, origin_cost, percentile, score, within
 from semcache.replay.settings import Replayed
 from semcache.replay.whymiss import WhyMiss, why_miss
@@ -38,6 +40,16 @@ class Report:
     @property
     def is_shadow(self) -> bool:
         return self.has_near and self.replayed.settings.policy is None
+
+    @property
+    def proving(self) -> int:
+        """How many of these requests, from the first on, have proved the policy that they are replayed with."""
+        policy, recording = self.replayed.settings.policy, self.replayed.recording
+        measured = policy.measured if isinstance(policy, Tuned) else {}
+        first, known = measured.get("calibrating"), measured.get("proved_on")
+        if not isinstance(first, int) or not 0 < first <= len(recording.asked):
+            return 0
+        return first if known == recording.digest(first) else 0
 
     @property
     def requests_per_second(self) -> float:
@@ -134,5 +146,21 @@ def figures(report: Report) -> dict[str, Any]:
         "embedder": embedder.identity if embedder is not None else None,
         **(shadow if report.is_shadow else {}),
         **({"composed_requests": replayed.recording.composed} if replayed.recording.composed else {}),
+        **({} if replayed.learned is None else {"learned": _learned(replayed.learned)}),
+        **({"proving_requests": report.proving} if report.proving else {}),
         **({"why_miss": asdict(report.why)} if report.why is not None else {}),
     }
+
+
+def _learned(learned: Learned) -> dict[str, Any]:
+    """Tell what an error budget learned: changes as they came, and each family's labels and cut at the end."""
+    status = learned.status
+    families = () if status is None else (*status.families, *([status.others] if status.others else ()))
+    return {
+        "changes": [change._asdict() for change in learned.changes],
+        "families": [
+            {"about": one.about or one.name, "state": one.state, "cut": one.cut, "labels": one.labels,
+             "needed": one.needed, "wrong": one.wrong.count, "alarms": one.alarms}
+            for one in families
+        ],
+    }  # fmt: skip

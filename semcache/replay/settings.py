@@ -12,8 +12,8 @@ from semcache.cache import Cache
 from semcache.errors import TrafficError
 from semcache.policy import Policy
 from semcache.prices import Source
-from semcache.replay.player import Witness
 from semcache.replay.recording import Recording, prepare
+from semcache.replay.rehearsal import Learned
 from semcache.replay.score import Outcome
 from semcache.stats import Stats
 from semcache.tier import Clock
@@ -63,7 +63,8 @@ class Settings:
 class Replayed:
     """What came of a replay: one outcome a request, for this cache, for exact tiers alone, and for an oracle.
 
-    `wall_seconds` is from the first line read to the last outcome, without the `model_seconds` of loading the embedder.
+    `learned` is what an error budget learned on the way. `wall_seconds` is from the first line read to the last
+    outcome, without the `model_seconds` of loading the embedder.
     """
 
     recording: Recording
@@ -72,6 +73,7 @@ class Replayed:
     exact: list[Outcome] = field(default_factory=list)
     oracle: list[Outcome] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    learned: Learned | None = None
     embedded: int = 0
     uncovered: int = 0
     embed_seconds: float = 0.0
@@ -90,7 +92,7 @@ def load(lines: Iterable[bytes | str], settings: Settings, cache: Cache, progres
     return recording
 
 
-def make_cache(settings: Settings, folder: Path, witness: Witness, clock: Clock | None = None) -> Cache:
+def make_cache(settings: Settings, folder: Path, policy: Policy, clock: Clock | None = None) -> Cache:
     """Make the cache that is replayed to: the defaults, a store kept for the run, and no lookup ever late."""
     return Cache(
         "replay",
@@ -99,7 +101,7 @@ def make_cache(settings: Settings, folder: Path, witness: Witness, clock: Clock 
         embedder=settings.embedder,
         semantic=settings.semantic,
         device=settings.device,
-        policy=None if settings.embedder is None else witness,  # without one there is nothing to decide on
+        policy=None if settings.embedder is None else policy,  # without one there is nothing to decide on
         ttl=settings.ttl,
         prices=settings.prices,
         timeouts=_NEVER_LATE,

@@ -15,6 +15,7 @@ from semcache.replay.words import count, duration, interval, money, percent, pla
 Told = tuple[str, str]
 
 _SKIPPED_SHOWN = 3
+_CHANGES_SHOWN = 5
 # Near matches that are wrong more often than this, for all the interval allows, are advised against.
 _BAD_SHARE = 0.05
 
@@ -85,6 +86,7 @@ def notes(report: Report) -> Iterator[Told]:
     if report.has_near and not replayed.settings.live_threads:
         told += "; embedding and search were done in batches, and are counted by the share of each request"
     yield f"{told}.", "note"
+    yield from _learned(report)
     if report.is_judged:
         told = "oracle: a cache without bounds that knows which requests share an answer."
         yield told, "note"
@@ -92,6 +94,9 @@ def notes(report: Report) -> Iterator[Told]:
     if unpriced:
         told = f"no price, and left out of the money: {', '.join(sorted(unpriced))}; --prices FILE gives one."
         yield told, "note"
+    if report.proving:
+        told = f"the policy was proved on the first {count(report.proving, 'request')} of this very recording"
+        yield f"{told}, which are no test of it: replay a later one.", "bad"
     if score.bypassed:
         told = "bypassed: requests that want another answer each time (temperature > 0, n > 1)."
         yield told, "note"
@@ -107,6 +112,22 @@ def notes(report: Report) -> Iterator[Told]:
             yield f"line {number}: {plain(reason)}", "note"
     for fault, times in replayed.stats.faults.items():
         yield f"Met on the way: {fault}, {count(times, 'time')}.", "bad"
+
+
+def _learned(report: Report) -> Iterator[Told]:
+    """Tell when an error budget opened in the replay, and what it knew at its end."""
+    learned = report.replayed.learned
+    if learned is None:
+        return
+    for change in learned.changes[:_CHANGES_SHOWN]:
+        after = f"after {count(change.requests, 'request')}, {duration(change.ts)}"
+        yield f"{after}: {plain(change.what)}.", "bad" if "alarm" in change.what else ""
+    if len(learned.changes) > _CHANGES_SHOWN:
+        yield f"and {count(len(learned.changes) - _CHANGES_SHOWN, 'change')} more of what is served.", "note"
+    if not learned.changes:
+        yield "nothing near was served: no cut opened.", ""
+    for line in str(learned.status).splitlines():
+        yield plain(line.strip()), "note"
 
 
 def conclusion(report: Report) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
 from time import perf_counter
+from typing import Any
 
 from semcache.cache import Cache
 from semcache.policy.bounds import CONFIDENCE, Certified
@@ -121,11 +122,13 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
     """
     began = perf_counter()
     settings = replace(tuning.settings, embedder=as_embedder(tuning.settings.embedder, tuning.settings.device))
-    progress(f"loading {settings.embedder.identity or settings.embedder.url}", 0, 0)
-    settings.embedder.load()
-    with Cache("replay", memory=settings.memory, embedder=settings.embedder, prices=settings.prices) as cache:
+    embedder = settings.embedder
+    if not embedder.identity:
+        _load(embedder, progress)  # only its server knows whose vectors they are
+    with Cache("replay", memory=settings.memory, embedder=embedder, prices=settings.prices) as cache:
         recording = load(lines, settings, cache, progress)
-    vectors = embed(settings.embedder, recording.texts(), lambda done, of: progress("embedding texts", done, of))
+    _load(embedder, progress)  # behind reading: a model takes seconds, and what is wrong with a file is said at once
+    vectors = embed(embedder, recording.texts(), lambda done, of: progress("embedding texts", done, of))
     trace = make_trace(recording, vectors, settings)
     trace.search(lambda done, of: progress("searching", done, of))
     asked = recording.asked
@@ -145,6 +148,11 @@ def tune(lines: Iterable[bytes | str], tuning: Tuning, progress: Progress, *, ma
         rows, row, calibrating, row.way.study.most_facts(row.cuts), Rate(exact, of), Rate(known, of) if truth else None,
         labels.origin_disagrees(), ways, taught, len(vectors.rows), len(vectors.uncovered), perf_counter() - began,
     )  # fmt: skip
+
+
+def _load(embedder: Any, progress: Progress) -> None:
+    progress(f"loading {embedder.identity or embedder.url}", 0, 0)
+    embedder.load()
 
 
 def make_trace(recording: Recording, vectors: Vectors, settings: Settings, refuses: Refuse | None = None) -> Trace:
@@ -208,16 +216,12 @@ def make_worlds(
     trace: Trace, progress: Progress, cuts: Sequence[float] = CUTS, name: str = ""
 ) -> tuple[dict[float, World], dict[float, World]]:
     """Replay a trace at every cut, as a cache runs, and as if each answer were cached."""
-    on_miss = {NO_CUT: trace.cached_on_miss(NO_CUT)}
-    for done, cut in enumerate(cuts):
-        progress(f"replaying at each cut {name}".rstrip(), done, len(cuts))
-        on_miss[cut] = trace.cached_on_miss(cut)
+    what = f"replaying at each cut {name}".rstrip()
+    every = (NO_CUT, *cuts)
+    on_miss = trace.worlds(every, lambda done, of: progress(what, done, of))
     everything = trace.cached_always(min(cuts))
-    always = {
-        cut: World([near for near in everything.near if near.rating >= cut], everything.exact)
-        for cut in (NO_CUT, *cuts)
-    }
-    return on_miss, always
+    always = {cut: World([near for near in everything.near if near.rating >= cut], everything.exact) for cut in every}
+    return dict(zip(every, on_miss, strict=True)), always
 
 
 def make_row(ways: Sequence[Way], budget: float, taught: Taught | None, tuning: Tuning, progress: Progress) -> Row:
@@ -252,6 +256,7 @@ def _measured(
     return {
         "requests": len(recording.asked),
         "calibrating": calibrating,
+        "proved_on": recording.digest(calibrating),
         "span_seconds": recording.span_seconds,
         "labelled_share": tuning.share,
         "teaching": None if taught is None else {"requests": taught.begin, "labels": taught.labels},

@@ -15,6 +15,7 @@ from semcache.policy import Shadow
 from semcache.replay.lookahead import AHEAD, LookAhead, embed
 from semcache.replay.player import Player, Witness
 from semcache.replay.recording import Asked, Recording
+from semcache.replay.rehearsal import Rehearsed, rehearsed
 from semcache.replay.score import Outcome
 from semcache.replay.settings import Progress, Replayed, Settings, load, make_cache
 from semcache.semantic.index import FlatIndex
@@ -54,14 +55,20 @@ class VirtualClock:
 def run_virtual(lines: Iterable[bytes | str], settings: Settings, folder: Path, progress: Progress) -> Replayed:
     """Replay a recording to a cache whose time is the recording's."""
     clock = VirtualClock()
-    witness = Witness(settings.policy or Shadow())
-    with make_cache(settings, folder, witness, clock) as cache:
+    budget = rehearsed(settings.policy)
+    witness = Witness(settings.policy or Shadow()) if budget is None else budget.witness
+    with make_cache(settings, folder, budget or witness, clock) as cache:
         recording = load(lines, settings, cache, progress)
         replayed = Replayed(recording, settings)
         ahead = _embed_ahead(replayed, cache, clock, progress)
         player = Player(cache, recording.asked, witness)
-        replayed.outcomes = replayed.exact = _play(player, clock, settings.time_scale, ahead, progress)
+        if budget is not None:
+            budget.take(recording.asked)
+        replayed.outcomes = replayed.exact = _play(player, clock, settings.time_scale, ahead, progress, budget)
         replayed.stats = cache.stats()
+        if budget is not None:
+            replayed.learned = budget.learned
+            replayed.learned.status = budget.status()
     return replayed
 
 
@@ -85,8 +92,9 @@ def _embed_ahead(replayed: Replayed, cache: Cache, clock: VirtualClock, progress
 
 
 def _play(
-    player: Player, clock: VirtualClock, time_scale: float, ahead: LookAhead | None, progress: Progress
-) -> list[Outcome]:
+    player: Player, clock: VirtualClock, time_scale: float, ahead: LookAhead | None, progress: Progress,
+    budget: Rehearsed | None = None,
+) -> list[Outcome]:  # fmt: skip
     """Let a player's cache answer all requests, in order, at their times."""
     asked = player.asked
     outcomes = []
@@ -100,7 +108,11 @@ def _play(
             ahead.look_ahead([one.request for one in window if one.request is not None], NEIGHBOURS)
         for one in window:
             clock.move_to(one.ts * time_scale)
+            if budget is not None:
+                budget.begin(one)
             outcomes.append(_answer(player, one, ahead))
+            if budget is not None:
+                budget.settle(player.cache)
     progress("replaying", len(asked), len(asked))
     return outcomes
 

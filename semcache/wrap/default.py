@@ -84,13 +84,13 @@ def _environment() -> dict[str, Any]:
     return settings
 
 
-def budget_of(text: str) -> ErrorBudget | None:
+def budget_of(text: str, guards: Iterable[str] | None = GUARDS) -> ErrorBudget | None:
     """Return the policy that "budget:0.01" names; None for other text. Raises ConfigurationError."""
     kind, _, share = text.partition(":")
     if kind != "budget":
         return None
     try:
-        return ErrorBudget(float(share))
+        return ErrorBudget(float(share), guards=guards)
     except ValueError as error:
         if isinstance(error, ConfigurationError):
             raise
@@ -111,5 +111,5 @@ def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Policy | None
     if Path(text).is_file():
         return Tuned.read(text)
     raise ConfigurationError(
-        f'a policy is "shadow" or "threshold:0.92", or the file that `semcache tune` wrote; got {text!r}'
+        f'a policy is "shadow", "threshold:0.92" or "budget:0.01", or the file that `semcache tune` wrote; got {text!r}'
     )

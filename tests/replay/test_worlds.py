@@ -60,6 +60,18 @@ def test_world_of_a_cut_is_what_its_replay_serves(cut, seed):
             assert similarities[place] == pytest.approx(one.nearest[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", [5, 6])
+def test_cuts_replayed_together_are_as_each_alone(seed):
+    """What one column serves has no say in another's, be it refused by a guard or let expire."""
+    replayed = run(recording(seed), embedder=Letters(), ttl=LIVES)
+    cuts = (NO_CUT, 0.99, 0.9, 0.8, 0.72)
+    odd = trace_of(replayed, refuses=lambda asked, stored: "odd" if (len(asked) + len(stored)) % 2 else None)
+    for trace in (trace_of(replayed), odd):
+        together = trace.worlds(cuts)
+        assert together == [trace.cached_on_miss(cut) for cut in cuts]
+        assert len({len(world.near) for world in together}) > 3
+
+
 def test_world_where_all_is_cached_is_what_shadow_sees():
     """Where nothing near is served, the nearest rows are those that shadow finds."""
     replayed = run(recording(3), embedder=Letters(), ttl=LIVES)
@@ -89,7 +101,7 @@ def test_refused_neighbour_leaves_the_next(letters):
     assert next(one for one in refused if one.position == 2).maker == 1 - nearest
 
 
-@pytest.mark.parametrize("rows", [300, 600])
+@pytest.mark.parametrize("rows", [300, 600, 1500])
 def test_more_neighbours_than_are_kept_are_looked_up_when_they_are_wanted(rows):
     """Where all that was kept of a row's neighbours is gone, the rest of its scope is looked at."""
     import numpy as np
