@@ -33,8 +33,7 @@ from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
-from semcache.obstacles import EMBEDDER_MEND, NO_EMBEDDER
-from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_near, check_stores
+from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_near, check_stores, embedder_of, observers_of
 from semcache.plan import Crew, Outcome, Plan, arun, run
 from semcache.policy import Policy, as_policy
 from semcache.policy.learner import Learner
@@ -51,11 +50,9 @@ from semcache.teaching import Shelf, Teaching
 from semcache.tier import Breaker, Clock, SystemClock
 from semcache.tiers.memory import Kept
 from semcache.ttl import TTL, Size, Timeouts, size_bytes
-from semcache.warning import warn
 from semcache.wrong import Reports
 
 if TYPE_CHECKING:
-    from semcache.semantic.embedder import TextEmbedder
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
@@ -130,7 +127,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self.now = self.clock.monotonic
         self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
         self.recorder = Recorder(
-            _callables(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
+            observers_of(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )
         recording = None if record is None else recording_of(record)
         self._book_at, self._booking = self.now() + BOOK_SECONDS, RLock()
@@ -141,8 +138,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
         codec = Codec(compress)
         gpu_bytes = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory")
-        made = _embedder(embedder, device, policy) if semantic_bytes else None
-        shadow = None if shadow_embedder is None else _embedder(shadow_embedder, device, None)
+        made = embedder_of(embedder, device, policy) if semantic_bytes else None
+        shadow = None if shadow_embedder is None else embedder_of(shadow_embedder, device, None)
         keeps_log = disk is not None or redis is not None
         check_near(made, shadow, self.policy, keeps=bool(memory_bytes) or keeps_log or memcached is not None)
         self._marks = Marks(self.now, max(LONGEST_LIFE_SECONDS, *map(ttl.of, ("redis", "disk", "memcached"))))
@@ -400,20 +397,3 @@ def _identity(semantic: weakref.ref[SemanticTier]) -> str:
     """Return whose vectors a tier compares; a policy may outlive the cache, whose index it must not hold."""
     tier = semantic()
     return "" if tier is None else tier.identity
-
-
-def _embedder(embedder: Any, device: str, policy: object) -> TextEmbedder | None:
-    if embedder is None:
-        if policy is not None:
-            warn(f"policy={policy!r} decides on near matches, but {NO_EMBEDDER}: {EMBEDDER_MEND}")
-        return None
-    from semcache.semantic.embedder import as_embedder
-
-    return as_embedder(embedder, device)
-
-
-def _callables(observers: Iterable[Observer]) -> list[Observer]:
-    listed = list(observers)
-    if not all(callable(observer) for observer in listed):
-        raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
-    return listed

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.blocks import Blocks
 from semcache.errors import ConfigurationError
-from semcache.events import Recorder
+from semcache.events import Observer, Recorder
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.model import MODES
+from semcache.obstacles import EMBEDDER_MEND, NO_EMBEDDER
 from semcache.policy import Policy, Tuned
 from semcache.policy.learner import Learner
 from semcache.shadowing import MOST_WAITING
@@ -26,6 +27,7 @@ from semcache.shadowing import NAME as SHADOW
 from semcache.tier import Clock
 from semcache.tiers.memory import MemoryTier
 from semcache.ttl import TTL, Timeouts
+from semcache.warning import warn
 
 if TYPE_CHECKING:
     from semcache.semantic.embedder import TextEmbedder
@@ -188,3 +190,22 @@ class Parts:
             attach=attach if store and not is_shadow else None, embedder=lambda: embedder.identity, blocks=self.blocks,
             second=second, on_second=self._fault(SECOND),
         )  # fmt: skip
+
+
+def embedder_of(embedder: Any, device: str, policy: object) -> TextEmbedder | None:
+    """Make the embedder of a setting, and warn of a policy that has none. Raises ConfigurationError."""
+    if embedder is None:
+        if policy is not None:
+            warn(f"policy={policy!r} decides on near matches, but {NO_EMBEDDER}: {EMBEDDER_MEND}")
+        return None
+    from semcache.semantic.embedder import as_embedder
+
+    return as_embedder(embedder, device)
+
+
+def observers_of(observers: Iterable[Observer]) -> list[Observer]:
+    """Check who is to hear of events. Raises ConfigurationError."""
+    listed = list(observers)
+    if not all(callable(observer) for observer in listed):
+        raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
+    return listed
