@@ -54,7 +54,7 @@ def main() -> None:
         print(f"  {answer(question, locale)}")
         event = semcache.last()
         if event is not None:
-            similarity = f" at {event.similarity:.2f}" if event.similarity is not None else ""
+            similarity = f" at {event.similarity:.2f}" if event.is_hit and event.similarity is not None else ""
             print(f"  {event.kind} {event.tier or ''}{similarity}".rstrip())
         cache.flush()  # so that the next line finds it; without it, it would in a moment
 

@@ -161,6 +161,8 @@ def _follow(chain: Chain, one: Loading, other: Loading, neighbour: Neighbour, ev
 
 def _usable(chain: Chain, request: Request, found: Hit) -> Near | None:
     """Return an answer with its value, where it has a form that its caller can use."""
+    if found.entry.age > request.oldest:
+        return None
     try:
         value = chain.codec.decode(found.entry.value)
     except DecodeError:

@@ -32,17 +32,35 @@ class Asked:
     @property
     def whose(self) -> str:
         """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
-        return f"{self.tenant}/{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+        return f"{self.tenant}/~{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+class Pieces:
+    """The blocks of a stream, and what ends it, whether any was read or not."""
+
+    def __init__(self, blocks: AsyncGenerator[str, None], end: Callable[[], Awaitable[None]]) -> None:
+        self.blocks = blocks
+        self._end: Callable[[], Awaitable[None]] | None = end
+
+    async def close(self) -> None:
+        """Read no more."""
+        end, self._end = self._end, None
+        await self.blocks.aclose()
+        if end is not None:
+            await end()
 
 
 class Found:
-    """An answer: its head, and its body, or for a stream what yields its blocks; `stored` where that is known."""
+    """An answer: its head, and its body, or for a stream its blocks; `stored` where that is known.
 
-    __slots__ = ("blocks", "body", "event", "head", "is_ours", "status", "stored")
+    With `has_length` it is handed on as it comes, and is as long as its head says.
+    """
+
+    __slots__ = ("blocks", "body", "event", "has_length", "head", "is_ours", "status", "stored")
 
     def __init__(
-        self, event: Event, head: Headers, *, body: bytes = b"", blocks: AsyncGenerator[str, None] | None = None,
-        is_ours: bool, stored: bool | None = None, status: int = 200,
+        self, event: Event, head: Headers, *, body: bytes = b"", blocks: Pieces | None = None, is_ours: bool,
+        stored: bool | None = None, status: int = 200, has_length: bool = False,
     ) -> None:  # fmt: skip
         self.event = event
         self.head = head
@@ -50,6 +68,7 @@ class Found:
         self.blocks = blocks
         self.is_ours = is_ours  # else it is the very answer of the server behind
         self.stored = stored
+        self.has_length = has_length
         self.status = status
 
 

@@ -17,13 +17,17 @@ from semcache.cache import Cache
 from semcache.keep import Unkept
 from semcache.model import Tenant, Usage
 from semcache.recording import Taken, UnrecordedError, owner_of, packed
-from semcache.sidecar.events import CONTENT_TYPE, Blocks, bytes_of, chunks_of, told
+from semcache.sidecar.events import CONTENT_TYPE, Blocks, bytes_of, chunks_of, is_done, told
 from semcache.sidecar.headers import KEPT, Headers
 from semcache.sidecar.upstream import Answer, Opened
 from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own
 from semcache.wrap.shared import Stream
 
 _EVENTS = b"text/event-stream"
+
+
+# Whose streams end with a mark; the others' last event says that it is the last.
+_ENDS_WITH_MARK = "openai.chat.completions"
 
 
 class Place(Protocol):
@@ -58,7 +62,7 @@ class Proxied:
     __slots__ = (
         "_assembled", "_body", "_dialect", "_found", "answer", "cache", "copied", "is_stream", "place", "send",
         "tenant", "variant",
-        "with_usage",
+        "was_sent", "with_usage",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +80,7 @@ class Proxied:
         self._dialect = place.dialect
         self._found: tuple[Any, Any] = (None, None)
         self._assembled: tuple[Any, Json] = (None, {})
+        self.was_sent = False
         self.answer: Answer | None = None  # what this very call has loaded
         self.copied = packed(body) if self.cache.recorder.recording is not None else None
         self.tenant: Tenant | None = None
@@ -95,6 +100,7 @@ class Proxied:
     async def load(self) -> Any:
         """Ask the server behind for a plain answer; returns what is kept of it. Raises AnsweredError."""
         assert self.send is not None  # noqa: S101 - else it was made to be answered from memory
+        self.was_sent = True
         self.answer = await (await self.send()).whole()
         body = self.answer.body
         try:
@@ -105,6 +111,7 @@ class Proxied:
     async def begin(self) -> AsyncGenerator[Any, None]:
         """Yield the head of a stream and its blocks. Raises AnsweredError."""
         assert self.send is not None  # noqa: S101 - as above
+        self.was_sent = True
         response = await self.send()
         if not response.is_success:
             await response.whole()  # which raises
@@ -191,6 +198,8 @@ class Proxied:
             answer = self._answer_of(value)
         except Exception:  # noqa: BLE001 - what makes no answer, in whatever way
             return Unkept("it is no answer that is known, or did not end well")
+        if isinstance(value, list) and self._dialect.name == _ENDS_WITH_MARK and not _is_whole(value):
+            return Unkept("it ended without the mark of its end")
         why_not = self._dialect.unkept(answer, tools=self.place.keeps_tools)
         return True if why_not is None else Unkept(why_not)
 
@@ -238,6 +247,11 @@ class Proxied:
         return answer
 
 
+def _is_whole(items: list[Any]) -> bool:
+    blocks = [item for item in items[-3:] if isinstance(item, str)]
+    return any(map(is_done, blocks))
+
+
 def kept_headers(headers: Headers) -> dict[str, str]:
     """Return what is kept of an answer's headers."""
     return {name.decode(): value.decode("latin-1") for name, value in headers if name in KEPT}
@@ -257,7 +271,7 @@ def _content_type(headers: Headers) -> bytes:
 
 
 def _dumped(told: Json) -> str:
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(told, separators=(",", ":"))
 
 
 def _same(text: str | None) -> str | None:

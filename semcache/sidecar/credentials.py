@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from hmac import compare_digest
@@ -26,7 +26,14 @@ RIGHTS = ("proxy", "cache", "read", "admin")
 # Where callers put their keys, by header.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 TOKEN_HEADER = b"x-semcache-token"
-PROOFS = frozenset((*KEY_HEADERS, TOKEN_HEADER, b"cookie"))
+COOKIE = b"cookie"
+# What gateways in front of us have found out of who asks, or are asked by.
+_VOUCHED = (
+    b"cf-aig-authorization", b"cf-access-client-id", b"cf-access-client-secret", b"cf-access-jwt-assertion",
+    b"x-forwarded-user", b"x-forwarded-email", b"x-forwarded-access-token", b"x-goog-iap-jwt-assertion",
+    b"x-auth-request-user", b"x-auth-request-email",
+)  # fmt: skip
+PROOFS = frozenset((*KEY_HEADERS, *_VOUCHED, TOKEN_HEADER, COOKIE))
 """The headers that say who asks."""
 
 _BEARER = b"bearer "
@@ -42,18 +49,19 @@ class UnknownCallerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as the file has it: its digest, whose it is, what for, and whose key goes upstream in its place."""
+    """A token as the file has it: its digest, whose it is, what for, and which key goes where in its place."""
 
     name: str
     sha256: bytes
     tenant: str
     rights: frozenset[str]
     upstream_key_env: str = ""
+    upstream: str = ""
 
     @classmethod
     def read(cls, table: Mapping[str, Any], where: str) -> Token:
         """Return the token of a table. Raises ConfigurationError, with the mend."""
-        known = ("name", "sha256", "tenant", "rights", "upstream_key_env")
+        known = ("name", "sha256", "tenant", "rights", "upstream_key_env", "upstream")
         for key, value in table.items():
             if key not in known:
                 raise ConfigurationError(f"{where}: key `{key}` is none of a token's; it has {', '.join(known)}")
@@ -75,16 +83,21 @@ class Token:
         if not isinstance(rights, list) or not rights or not set(rights) <= set(RIGHTS):
             raise ConfigurationError(f"{where}: `rights` are some of {', '.join(RIGHTS)}; got {rights!r}")
         name = table.get("name") or table["tenant"]
-        return cls(name, digest, table["tenant"], frozenset(rights), table.get("upstream_key_env", ""))
+        upstream = table.get("upstream", "").rstrip("/").removesuffix("/v1")
+        return cls(name, digest, table["tenant"], frozenset(rights), table.get("upstream_key_env", ""), upstream)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant that was proved, what it may do, and the headers that stand for its keys upstream."""
+    """Who asks: the tenant that was proved, and what it may do.
+
+    `key_env` names the key that goes upstream in place of its own, to the server `upstream` alone, where that is said.
+    """
 
     tenant: str
     rights: frozenset[str]
-    keys: tuple[tuple[bytes, bytes], ...]
+    key_env: str = ""
+    upstream: str = ""
 
 
 class Credentials:
@@ -108,50 +121,66 @@ class Credentials:
         name = blake2b(b"\0".join([part for one in proofs for part in one]), key=self._salt, digest_size=20).digest()
         caller = self._known.get(name)
         if caller is None:
-            caller = self._made(dict(proofs))
+            caller = self._made(proofs)
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[name] = caller
         return caller
 
-    def _made(self, headers: dict[bytes, bytes]) -> Caller:
-        cookie = headers.pop(b"cookie", b"")
-        own = headers.pop(TOKEN_HEADER, b"")
-        token = self._token(own) if own else None
-        if own and token is None:
+    def check(self, servers: Sequence[str]) -> None:
+        """See that each key that stands for a token is for one server. Raises ConfigurationError."""
+        for token in self._tokens:
+            if token.upstream and token.upstream not in servers:
+                raise ConfigurationError(f"token {token.name}: its upstream {token.upstream} is none of the settings'")
+            if token.upstream_key_env and not token.upstream and len(servers) > 1:
+                raise ConfigurationError(
+                    f"token {token.name}: which server is the key in {token.upstream_key_env} for? with several "
+                    'servers behind, give the token its own: upstream = "https://api.openai.com"'
+                )
+
+    def keys_of(self, caller: Caller, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return the headers with the keys that go upstream: the caller's own, or those that stand for them."""
+        own = [one for one in headers if one[0] in KEY_HEADERS]
+        if not caller.key_env:
+            return own
+        key = self._environment.get(caller.key_env, "").encode()
+        names = dict.fromkeys(name for name, _ in own) or [b"authorization"]
+        return [(name, b"Bearer " + key if name == b"authorization" else key) for name in names]
+
+    def _made(self, proofs: list[tuple[bytes, bytes]]) -> Caller:
+        tokens = [value for name, value in proofs if name == TOKEN_HEADER]
+        if len(tokens) > 1:
+            raise UnknownCallerError("x-semcache-token stands twice")
+        token = self._token(tokens[0]) if tokens and tokens[0] else None
+        if tokens and tokens[0] and token is None:
             raise UnknownCallerError("x-semcache-token is none that this sidecar knows")
-        keys = [one for one in headers.items() if one[0] in KEY_HEADERS]
+        keys = [one for one in proofs if one[0] in KEY_HEADERS]
         if token is None and self._tokens:
             # A token with a key behind it stands where the SDK puts its key.
-            for _, value in keys:
-                token = self._token(_bare(value))
-                if token is not None and token.upstream_key_env:
-                    own = _bare(value)
-                    break
-                token = None
+            found = [self._token(_bare(value)) for _, value in keys]
+            token = next((one for one in found if one is not None and one.upstream_key_env), None)
             if token is None:
                 raise UnknownCallerError(
                     "no token: send x-semcache-token, or as the API key a token that has an upstream_key_env"
                 )
+        rights = frozenset(RIGHTS) if token is None else token.rights
         parts = [] if token is None else [quote(token.tenant, safe="")]
         if token is not None and token.upstream_key_env:
-            key = self._environment[token.upstream_key_env].encode()
-            names = [name for name, _ in keys] or [b"authorization"]
-            keys = [(name, b"Bearer " + key if name == b"authorization" else key) for name in names]
-        else:
-            # Who sends no key to the server behind may be known to it by a cookie.
-            proofs = [_bare(value) for _, value in keys] or ([cookie] if cookie else [])
-            parts.append(f"key-{self._digest(proofs)}" if proofs else "nobody")
-        rights = frozenset(RIGHTS) if token is None else token.rights
-        return Caller("/".join(parts), rights, tuple(keys))
+            vouched = [one for one in proofs if one[0] in _VOUCHED]
+            parts += [f"key-{self._digest(vouched)}"] if vouched else []
+            return Caller("/".join(parts), rights, token.upstream_key_env, token.upstream)
+        # Where there is a key no cookie goes upstream; without one it may say who asks.
+        told = [(name, _bare(value)) for name, value in proofs if name != TOKEN_HEADER and (name != COOKIE or not keys)]
+        parts.append(f"key-{self._digest(told)}" if told else "nobody")
+        return Caller("/".join(parts), rights)
 
     def _token(self, told: bytes) -> Token | None:
         digest = sha256(told).digest()
         found = [token for token in self._tokens if compare_digest(token.sha256, digest)]
         return found[0] if found else None
 
-    def _digest(self, proofs: list[bytes]) -> str:
-        told = b"".join(len(proof).to_bytes(4, "big") + proof for proof in proofs)
+    def _digest(self, proofs: list[tuple[bytes, bytes]]) -> str:
+        told = b"".join(len(part).to_bytes(4, "big") + part for proof in proofs for part in proof)
         return keyed(self._secret, told, "sha256").hex()[:_DIGEST_CHARACTERS]
 
 

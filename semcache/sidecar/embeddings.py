@@ -30,8 +30,9 @@ _JSON: Headers = [(b"content-type", b"application/json")]
 class _Loaded:
     """What a server answered, as the engine of cached clients takes an SDK's answer."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, *, is_whole: bool) -> None:
         self.answer = answer
+        self.is_whole = is_whole  # it was asked for all inputs
 
     def to_dict(self, **_how: Any) -> Json:
         """Return what it says. Raises ValueError for what is no JSON."""
@@ -68,8 +69,8 @@ class EmbeddingsEndpoint(Embeddings):
             body = {}
         server = self._upstream.of(body.get("model"))
         where = asked.where + canonical([server.url, asked.wishes.namespace])
-        sent: list[Answer] = []
-        send = partial(self._ask, asked, server, sent)
+        sent: list[_Loaded] = []
+        send = partial(self._ask, asked, server, body, sent)
         given = {"body": body, "options": {}}
         with self._context(asked):
             if asked.wishes.is_only_cached:
@@ -82,8 +83,10 @@ class EmbeddingsEndpoint(Embeddings):
             return Found(
                 event, value.answer.headers, body=value.answer.body, is_ours=False, status=value.answer.status
             )  # fmt: skip
-        told = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-        return Found(event, _JSON, body=told, is_ours=True)
+        if len(sent) == 1 and sent[0].is_whole:
+            answer = sent[0].answer
+            return Found(event, answer.headers, body=answer.body, is_ours=False, stored=True, status=answer.status)
+        return Found(event, _JSON, body=json.dumps(value, separators=(",", ":")).encode(), is_ours=True)
 
     def _context(self, asked: Asked) -> Any:
         wishes = asked.wishes
@@ -108,14 +111,15 @@ class EmbeddingsEndpoint(Embeddings):
                 raise not_cached()
 
     async def _ask(
-        self, asked: Asked, server: Any, sent: list[Answer], *, body: Json | None = None, options: Any = None
-    ) -> _Loaded:
+        self, asked: Asked, server: Any, whole: Json, sent: list[_Loaded], *, body: Json | None = None,
+        options: Any = None,
+    ) -> _Loaded:  # fmt: skip
         """Ask the server for some inputs, or as the caller asked. Raises AnsweredError."""
         del options  # the SDK's
-        told = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        answer = await (await asked.send(server, told)).whole()
-        sent.append(answer)
-        return _Loaded(answer)
+        is_whole = body is None or body is whole
+        told = None if is_whole else json.dumps(body).encode()
+        sent.append(_Loaded(await (await asked.send(server, told)).whole(), is_whole=is_whole))
+        return sent[-1]
 
     def _answer(self, client: Any, given: Mapping[str, Any], values: list[Json], sent: list[Any]) -> Json:
         del client, given, sent

@@ -28,13 +28,13 @@ from semcache.keys import canonical, digest
 from semcache.lookup import finish, load, lookup
 from semcache.model import Facets, Request
 from semcache.plan import Outcome, Plan, arun
-from semcache.sidecar.asked import Asked, Found, parsed
+from semcache.sidecar.asked import Asked, Found, Pieces, parsed
 from semcache.sidecar.call import Head, Proxied, head_headers
-from semcache.sidecar.events import bytes_of
-from semcache.sidecar.headers import Headers
+from semcache.sidecar.events import bytes_of, text_of
+from semcache.sidecar.headers import SHARED, Headers
 from semcache.sidecar.refusals import not_cached
 from semcache.sidecar.settings import Server
-from semcache.sidecar.upstream import Opened, Upstream
+from semcache.sidecar.upstream import Answer, AnsweredError, Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
 from semcache.tiers.memory import Kept
 from semcache.wrap.clients.conversation import Meant
@@ -108,6 +108,8 @@ class Endpoint:
             if call is None:
                 return None
             ready = self._make_ready(words, kept, call)
+            if ready is None:
+                return None
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         event = memory_event(cache, self.dialect.name, known.key, kept, key_ns, memory_ns, self.dialect.name)
         if recorder.is_watched:
@@ -132,9 +134,12 @@ class Endpoint:
             return None
         return call if call.accepts(value) else None
 
-    def _make_ready(self, words: bytes, kept: Kept, call: Proxied) -> Ready:
+    def _make_ready(self, words: bytes, kept: Kept, call: Proxied) -> Ready | None:
         """Make an answer as it goes to callers who ask in these words, and keep small ones so."""
-        head, body = _whole(call)
+        try:
+            head, body = _whole(call)
+        except UnicodeEncodeError:  # what no caller could be sent
+            return None
         ready = Ready(kept, head, body)
         if len(body) <= _LARGEST_READY and len(kept.value) <= _LARGEST_READY:
             if len(self._ready) >= _MOST_READY:
@@ -161,8 +166,11 @@ class Endpoint:
             body = parsed(asked.body)
         except (ValueError, RecursionError):
             return await self._past(asked, {}, "no JSON that is known")
-        is_stream = body.get("stream") is True
+        streams = body.get("stream")
+        is_stream = streams is True
         server = self._upstream.of(body.get("model"))
+        if not isinstance(streams, bool | None):  # some servers take it for one, some do not
+            return await self._past(asked, body, "not understood: stream")
         try:
             with_usage = is_stream and self.dialect.asks_usage(body)
             why_not = self._why_not(body)
@@ -178,7 +186,7 @@ class Endpoint:
         if call.copied is not None:
             event.call = call
         if request.mode == "off" and not asked.wishes.is_only_cached:
-            return await self._past(asked, body, "mode: off", event)
+            return await self._past(asked, body, self.cache.chain.why_off, event)
         ways = self._found_only if asked.wishes.is_only_cached else self._streamed if is_stream else self._plain
         return await ways(call, request, event)
 
@@ -219,11 +227,16 @@ class Endpoint:
 
     async def _plain(self, call: Proxied, request: Request, event: Event) -> Found:
         outcome = await arun(self._looked_up(call, request, event))
-        value = outcome.unwrap()
+        value = _unwrapped(outcome, call)
         if call.answer is not None:
             answer = call.answer
             return Found(
-                event, answer.headers, body=answer.body, is_ours=False, stored=_is_stored(event), status=answer.status
+                event,
+                answer.headers,
+                body=answer.body,
+                is_ours=False,
+                stored=_is_stored(event, self.cache),
+                status=answer.status,
             )
         head, body = call.plain(value)
         return Found(event, head, body=body, is_ours=True)
@@ -241,9 +254,7 @@ class Endpoint:
             raise not_cached()
         found, value, _ = await arun(find(self.cache.chain, request, event))
         if found is None or found.entry.life <= 0:
-            event.kind, event.reason = "bypass", "only-if-cached"
-            finish(self.cache.chain, event, Outcome(None))
-            raise not_cached()
+            raise not_cached()  # which is no lookup that led anywhere: nothing is loaded, or goes by
         finish(self.cache.chain, event, Outcome(value))
         call.accepts(value)
         return self._told(call, event)
@@ -258,8 +269,8 @@ class Endpoint:
             raise
         if isinstance(item, End):  # what has no head has an error
             await _end(reading)
-            item.unwrap()
-        blocks = _blocks(reading)
+            _unwrapped(item, call)
+        blocks = Pieces(_blocks(reading), partial(_end, reading))
         if isinstance(item, Head):
             return Found(event, item.headers, blocks=blocks, is_ours=False, status=item.response.status)
         # Who reads along does not know yet how it ends: the event itself says so when it has.
@@ -277,12 +288,13 @@ class Endpoint:
             event = bypass_event(self.cache, self.dialect.name, self.dialect.name, reason)
             event.model = str(body.get("model") or "")
         event.kind, event.reason = "bypass", reason
-        outcome = await arun(load(Origin(partial(asked.send, self._upstream.of(body.get("model")), None)), None, event))
-        finish(self.cache.chain, event, outcome if outcome.error is not None else Outcome(None))
+        chain, server = self.cache.chain, self._upstream.of(body.get("model"))
+        outcome = await arun(load(Origin(partial(asked.send, server, None)), None, event))
+        event.failed = outcome.value is None or not outcome.value.is_success
+        chain.recorder.lookup(event)
         response: Opened = outcome.unwrap()
-        return Found(
-            event, response.headers, blocks=_raw(response), is_ours=False, status=response.status
-        )  # fmt: skip
+        blocks = Pieces(_raw(response), partial(_closed, response))
+        return Found(event, response.headers, blocks=blocks, is_ours=False, status=response.status, has_length=True)
 
 
 def _whole(call: Proxied) -> tuple[Headers, bytes]:
@@ -295,20 +307,17 @@ def _whole(call: Proxied) -> tuple[Headers, bytes]:
 
 
 async def _blocks(reading: Reading) -> AsyncGenerator[str, None]:
-    """Yield a stream's blocks as they come; the reading ends with it."""
-    try:
+    """Yield a stream's blocks as they come."""
+    item = await reading.apull()
+    while not isinstance(item, End):
+        yield item
+        rest = reading.alone()
+        if rest is not None:
+            for block in rest:
+                yield block
+            return
         item = await reading.apull()
-        while not isinstance(item, End):
-            yield item
-            rest = reading.alone()
-            if rest is not None:
-                for block in rest:
-                    yield block
-                return
-            item = await reading.apull()
-        item.unwrap()
-    finally:
-        await _end(reading)
+    item.unwrap()
 
 
 async def _end(reading: Reading) -> None:
@@ -318,11 +327,22 @@ async def _end(reading: Reading) -> None:
 
 
 async def _raw(response: Opened) -> AsyncGenerator[str, None]:
-    try:
-        async for data in response.pieces():
-            yield data.decode("utf-8", "surrogateescape")
-    finally:
-        response.close()
+    async for data in response.pieces():
+        yield text_of(data)
+
+
+async def _closed(response: Opened) -> None:
+    response.close()
+
+
+def _unwrapped(outcome: Outcome[Any], call: Proxied) -> Any:
+    """Return an answer, or raise its error: who waited for another's call is not given what was that one's alone."""
+    error = outcome.error
+    if isinstance(error, AnsweredError) and not call.was_sent:
+        answer = error.answer
+        head = [one for one in answer.headers if one[0] in SHARED]
+        raise AnsweredError(Answer(answer.status, head, answer.body), is_ours=error.is_ours)
+    return outcome.unwrap()
 
 
 def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:
@@ -334,5 +354,8 @@ def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:
     return context(mode=mode, ttl=ttl, tags=wishes.tags)
 
 
-def _is_stored(event: Event) -> bool:
-    return not (event.reason or "").startswith("not kept") and not any(tier == "codec" for tier, _, _ in event.faults)
+def _is_stored(event: Event, cache: Cache) -> bool:
+    has_failed = any(tier == "codec" for tier, _, _ in event.faults)
+    return (
+        any(tier.exact for tier in cache.tiers) and not has_failed and not (event.reason or "").startswith("not kept")
+    )

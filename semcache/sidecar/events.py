@@ -14,6 +14,8 @@ Json = dict[str, Any]
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+# Python's own lines end at more signs than these.
+_LINE = re.compile("\r\n|\n|\r")
 _DONE = "[DONE]"
 # An event that has not ended after so many bytes is handed on in pieces, and its stream is not kept.
 _MOST_BYTES = 8 << 20
@@ -23,28 +25,29 @@ class Blocks:
     """Parts a stream of bytes into its blocks; bytes that are no UTF-8 come out as they went in."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[str]:
         """Take bytes, and return the blocks that have ended with them."""
-        rest, blocks, begin = self._rest + data, [], 0
-        # The end may lie across what came before.
-        look = max(0, len(self._rest) - 3)
+        rest, blocks, begin = self._rest, [], 0
+        look = max(0, len(rest) - 3)  # the end may lie across what came before
+        rest += data
         for match in _END.finditer(rest, look):
             blocks.append(text_of(rest[begin : match.end()]))
             begin = match.end()
-        self._rest = rest[begin:]
+        if begin:
+            self._rest = rest[begin:]
         if len(self._rest) > _MOST_BYTES:
             blocks.append(self.rest())
         return blocks
 
     def rest(self) -> str:
         """Return what came behind the last block."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = self._rest, bytearray()
         return text_of(rest)
 
 
-def text_of(data: bytes) -> str:
+def text_of(data: bytes | bytearray) -> str:
     """Return bytes as text that `bytes_of` makes the same bytes of."""
     return data.decode("utf-8", "surrogateescape")
 
@@ -56,9 +59,14 @@ def bytes_of(text: str) -> bytes:
 
 def data_of(block: str) -> str | None:
     """Return the data of a block; None for a comment, or the mark of the end."""
-    lines = [line[5:].removeprefix(" ") for line in block.splitlines() if line.startswith("data:")]
+    lines = [line[5:].removeprefix(" ") for line in _LINE.split(block) if line.startswith("data:")]
     data = "\n".join(lines)
     return data if data and data != _DONE else None
+
+
+def is_done(block: str) -> bool:
+    """Say whether a block is the mark of the end."""
+    return any(line.removeprefix("data:").strip() == _DONE for line in _LINE.split(block))
 
 
 def chunks_of(blocks: Iterable[str]) -> list[Json]:
@@ -74,5 +82,5 @@ def told(chunks: Iterable[Json]) -> list[str]:
     for chunk in chunks:
         is_named = "type" in chunk
         name = f"event: {chunk['type']}\n" if is_named else ""
-        blocks.append(f"{name}data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+        blocks.append(f"{name}data: {json.dumps(chunk)}\n\n")
     return blocks if is_named else [*blocks, f"data: {_DONE}\n\n"]

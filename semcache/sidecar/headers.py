@@ -6,12 +6,12 @@ section 7.6.1) and what is ours; what is not known not to change an answer is in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from math import inf
 from typing import NamedTuple
 
 from semcache.events import Event
-from semcache.sidecar.credentials import KEY_HEADERS, PROOFS, TOKEN_HEADER
+from semcache.sidecar.credentials import COOKIE, KEY_HEADERS, PROOFS, TOKEN_HEADER
 from semcache.sidecar.wishes import PREFIX
 from semcache.wrap.clients.conversation import TRACE_HEADERS, TRACE_PREFIXES
 
@@ -24,12 +24,19 @@ _OF_THE_CONNECTION = frozenset({
 _NOT_SENT = _OF_THE_CONNECTION | {b"host", b"content-length", b"accept-encoding", b"expect", TOKEN_HEADER}
 _NOT_GIVEN = _OF_THE_CONNECTION | {b"content-length", b"date", b"server"}
 # Who asks, through whom and how: the tenant says whose it is, and no answer differs by the rest.
-_UNKEYED = _NOT_SENT | frozenset(KEY_HEADERS) | {
-    b"cookie", b"cache-control", b"pragma", b"forwarded", b"via", b"x-real-ip", b"origin", b"referer", b"dnt",
+_UNKEYED = _NOT_SENT | {
+    b"cache-control", b"pragma", b"forwarded", b"via", b"x-real-ip", b"origin", b"referer", b"dnt", b"cf-ray",
+    b"cf-connecting-ip", b"cf-ipcountry", b"cf-visitor", b"cf-worker", b"true-client-ip",
+    *(b"x-forwarded-" + name for name in (b"for", b"proto", b"host", b"port", b"server", b"prefix", b"by")),
     *(name.encode() for name in TRACE_HEADERS),
 }  # fmt: skip
-_UNKEYED_PREFIXES = (PREFIX, b"x-forwarded-", b"sec-", b"cf-", *(prefix.encode() for prefix in TRACE_PREFIXES))
+_UNKEYED_PREFIXES = (PREFIX, b"sec-fetch-", b"sec-ch-", *(prefix.encode() for prefix in TRACE_PREFIXES))
+# What no header may hold; a server behind that says it all the same would break our answer.
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _MOST_NAMES = 1024
+
+# What those are told of an error who waited for another's call, beside what is kept.
+SHARED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
 
 # What of an answer's headers is kept with it: no cookie, request id or rate limit is given to another caller.
 KEPT = (b"content-type", b"openai-version", b"openai-model", b"anthropic-version")
@@ -71,22 +78,24 @@ class Sorter:
         return kind
 
 
-def sent(headers: Headers, keys: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return a caller's headers as they go upstream, with the keys that stand for its own."""
-    named = _of_this_connection(headers)
-    told = [
-        one for one in headers
-        if one[0] not in _NOT_SENT and one[0] not in KEY_HEADERS and one[0] not in named
-        and not one[0].startswith(PREFIX)
-    ]  # fmt: skip
+def sent(headers: Headers, keys: Headers) -> Headers:
+    """Return a caller's headers as they go upstream, with its keys, or those that stand for them.
+
+    Beside a key no cookie goes there: it would say twice, and perhaps otherwise, who asks.
+    """
+    left_out = _of_this_connection(headers) | _NOT_SENT | frozenset(KEY_HEADERS) | ({COOKIE} if keys else set())
+    told = [one for one in headers if one[0] not in left_out and not one[0].startswith(PREFIX)]
     # As it is, byte by byte: it is kept, and given to callers who take no other encoding.
     return [*told, *keys, (b"accept-encoding", b"identity")]
 
 
-def given(headers: Headers) -> Headers:
-    """Return an answer's headers as they go to the caller; how long it is, is told anew."""
-    named = _of_this_connection(headers)
-    return [one for one in headers if one[0] not in _NOT_GIVEN and one[0] not in named]
+def given(headers: Headers, *, with_length: bool = False) -> Headers:
+    """Return an answer's headers as they go to the caller; how long it is, is told anew, or `with_length` as it was."""
+    left_out = _of_this_connection(headers) | (_NOT_GIVEN - {b"content-length"} if with_length else _NOT_GIVEN)
+    return [
+        one for one in headers
+        if one[0] not in left_out and not one[0].startswith(PREFIX.rstrip(b"-")) and not _CONTROL.search(one[1])
+    ]  # fmt: skip
 
 
 def _of_this_connection(headers: Headers) -> frozenset[bytes]:

@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from semcache.cache import Cache
 from semcache.keys import canonical
-from semcache.sidecar.asked import Asked, Found
+from semcache.sidecar.asked import Asked, Found, parsed
 from semcache.sidecar.credentials import Caller, Credentials, UnknownCallerError
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
-from semcache.sidecar.headers import Headers, Sorter, cache_headers, given, sent
+from semcache.sidecar.events import bytes_of
+from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
-from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError
+from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError, not_cached
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
-from semcache.sidecar.wishes import UnclearWishError, wishes_of
+from semcache.sidecar.wishes import UnclearWishError, Wishes, wishes_of
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.openai import ChatCompletions
 from semcache.wrap.clients.options import ClientOptions
@@ -40,6 +40,8 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 _OURS = "/v1/"
+# What has no body, whatever its length.
+_BODYLESS = (204, 304)
 # So many ways to ask are remembered, of so many bytes each.
 _MOST_KNOWN, _LONGEST_KNOWN = 1024, 4096
 
@@ -66,6 +68,10 @@ class Proxy:
         self._sorter = Sorter()
         self._where: dict[tuple[Any, ...], bytes] = {}
         self._running = 0
+        # A task that nobody holds may be collected before its end.
+        self._left: set[asyncio.Future[Found]] = set()
+        self._closing: set[asyncio.Future[None]] = set()
+        credentials.check([server.url for server in upstream.servers])
         self._endpoints: Mapping[str, Endpoint | EmbeddingsEndpoint] = {
             "/v1/chat/completions": Endpoint(cache, ChatCompletions(), options, upstream, longest),
             "/v1/responses": Endpoint(cache, Responses(), options, upstream, longest),
@@ -113,37 +119,80 @@ class Proxy:
     async def _answered(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         if not path.startswith(_OURS):
             raise RefusedError(ABSENT, f"there is no {path[:80]} here: calls are at /v1")
-        if ".." in path.split("/"):
+        if ".." in path.replace("\\", "/").split("/"):
             raise RefusedError(BAD, "a path leads down alone: there is no `..` in it")
-        headers: Headers = scope["headers"]
+        headers: Headers = list(scope["headers"])  # what comes behind the body is none of it
         told = self._sorter.of(headers)
         caller = self._caller(told.proofs)
         if "proxy" not in caller.rights:
             raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
-        endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
-        if endpoint is None:
-            await self._through(scope, path, headers, caller.keys, receive, send)
-            return
         try:
             wishes = wishes_of(told.wishes)
         except UnclearWishError as error:
             raise RefusedError(BAD, str(error)) from None
+        endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
+        if endpoint is None:
+            if wishes.is_only_cached:
+                raise not_cached()
+            await self._through(scope, headers, caller, receive, send)
+            return
+        await self._cached(endpoint, scope, headers, told, wishes, caller, receive, send)
+
+    async def _cached(
+        self, endpoint: Endpoint | EmbeddingsEndpoint, scope: Scope, headers: Headers, told: Sorted, wishes: Wishes,
+        caller: Caller, receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
+        """Answer a call of an endpoint that is cached."""
+        path = scope["path"]
         body = await _body(receive, self._limits)
         if body is None:
             return  # the caller has gone
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
-            partial(self._send, path, query, headers, caller.keys, body),
+            partial(self._send, path, query, headers, caller, body),
         )  # fmt: skip
         found = endpoint.remembered(asked)
-        if found is None:
-            try:
-                found = await endpoint.answer(asked)
-            except AnsweredError as error:
-                await _failed(send, path, error)
-                return
-        await _give(found, receive, send)
+        if found is not None:
+            await _give(found, send)
+            return
+        answering = asyncio.ensure_future(endpoint.answer(asked))
+        await while_there(receive, partial(_settled, answering))
+        if not answering.done():
+            self._leave(answering)
+            return
+        try:
+            found = answering.result()
+        except AnsweredError as error:
+            await _failed(send, path, error)
+            return
+        if found.blocks is None:
+            await _give(found, send)
+            return
+        try:
+            await while_there(receive, partial(_give, found, send))
+        finally:
+            await found.blocks.close()
+
+    def _leave(self, answering: asyncio.Future[Found]) -> None:
+        """Let a call go on whose caller has gone: its answer is paid for, and is kept for the next.
+
+        A stream ends when it begins, as nobody reads it.
+        """
+        self._left.add(answering)
+        answering.add_done_callback(self._left.discard)
+        answering.add_done_callback(self._let_go)
+        if len(self._left) > self._limits.requests:
+            answering.cancel()
+
+    def _let_go(self, answering: asyncio.Future[Found]) -> None:
+        """Close the stream of a caller who has gone; an error has nobody to be told to."""
+        if not answering.cancelled() and answering.exception() is None:
+            blocks = answering.result().blocks
+            if blocks is not None:
+                closing = asyncio.ensure_future(blocks.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     def _where_of(self, path: str, query: bytes, told: Headers) -> bytes:
         """Return the canonical form of whom a call asks, and how. Which server it is its model says, which is keyed."""
@@ -159,40 +208,39 @@ class Proxy:
         return where
 
     async def _send(
-        self, path: str, query: bytes, headers: Headers, keys: Iterable[tuple[bytes, bytes]], own: bytes,
-        server: Server, body: bytes | None,
-    ) -> Opened:  # fmt: skip
-        """Ask a server behind what was asked, or another body. Raises AnsweredError."""
-        told, url = sent(headers, keys), _url(server, path, query)
-        return await self._upstream.open(Sent("POST", url, told, own if body is None else body))
+        self, path: str, query: bytes, headers: Headers, caller: Caller, own: bytes, server: Server, body: bytes | None
+    ) -> Opened:
+        """Ask a server behind what was asked, or another body. Raises AnsweredError, RefusedError."""
+        told, url = self._sent(headers, caller, server), _url(server, path, query)
+        return await self._upstream.open(Sent(server.url, "POST", url, told, own if body is None else body))
 
-    async def _through(
-        self, scope: Scope, path: str, headers: Headers, keys: Iterable[tuple[bytes, bytes]], receive: Receive,
-        send: Send,
-    ) -> None:  # fmt: skip
+    def _sent(self, headers: Headers, caller: Caller, server: Server) -> Headers:
+        if caller.upstream and caller.upstream != server.url:
+            raise RefusedError(FORBIDDEN, f"this token's key is for {caller.upstream}, which does not have the model")
+        return sent(headers, self._credentials.keys_of(caller, headers))
+
+    async def _through(self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
         """Hand on what is none of the endpoints that are cached, as it comes, both ways."""
-        length = [one for one in headers if one[0] == b"content-length"]
-        has_body = length or any(name == b"transfer-encoding" for name, _ in headers)
         incoming = _Incoming(receive, self._limits)
-        url = _url(self._upstream.of(None), scope["raw_path"].decode("latin-1"), scope["query_string"])
-        told = [*sent(headers, keys), *length]
+        length = [one for one in headers if one[0] == b"content-length"]
+        has_body = bool(length) or any(name == b"transfer-encoding" for name, _ in headers)
+        body: bytes | AsyncIterator[bytes] = incoming.pieces() if has_body else b""
+        server = self._upstream.first
+        if has_body and len(self._upstream.servers) > 1:
+            # Which server it is for, its model says: the caller's key is for no other.
+            body = b"".join([piece async for piece in incoming.pieces()])
+            server = self._upstream.of(_model_of(body))
+        url = _url(server, scope["raw_path"].decode("latin-1"), scope["query_string"])
+        told = [*self._sent(headers, caller, server), *length]
         try:
-            response = await self._upstream.open(
-                Sent(scope["method"], url, told, incoming.pieces() if has_body else b"")
-            )  # fmt: skip
+            response = await self._upstream.open(Sent(server.url, scope["method"], url, told, body))
         except AnsweredError as error:
             if incoming.refusal is not None:
                 raise incoming.refusal from None
-            await _failed(send, path, error)
+            await _failed(send, scope["path"], error)
             return
         try:
-            await send({
-                "type": "http.response.start", "status": response.status,
-                "headers": [*given(response.headers), (b"x-semcache", b"bypass")],
-            })  # fmt: skip
-            async for data in response.pieces():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await while_there(receive, partial(_hand_on, response, send))
         finally:
             response.close()
 
@@ -222,35 +270,60 @@ class _Incoming:
             yield body
 
 
-async def _give(found: Found, receive: Receive, send: Send) -> None:
-    """Send an answer to the caller."""
-    head = found.head if found.is_ours else given(found.head)
+async def _give(found: Found, send: Send) -> None:
+    """Send an answer to the caller. Raises BrokenOffError where it ends before its end."""
+    head = found.head if found.is_ours else given(found.head, with_length=found.has_length)
     told = cache_headers(found.event, stored=found.stored, status=None if found.is_ours else found.status)
     if found.blocks is None:
-        length = (b"content-length", b"%d" % len(found.body))
-        await send({"type": "http.response.start", "status": found.status, "headers": [*head, length, *told]})
+        length = [] if found.status in _BODYLESS else [(b"content-length", b"%d" % len(found.body))]
+        await send({"type": "http.response.start", "status": found.status, "headers": [*head, *length, *told]})
         await send({"type": "http.response.body", "body": found.body})
         return
     await send({"type": "http.response.start", "status": found.status, "headers": [*head, *told]})
-    gone = asyncio.create_task(_gone(receive))
     try:
-        async with aclosing(found.blocks) as blocks:
-            await _stream(blocks, gone, send)
-    except (AnsweredError, BrokenOffError) as error:
+        async for block in found.blocks.blocks:
+            await send({"type": "http.response.body", "body": bytes_of(block), "more_body": True})
+    except AnsweredError as error:
         # The status was sent: that it broke off can only be told by breaking off.
         raise BrokenOffError(str(error)) from error
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _hand_on(response: Opened, send: Send) -> None:
+    """Send what comes from a server as it comes. Raises BrokenOffError where it ends before its end."""
+    head = [*given(response.headers, with_length=True), (b"x-semcache", b"bypass")]
+    await send({"type": "http.response.start", "status": response.status, "headers": head})
+    async for data in response.pieces():
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something for a caller until it has gone; its own way out, as streams to be closed, it may go then."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+    state = {"is_over": False, "has_gone": False}
+
+    def leave(_gone: object) -> None:
+        if not state["is_over"]:
+            state["has_gone"] = True
+            task.cancel()
+
+    gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(leave)
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if not state["has_gone"] or task.uncancel():
+            raise
     finally:
+        state["is_over"] = True
         gone.cancel()
 
 
-async def _stream(blocks: AsyncGenerator[str, None], gone: asyncio.Task[None], send: Send) -> None:
-    async for block in blocks:
-        await send({
-            "type": "http.response.body", "body": block.encode("utf-8", "surrogateescape"), "more_body": True
-        })  # fmt: skip
-        if gone.done():
-            return
-    await send({"type": "http.response.body", "body": b""})
+async def _settled(answering: asyncio.Future[Any]) -> None:
+    """Wait for an answer that others may want too: who waits may be cancelled, and it goes on."""
+    await asyncio.wait([answering])
 
 
 async def _gone(receive: Receive) -> None:
@@ -287,6 +360,15 @@ def _too_large(limits: Limits) -> RefusedError:
 
 def _url(server: Server, path: str, query: bytes) -> str:
     return f"{server.url}{path}{'?' + query.decode('latin-1') if query else ''}"
+
+
+def _model_of(body: bytes) -> object:
+    """Return the model that a body names, as far as it can be read."""
+    try:
+        told = parsed(body)
+    except (ValueError, RecursionError):
+        return None
+    return told.get("model")
 
 
 async def _failed(send: Send, path: str, error: AnsweredError) -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from semcache.sidecar.headers import Headers
-from semcache.sidecar.refusals import ABSENT, RefusedError
+from semcache.sidecar.refusals import ABSENT, BAD, RefusedError
 from semcache.sidecar.settings import Server
 
 _FAILED, _LATE = 502, 504
 _SUCCESS = range(200, 300)
+_LONGEST_LINE = 64 << 10
 # What the client would add of its own to what the caller said.
 _ITS_OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -47,8 +50,9 @@ class BrokenOffError(Exception):
 
 @dataclass(slots=True)
 class Sent:
-    """A request on its way upstream: `url` is whole, `headers` are those that go there."""
+    """A request on its way to a server, whose address begins `url`; `headers` are those that go there."""
 
+    server: str
     method: str
     url: str
     headers: Headers
@@ -101,13 +105,30 @@ class Upstream:
 
     def __init__(self, servers: Sequence[Server], *, connect: float, read: float, connections: int) -> None:
         self._servers = tuple(servers)
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
+        # The first also bounds how long a call waits for a connection of others.
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect, sock_read=read)
+        self._proxies = {server.url: _proxy_of(server.url) for server in self._servers}
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def first(self) -> Server:
+        """The server that is asked for what has no body."""
+        return self._servers[0]
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """All of them."""
+        return self._servers
+
     def of(self, model: object) -> Server:
-        """Return the server that has a model; the first for what names none. Raises RefusedError where none has it."""
+        """Return the server that has a model; for what names none, the only one. Raises RefusedError where none has it.
+
+        Callers' keys are of one provider: they go to no other for want of a name.
+        """
         if not isinstance(model, str) or not model:
+            if len(self._servers) > 1:
+                raise RefusedError(BAD, "which server is it for? it names no model that can be read")
             return self._servers[0]
         for server in self._servers:
             if server.has(model):
@@ -119,16 +140,18 @@ class Upstream:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._connections, limit_per_host=0),
-                timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=True,
-                skip_auto_headers=_ITS_OWN,
+                timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
+                skip_auto_headers=_ITS_OWN, max_line_size=_LONGEST_LINE, max_field_size=_LONGEST_LINE,
             )  # fmt: skip
-        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in sent.headers)
+            self._session._retry_connection = False  # noqa: SLF001 - there is no public way, and once is once
+        headers = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in sent.headers)
         url = URL(sent.url, encoded=True)
         try:
             response = await self._session.request(
-                sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False
-            )
-        except (aiohttp.ClientError, TimeoutError) as error:
+                sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False,
+                proxy=self._proxies.get(sent.server),
+            )  # fmt: skip
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unanswered(error, url) from error
         return Opened(response)
 
@@ -141,5 +164,22 @@ class Upstream:
 def _unanswered(error: Exception, url: URL) -> AnsweredError:
     """Return what a caller is told where its server did not answer."""
     is_late = isinstance(error, TimeoutError)
-    told = f"{url.authority} {'took too long' if is_late else 'could not be asked'}: {type(error).__name__} {error}"
+    why = "took too long" if is_late else "could not be asked"
+    told = f"{url.host}:{url.port} {why}: {type(error).__name__} {error}"
     return AnsweredError(Answer(_LATE if is_late else _FAILED, [], told.strip().encode()), is_ours=True)
+
+
+def _proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment names for a server, and nothing else of it: no netrc of its owner's."""
+    parts = urlsplit(url)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _text(value: bytes) -> str:
+    """Return a header's value as the text that the client makes the same bytes of, where it is UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -90,11 +90,11 @@ def _own(wishes: Wishes, name: str, text: str) -> None:
     if name == "mode":
         _tighten(wishes, _mode(text))
     elif name == "ttl":
-        wishes.ttl = _ttl(text)
+        wishes.ttl = min(wishes.ttl or inf, _ttl(text))
     elif name == "threshold":
-        wishes.least = _threshold(text)
+        wishes.least = max(wishes.least, _threshold(text))
     elif name == "tags":
-        wishes.tags = tuple(tag.strip() for tag in text.split(",") if tag.strip())
+        wishes.tags += tuple(tag.strip() for tag in text.split(",") if tag.strip())
     elif name == "tenant":
         wishes.tenant = quote(text, safe="")
     else:

@@ -92,7 +92,8 @@ def test_model_patterns_say_which_server_is_asked():
     )
     assert upstream.of("o3").url == "http://a"
     assert upstream.of("claude-4").url == "http://b"
-    assert upstream.of(None).url == "http://a"
+    with pytest.raises(RefusedError, match="names no model"):  # a key is of one provider, and goes to no other
+        upstream.of(None)
     with pytest.raises(RefusedError, match="llama"):
         upstream.of("llama")
 
