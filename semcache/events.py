@@ -320,7 +320,7 @@ class Recorder:
         else:
             self._counts["misses"] += 1
             if event.reason:
-                self._not_served[_counted_as(event.reason, event.decision)] += 1
+                self._not_served[counted_as(event.reason, event.decision)] += 1
         if event.shared:
             self._counts["shared"] += 1
         elif kind != "hit":
@@ -348,7 +348,8 @@ class Recorder:
         """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
         kind = f"{tier}: {reason}"
         self._faults[kind] += 1
-        if self._faults[kind] == 1 and tier in ("disk", "redis", "memcached", "recording"):
+        is_told = tier in ("disk", "redis", "memcached", "recording") or kind == "semantic: load"
+        if self._faults[kind] == 1 and is_told:
             logger.warning("%s (%s); further ones are counted, in stats()", kind, message)
 
     def stats(self) -> Stats:
@@ -382,7 +383,7 @@ class Recorder:
             )
 
 
-def _counted_as(reason: str, decision: Decision | None) -> str:
+def counted_as(reason: str, decision: Decision | None) -> str:
     """Return a reason without what it tells of one text: "guard: numbers", "exact only", "below the cut"."""
     if decision is not None and decision.guard and decision.reason == reason:
         return f"guard: {decision.guard}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
+import warnings
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -48,5 +51,10 @@ def _run(options: argparse.Namespace) -> int:
         raise MissingExtraError("semcache serve", "sidecar")
     from semcache.sidecar.serve import serve
 
-    serve(resolved.settings, partial(print, file=sys.stderr, flush=True))
+    # What the library warns of names no line of the user's here.
+    logging.captureWarnings(capture=True)
+    warnings.formatwarning = lambda message, *_where, **_line: str(message)
+    say = partial(print, file=sys.stderr, flush=True)
+    is_json = resolved.settings.log == "json"
+    serve(resolved.settings, (lambda told: say(json.dumps({"message": told}))) if is_json else say)
     return 0

@@ -33,8 +33,8 @@ MOST_BYTES = 32 << 20
 GATHER_SECONDS = 0.1
 _SHARES = 1 << 64
 _TENANT = "tenant"
-# What is recorded beside the calls that callers made: a pack that was sent in vain.
-_NO_CALLS = ("pack",)
+# What is none of the calls to be recorded: a pack that was sent in vain, what its caller wants kept nowhere.
+_NO_CALLS = ("pack", "no-store")
 _UNTIMED = '{"ts": 0.0, '
 
 

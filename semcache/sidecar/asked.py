@@ -53,14 +53,15 @@ class Pieces:
 class Found:
     """An answer: its head, and its body, or for a stream its blocks; `stored` where that is known.
 
-    With `has_length` it is handed on as it comes, and is as long as its head says.
+    With `has_length` it is handed on as it comes, and is as long as its head says; with `is_forced` its caller wanted
+    it anew.
     """
 
-    __slots__ = ("blocks", "body", "event", "has_length", "head", "is_ours", "status", "stored")
+    __slots__ = ("blocks", "body", "event", "has_length", "head", "is_forced", "is_ours", "status", "stored")
 
     def __init__(
         self, event: Event, head: Headers, *, body: bytes = b"", blocks: Pieces | None = None, is_ours: bool,
-        stored: bool | None = None, status: int = 200, has_length: bool = False,
+        stored: bool | None = None, status: int = 200, has_length: bool = False, is_forced: bool = False,
     ) -> None:  # fmt: skip
         self.event = event
         self.head = head
@@ -69,6 +70,7 @@ class Found:
         self.is_ours = is_ours  # else it is the very answer of the server behind
         self.stored = stored
         self.has_length = has_length
+        self.is_forced = is_forced
         self.status = status
 
 

@@ -186,7 +186,8 @@ class Endpoint:
         if call.copied is not None:
             event.call = call
         if request.mode == "off" and not asked.wishes.is_only_cached:
-            return await self._past(asked, body, self.cache.chain.why_off, event)
+            reason = "no-store" if asked.wishes.is_unstored else self.cache.chain.why_off
+            return await self._past(asked, body, reason, event)
         ways = self._found_only if asked.wishes.is_only_cached else self._streamed if is_stream else self._plain
         return await ways(call, request, event)
 
@@ -231,13 +232,9 @@ class Endpoint:
         if call.answer is not None:
             answer = call.answer
             return Found(
-                event,
-                answer.headers,
-                body=answer.body,
-                is_ours=False,
-                stored=_is_stored(event, self.cache),
-                status=answer.status,
-            )
+                event, answer.headers, body=answer.body, is_ours=False, stored=_is_stored(event, self.cache),
+                status=answer.status, is_forced=request.mode == "refresh",
+            )  # fmt: skip
         head, body = call.plain(value)
         return Found(event, head, body=body, is_ours=True)
 
@@ -272,7 +269,8 @@ class Endpoint:
             _unwrapped(item, call)
         blocks = Pieces(_blocks(reading), partial(_end, reading))
         if isinstance(item, Head):
-            return Found(event, item.headers, blocks=blocks, is_ours=False, status=item.response.status)
+            is_forced, status = request.mode == "refresh", item.response.status
+            return Found(event, item.headers, blocks=blocks, is_ours=False, status=status, is_forced=is_forced)
         # Who reads along does not know yet how it ends: the event itself says so when it has.
         told = event if event.kind == "hit" else replace(event, kind="hit", tier="flight", shared=True)
         return Found(told, head_headers(item), blocks=blocks, is_ours=True)

@@ -10,7 +10,7 @@ import re
 from math import inf
 from typing import NamedTuple
 
-from semcache.events import Event
+from semcache.events import Event, counted_as
 from semcache.sidecar.credentials import COOKIE, KEY_HEADERS, PROOFS, TOKEN_HEADER
 from semcache.sidecar.wishes import PREFIX
 from semcache.wrap.clients.conversation import TRACE_HEADERS, TRACE_PREFIXES
@@ -103,16 +103,22 @@ def _of_this_connection(headers: Headers) -> frozenset[bytes]:
     return frozenset(name.strip().lower() for value in told for name in value.split(b","))
 
 
-def cache_headers(event: Event, *, stored: bool | None = None, status: int | None = None) -> Headers:
-    """Return what says how a call was answered: `Cache-Status` (RFC 9211), and our own words."""
+def cache_headers(
+    event: Event, *, stored: bool | None = None, status: int | None = None, is_forced: bool = False
+) -> Headers:
+    """Return what says how a call was answered: `Cache-Status` (RFC 9211), and our own words.
+
+    With `is_forced` its caller asked for a new answer.
+    """
     is_hit, key = event.kind == "hit", event.key.hex()
-    said = ["semcache", *(_hit(event) if is_hit else _forwarded(event, stored=stored, status=status))]
+    forwarded = [] if is_hit else _forwarded(event, stored=stored, status=status, is_forced=is_forced)
+    said = ["semcache", *(_hit(event) if is_hit else forwarded)]
     if event.shared:
         said.append("collapsed")
     if key:
         said.append(f'key="{key}"')
-    if event.kind == "bypass" and event.reason:
-        said.append(f'detail="{_quoted(event.reason)}"')
+    if not is_hit and event.reason:
+        said.append(f'detail="{_quoted(counted_as(event.reason, event.decision))}"')
     told: Headers = [(b"cache-status", "; ".join(said).encode()), (b"x-semcache", _word(event))]
     if key:
         told.append((b"x-semcache-key", key.encode()))
@@ -137,8 +143,8 @@ def _hit(event: Event) -> list[str]:
     return ["hit", f"ttl={round(event.life or 0.0)}"] if has_end else ["hit"]
 
 
-def _forwarded(event: Event, *, stored: bool | None, status: int | None) -> list[str]:
-    said = ["fwd=bypass" if event.kind == "bypass" else "fwd=uri-miss"]
+def _forwarded(event: Event, *, stored: bool | None, status: int | None, is_forced: bool) -> list[str]:
+    said = ["fwd=bypass" if event.kind == "bypass" else "fwd=request" if is_forced else "fwd=uri-miss"]
     if status is not None:
         said.append(f"fwd-status={status}")
     return [*said, "stored"] if stored else said

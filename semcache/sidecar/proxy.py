@@ -23,7 +23,7 @@ from semcache.sidecar.endpoint import Endpoint
 from semcache.sidecar.events import bytes_of
 from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
-from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError, not_cached
+from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
 from semcache.sidecar.wishes import UnclearWishError, Wishes, wishes_of
@@ -273,7 +273,8 @@ class _Incoming:
 async def _give(found: Found, send: Send) -> None:
     """Send an answer to the caller. Raises BrokenOffError where it ends before its end."""
     head = found.head if found.is_ours else given(found.head, with_length=found.has_length)
-    told = cache_headers(found.event, stored=found.stored, status=None if found.is_ours else found.status)
+    status = None if found.is_ours else found.status
+    told = cache_headers(found.event, stored=found.stored, status=status, is_forced=found.is_forced)
     if found.blocks is None:
         length = [] if found.status in _BODYLESS else [(b"content-length", b"%d" % len(found.body))]
         await send({"type": "http.response.start", "status": found.status, "headers": [*head, *length, *told]})
@@ -394,6 +395,8 @@ async def _refuse(send: Send, path: str, status: int, message: str) -> None:
     }  # fmt: skip
     body = json.dumps(told).encode()
     headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"x-semcache", b"bypass")]
+    if status == NOT_CACHED:
+        headers.append((b"x-should-retry", b"false"))  # as the SDKs read it: it would not be there the next time either
     if status == LARGE:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -6,6 +6,8 @@ caller's affair; there are no servers but those in the settings.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -18,6 +20,8 @@ from yarl import URL
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.refusals import ABSENT, BAD, RefusedError
 from semcache.sidecar.settings import Server
+
+logger = logging.getLogger("semcache.sidecar")
 
 _FAILED, _LATE = 502, 504
 _SUCCESS = range(200, 300)
@@ -110,6 +114,7 @@ class Upstream:
         self._proxies = {server.url: _proxy_of(server.url) for server in self._servers}
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._away: set[str] = set()
 
     @property
     def first(self) -> Server:
@@ -152,7 +157,14 @@ class Upstream:
                 proxy=self._proxies.get(sent.server),
             )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise _unanswered(error, url) from error
+            failure = _unanswered(error, url)
+            if sent.server not in self._away:  # the first of many alike
+                self._away.add(sent.server)
+                logger.warning("%s; callers are told so", failure.answer.body.decode())
+            raise failure from error
+        if sent.server in self._away:
+            self._away.discard(sent.server)
+            logger.warning("%s answers again", url.host)
         return Opened(response)
 
     async def close(self) -> None:
@@ -165,7 +177,9 @@ def _unanswered(error: Exception, url: URL) -> AnsweredError:
     """Return what a caller is told where its server did not answer."""
     is_late = isinstance(error, TimeoutError)
     why = "took too long" if is_late else "could not be asked"
-    told = f"{url.host}:{url.port} {why}: {type(error).__name__} {error}"
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    cause = os.strerror(number) if number else str(error)
+    told = f"{url.host}:{url.port} {why}: {cause or type(error).__name__}"
     return AnsweredError(Answer(_LATE if is_late else _FAILED, [], told.strip().encode()), is_ours=True)
 
 

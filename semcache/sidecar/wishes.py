@@ -29,7 +29,8 @@ class UnclearWishError(Exception):
 class Wishes:
     """What was asked for: `tenant` parts the caller's own, `namespace` the cache's; `ttl` and `oldest` are seconds.
 
-    `least` is the similarity below which no near match is wanted, `is_only_cached` says that nothing is to be loaded.
+    `least` is the similarity below which no near match is wanted, `is_only_cached` says that nothing is to be loaded,
+    `is_unstored` that nothing is to be kept, in a recording either.
     """
 
     namespace: str = ""
@@ -40,6 +41,7 @@ class Wishes:
     least: float = -1.0
     oldest: float = inf
     is_only_cached: bool = False
+    is_unstored: bool = False
 
 
 NONE = Wishes()
@@ -64,6 +66,7 @@ def _control(wishes: Wishes, text: str) -> None:
         name, _, value = part.strip().partition("=")
         if name == "no-store":
             _tighten(wishes, "off")
+            wishes.is_unstored = True
         elif name == "no-cache":
             _tighten(wishes, "refresh")
         elif name == "only-if-cached":

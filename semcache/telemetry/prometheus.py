@@ -33,7 +33,7 @@ _LOOKUPS = frozenset({"hit", "miss", "bypass", "refresh"})
 # So many lookups are noted before they are observed.
 _FOLD_AT = 2048
 # Of a reason what comes before its numbers and quotes.
-_GENERAL = re.compile(r"[^0-9'\":(]*")
+_GENERAL = re.compile(r"[^0-9\":(]*")
 
 
 class Metrics(Collector):
