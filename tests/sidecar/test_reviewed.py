@@ -12,6 +12,7 @@ from proxies import PATHS, told
 from test_credentials import token
 
 from semcache.errors import ConfigurationError
+from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.events import Blocks, chunks_of
 from semcache.sidecar.events import told as told_as_blocks
 from semcache.sidecar.settings import Server
@@ -85,10 +86,9 @@ def test_key_of_a_token_is_for_one_server(serve, models, monkeypatch):
     sidecar = serve(upstream=servers, tokens=(own,))
     assert sidecar.chat(key="v", model="gpt-1").status_code == 200
     assert sidecar.chat(key="v", model="claude-1").status_code == 403
+    unclear = Credentials([token("v", "acme", upstream_key_env="TEST_KEY")], "s")
     with pytest.raises(ConfigurationError, match="which server is the key in TEST_KEY for"):
-        from semcache.sidecar.credentials import Credentials
-
-        Credentials([token("v", "acme", upstream_key_env="TEST_KEY")], "s").check([one.url for one in servers])
+        unclear.check([one.url for one in servers])
 
 
 @pytest.mark.parametrize("streams", [1, "true", 0])
