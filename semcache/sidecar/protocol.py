@@ -1,17 +1,53 @@
-"""HTTP as uvicorn speaks it, with bounds: how large a request's head may be, and how long head and body may take."""
+"""HTTP as uvicorn speaks it, with bounds: how large a request's head may be, and how long head and body may take.
+
+Laws: time is counted while bytes are awaited alone, not while nothing is read; nothing is written into another answer;
+what is asked is what the head says: fields that come after a body are dropped, other protocols are not spoken.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MOST_HEAD_BYTES = 64 << 10
 # A body that brings so much at least gets its time anew: a large one may come over a slow line.
 _ENOUGH_BYTES = 16 << 10
-_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def _refusal(status: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
+
+
+_WRONG = _refusal("400 Bad Request")
+_SLOW = _refusal("408 Request Timeout")
+_LARGE = _refusal("431 Request Header Fields Too Large")
+
+
+class _TooLargeError(Exception):
+    """Fields of more bytes than a request may have."""
+
+
+class _Flow(FlowControl):
+    """Flow control that tells when reading stops and goes on."""
+
+    def __init__(self, transport: Any, tell: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self._tell = tell
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._tell()
+
+    def resume_reading(self) -> None:
+        was_paused = self.read_paused
+        super().resume_reading()
+        if was_paused:
+            self._tell()
 
 
 class Bounded(HttpToolsProtocol):
@@ -19,15 +55,20 @@ class Bounded(HttpToolsProtocol):
 
     head_seconds = 10.0
     body_seconds = 60.0
-    _head_bytes = 0
-    _body_bytes = 0
     _is_in_head = False
+    _is_in_body = False
+    _is_upgrade = False
+    _field_bytes = 0  # of the head, and of what comes after the body
+    _other_bytes = 0  # read since the head began, or since the last of its body
+    _body_bytes = 0
+    _read_bytes = 0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
         super().connection_made(transport)
-        self._wait(self.head_seconds)
+        self.flow = _Flow(transport, self._watch_request)
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
@@ -36,52 +77,129 @@ class Bounded(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, as many as a head may have."""
-        super().data_received(data)
-        if self._is_in_head:
-            if self._timer is None:  # the next request on a connection that was kept
-                self._wait(self.head_seconds)
-            self._head_bytes += len(data)
-            if self._head_bytes > _MOST_HEAD_BYTES:
+        self._unset_keepalive_if_required()
+        self._read_bytes = len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._close(_LARGE if isinstance(error.__context__, _TooLargeError) else _WRONG)
+            return
+        if self._is_in_head or self._is_in_body:
+            self._other_bytes += len(data)
+            if self._other_bytes > _MOST_HEAD_BYTES:
                 self._close(_LARGE)
+                return
+        if self._timer is None and not self._is_in_body:  # the next request on a connection that was kept
+            self._watch()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse; the parser stops where another protocol is asked for, and what was asked is read without that."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                self._is_upgrade = False
+                head = self._head()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head(self) -> bytes:
+        """Return the head that was read, without `Upgrade`. Raises HttpParserError."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("there is no way through")
+        fields = (b"%s: %s\r\n" % one for one in self.headers if one[0] != b"upgrade")
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(fields))
 
     def on_message_begin(self) -> None:
         """Take note that a head begins."""
         super().on_message_begin()
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head, self._field_bytes = True, 0
+        self._other_bytes = -self._read_bytes
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; one that comes after the body is dropped."""
+        self._count(len(name) + len(value))
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Wait for the body, be it of no bytes."""
         self._is_in_head = False
-        self._stop()
+        if self.parser.should_upgrade():
+            self._is_upgrade = True
+            return
         super().on_headers_complete()
-        self._wait(self.body_seconds)
+        self._is_in_body, self._body_bytes = True, 0
+        self._watch()
 
     def on_body(self, body: bytes) -> None:
         """Wait for the rest of it."""
+        self._other_bytes = -self._read_bytes
         self._body_bytes += len(body)
-        if self._body_bytes >= _ENOUGH_BYTES and self._timer is not None:
-            self._body_bytes = 0
-            self._stop()
-            self._wait(self.body_seconds)
         super().on_body(body)
+        if self._body_bytes >= _ENOUGH_BYTES:
+            self._body_bytes = 0
+            self._watch()
 
     def on_message_complete(self) -> None:
         """Wait for it no more."""
-        self._stop()
-        super().on_message_complete()
+        if not self._is_upgrade:
+            self._is_in_body = False
+            self._stop()
+            super().on_message_complete()
 
-    def _wait(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self._close, _SLOW)
+    def on_response_complete(self) -> None:
+        """Wait for what comes next, where it has begun."""
+        super().on_response_complete()
+        self._watch_request()
+
+    def _count(self, size: int) -> None:
+        self._field_bytes += size
+        if self._field_bytes > _MOST_HEAD_BYTES:
+            raise _TooLargeError
+
+    def _watch_request(self) -> None:
+        if self._is_in_head or self._is_in_body:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Give what is awaited its time anew; it has no end while nothing is read, or another call is answered."""
+        self._stop()
+        if not (self.flow.read_paused or self._is_behind or self.transport.is_closing()):
+            self._timer = self.loop.call_later(
+                self.body_seconds if self._is_in_body else self.head_seconds, self._late
+            )  # fmt: skip
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether an earlier call is still being answered."""
+        is_open = self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline) or (is_open and not self._is_in_body)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _late(self) -> None:
+        self._close(_SLOW if self._is_in_head or self._is_in_body else b"")
+
     def _close(self, said: bytes) -> None:
         self._stop()
         if not self.transport.is_closing():
-            if self._is_in_head or (self.cycle is not None and not self.cycle.response_started):
+            has_begun = self._is_in_body and (self.cycle.response_started or self.cycle.response_complete)
+            if not (self._is_behind or has_begun):
                 self.transport.write(said)
             self.transport.close()
 

@@ -28,7 +28,7 @@ from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Limits, Proxy
-from semcache.sidecar.settings import Settings
+from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
@@ -67,10 +67,20 @@ class Sidecar:
     def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
         self._credentials = Credentials(settings.tokens, settings.secret)
+        self._upstream = upstream_of(settings)
         self.cache = cache_of(settings) if cache is None else cache
         self._health = Health(self.cache)
+        try:
+            proxy = proxy_of(settings, self.cache, self._upstream, self._credentials, self._health)
+            self._config = _config(settings, proxy)
+            self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
+        except ConfigurationError:
+            if cache is None:
+                self.cache.close()
+            raise
         self._sockets: list[socket.socket] = []
         self._health_sockets: list[socket.socket] = []
+        self._file: _SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
 
@@ -80,7 +90,9 @@ class Sidecar:
         try:
             self._sockets.append(listening(settings.host, settings.port))
             if settings.unix:
-                self._sockets.append(listening_at(Path(settings.unix)))
+                path = Path(settings.unix)
+                self._sockets.append(listening_at(path))
+                self._file = _SocketFile(path)
             if settings.health_port:
                 self._health_sockets.append(listening(settings.health_host, settings.health_port))
         except OSError:
@@ -96,22 +108,20 @@ class Sidecar:
     def told(self) -> str:
         """Return in a line where it listens."""
         also = f" and unix://{self._settings.unix}" if self._settings.unix else ""
-        behind = ", ".join(server.url for server in self._settings.upstream)
+        behind = ", ".join(without_secrets(server.url) for server in self._settings.upstream)
         return f"semcache listens at {self.url}{also}, in front of {behind}"
 
     async def run(self, say: Callable[[], None]) -> None:
         """Serve until `end` is called, and until what was being answered then has ended; `say` when it listens."""
-        settings, cache = self._settings, self.cache
+        cache, upstream = self.cache, self._upstream
         if self._credentials.is_random and cache.store is not None:
             logger.warning(
                 "no secret is set, so callers' keys have digests of this start alone, and what the store holds for "
                 "them is found no more after it: set SEMCACHE_SECRET to one secret for all sidecars of the store"
             )
         async with cache:
-            upstream = upstream_of(settings)
-            proxy = proxy_of(settings, cache, upstream, self._credentials, self._health)
-            self._server = server = _Server(_config(settings, proxy))
-            beside = _Server(_config(settings, HealthOnly(self._health), is_plain=True))
+            self._server = server = _Server(self._config)
+            beside = _Server(self._health_config)
             server.should_exit = self._is_ending
             warming = asyncio.create_task(self._health.warm())
             other = asyncio.create_task(beside.serve(self._health_sockets)) if self._health_sockets else None
@@ -128,6 +138,7 @@ class Sidecar:
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
         self._health.is_draining = True
+        self._give_file_back()
         if self._server is not None:
             self._server.force_exit = self._is_ending
             self._server.should_exit = True
@@ -137,8 +148,31 @@ class Sidecar:
         """Give the addresses back."""
         for one in (*self._sockets, *self._health_sockets):
             one.close()
-        if self._settings.unix and len(self._sockets) > 1:
-            Path(self._settings.unix).unlink(missing_ok=True)
+        self._give_file_back()
+
+    def _give_file_back(self) -> None:
+        """Remove the socket's file, once: from then on another sidecar may listen there."""
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+
+
+class _SocketFile:
+    """The file of a socket that listens at a path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is = self._found()
+
+    def remove(self) -> None:
+        """Remove it, but no other that has been put in its place."""
+        with suppress(OSError):
+            if self._found() == self._is:
+                self._path.unlink()
+
+    def _found(self) -> tuple[int, int]:
+        told = self._path.lstat()
+        return told.st_dev, told.st_ino
 
 
 def cache_of(settings: Settings) -> Cache:
@@ -203,10 +237,20 @@ def proxy_of(
     limits = Limits(
         size_bytes(settings.limit_body, "limit.body"), settings.limit_requests
     )  # fmt: skip
-    kept = {"redis": settings.ttl_redis, "disk": settings.ttl_disk, "memcached": settings.ttl_memcached}
-    own = [seconds(ttl, f"ttl.{name}") for name, ttl in kept.items() if getattr(settings, name)]
-    longest = max(own, default=seconds(settings.ttl_memory, "ttl.memory"))
-    return Proxy(cache, upstream, credentials, options, limits, health, longest)
+    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings))
+
+
+def _longest(settings: Settings) -> float:
+    """Return the longest life that a caller may ask for: that of the tier which keeps answers for all."""
+    # The exact store says what has ended; memcached beside it only holds copies.
+    for name, is_there, ttl in (
+        ("ttl.redis", settings.redis, settings.ttl_redis),
+        ("ttl.disk", settings.disk, settings.ttl_disk),
+        ("ttl.memcached", settings.memcached, settings.ttl_memcached),
+    ):
+        if is_there:
+            return seconds(ttl, name)
+    return seconds(settings.ttl_memory, "ttl.memory")
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ is a flag, where every user of the machine could read it.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
@@ -21,6 +22,10 @@ from semcache.errors import ConfigurationError
 from semcache.sidecar.credentials import Token
 
 PREFIX = "SEMCACHE_"
+
+_PORTS = range(1 << 16)
+# Names of what an address may tell in its query, and nobody else should see.
+_SECRETS = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|secret|token|key|auth|cred|sig)[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
 def _setting(default: Any, about: str, metavar: str = "TEXT", *, name: str = "", is_secret: bool = False) -> Any:
@@ -121,21 +126,33 @@ class Resolved:
         for one in _table():
             value = getattr(self.settings, one.name)
             table, _, key = _key_of(one).rpartition(".")
-            if one.metadata["is_secret"]:
-                value = "..." if value else ""
             if one.name != "upstream":
-                line = f"{key} = {_toml(_unsecret(value))}"
+                shown = without_secrets(value) if isinstance(value, str) else value
+                shown = "..." if value and one.metadata["is_secret"] else shown
+                # A file with dots for a password would be read as one that has it.
+                line = f"{'' if shown == value else '# '}{key} = {_toml(shown)}"
                 tables.setdefault(table, []).append(f"{line:<40} # {self.taken.get(one.name, 'default')}")
         lines = [*tables.pop(""), *(line for name, own in tables.items() for line in ("", f"[{name}]", *own))]
         for server in self.settings.upstream:
             where = self.taken.get("upstream", "")
-            lines += ["", f"[[upstream]] # {where}", f"url = {_toml(_unsecret(server.url))}"]
+            lines += ["", f"[[upstream]] # {where}", f"url = {_toml(without_secrets(server.url))}"]
             lines += [f"models = {_toml(server.models)}"] if server.models else []
         for token in self.settings.tokens:
-            lines += ["", "[[token]]", f"name = {_toml(token.name)}", f"tenant = {_toml(token.tenant)}"]
+            lines += ["", "[[token]]", f"name = {_toml(token.name)}", f"sha256 = {_toml(token.sha256.hex())}"]
+            lines += [f"tenant = {_toml(token.tenant)}"]
             lines += [f"rights = {_toml(sorted(token.rights))}"]
             lines += [f"upstream_key_env = {_toml(token.upstream_key_env)}"] if token.upstream_key_env else []
+            lines += [f"upstream = {_toml(token.upstream)}"] if token.upstream else []
         return "\n".join(lines)
+
+
+def without_secrets(address: str) -> str:
+    """Return an address without its password, and without what its query has of secrets."""
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return address
+    rest = _SECRETS.sub(r"\1...", rest)
+    return f"{scheme}://...@{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://{rest}"
 
 
 def add_settings(parser: ArgumentParser) -> None:
@@ -189,6 +206,9 @@ def _check(settings: Settings) -> None:
             f"host: whoever reaches {settings.host} could ask and read; give [[token]] tables in the file (`semcache "
             "serve --new-token` makes one), or tls_client_ca, or listen at 127.0.0.1"
         )
+    for name in ("limit_requests", "limit_connections"):
+        if getattr(settings, name) < 1:
+            raise ConfigurationError(f"{name.replace('_', '.')}: it is at least 1; got {getattr(settings, name)}")
     if settings.log not in ("text", "json"):
         raise ConfigurationError(f'log: it is "text" or "json"; got {settings.log!r}')
     if settings.sampling not in ("zero", "any"):
@@ -211,6 +231,13 @@ def _parsed(one: Any, value: Any, where: str) -> Any:
     """Return a setting's value of what was typed. Raises ConfigurationError, which names where."""
     if one.name == "upstream":
         return (_server(value, where),)
+    told = _typed(one, value, where)
+    if one.metadata["metavar"] == "PORT" and told not in _PORTS:
+        raise ConfigurationError(f"{where}: a port is from 0 to {_PORTS[-1]}; got {told}")
+    return told
+
+
+def _typed(one: Any, value: Any, where: str) -> Any:
     kind = type(one.default)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
@@ -232,9 +259,19 @@ def _truth(text: str) -> bool:
 
 def _server(url: Any, where: str, models: Any = ()) -> Server:
     """Return a server of its address. Raises ConfigurationError."""
-    parts = urlsplit(url if isinstance(url, str) else "")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigurationError(f"{where}: a server's address is as https://api.openai.com; got {url!r}")
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) in _PORTS
+    except ValueError:
+        is_whole = False
+    told = without_secrets(url) if isinstance(url, str) else url
+    if not is_whole or parts.query or parts.fragment:
+        raise ConfigurationError(f"{where}: a server's address is as https://api.openai.com; got {told!r}")
+    if "@" in parts.netloc:
+        raise ConfigurationError(
+            f"{where}: a server's address has no name and password in it; got {told!r}: let callers send the key, or "
+            "give it by `upstream_key_env` of a [[token]]"
+        )
     if not isinstance(models, list | tuple) or not all(isinstance(one, str) and one for one in models):
         raise ConfigurationError(f'{where}: models are patterns, as ["gpt-*"]; got {models!r}')
     return Server(url.rstrip("/").removesuffix("/v1"), tuple(models))
@@ -279,14 +316,6 @@ def _tables(told: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
         raise ConfigurationError(f"{where}: write [[{where.rpartition(' ')[2]}]], a table for each")
     return [dict(one) for one in told]
-
-
-def _unsecret(value: Any) -> Any:
-    """Return an address without its password."""
-    if not isinstance(value, str) or "@" not in value or "://" not in value:
-        return value
-    scheme, _, rest = value.partition("://")
-    return f"{scheme}://...@{rest.rpartition('@')[2]}"
 
 
 def _toml(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import httpx
@@ -26,6 +27,28 @@ def received(connection):
     except ConnectionResetError:
         pass
     return b"".join(parts)
+
+
+def asked(text, **more):
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **more}).encode()
+
+
+def call(body, *fields, told=None):
+    """Return a call as bytes; a chunked one where `told` is b"chunked"."""
+    length = b"transfer-encoding: chunked" if told else b"content-length: %d" % len(body)
+    head = (b"POST /v1/chat/completions HTTP/1.1", b"host: x", b"authorization: Bearer sk-1", length, *fields)
+    sent = b"%x\r\n%s\r\n0\r\n" % (len(body), body) if told else body
+    return b"\r\n".join(head) + b"\r\n\r\n" + sent
+
+
+def until(connection, end):
+    """Return what comes, until it has these bytes."""
+    got = b""
+    while end not in got:
+        part = connection.recv(65_536)
+        assert part, got
+        got += part
+    return got
 
 
 @pytest.fixture
@@ -124,6 +147,113 @@ def test_many_idle_connections_leave_room_for_calls(serve):
     finally:
         for one in connections:
             one.close()
+
+
+def test_fields_after_a_body_change_nothing(narrow, models):
+    """They come when the call is already being answered: neither key nor caller is made of them."""
+    trailers = b"openai-organization: evil\r\ncookie: s=1\r\nx-vendor: evil\r\n\r\n"
+    with raw(narrow) as connection:
+        connection.sendall(call(asked("Do you ship?"), b"connection: close", told=b"chunked") + trailers)
+        assert b" 200 " in received(connection)
+    assert not {"openai-organization", "cookie", "x-vendor"} & models.asked[-1].headers.keys()
+    assert told(narrow.chat("Do you ship?")) == "hit"
+
+
+@pytest.mark.parametrize(
+    "flood", [b"x" * 200_000, b"x-a: " + b"y" * 200_000, b"".join(b"x-%d: y\r\n" % one for one in range(20_000))]
+)
+def test_fields_after_a_body_that_do_not_end_close_the_connection(serve, flood):
+    """In a name, a value, and in their number; a slow body is not what ends it."""
+    patient = serve(timeout_body="10m", timeout_headers="10m")
+    with raw(patient) as connection:
+        try:
+            connection.sendall(call(asked("a"), told=b"chunked") + flood)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        answer = received(connection)
+    assert answer == b"" or b" 431 " in answer or b" 400 " in answer
+
+
+H2C = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAEAA")
+
+
+@pytest.mark.parametrize("form", [None, b"chunked"])
+def test_call_that_offers_another_protocol_is_answered_in_this_one(narrow, models, form):
+    """As Java's client does by default: with its body whole, and the next call on the same connection."""
+    end = b"\r\n" if form else b""
+    whole = call(asked("up"), *H2C, told=form) + end
+    with raw(narrow) as connection:
+        connection.sendall(whole)
+        assert b"x-semcache: miss" in until(connection, b"Answer to: up")
+        cut = whole.index(b'"messages"')
+        connection.sendall(whole[:cut])
+        connection.sendall(whole[cut:])
+        assert b"x-semcache: hit" in until(connection, b"Answer to: up")
+        connection.sendall(whole * 2 + call(asked("up"), b"connection: close"))
+        assert received(connection).count(b"x-semcache: hit") == 3
+    assert models.calls == 1
+
+
+def test_way_through_is_refused(narrow):
+    """There is none: CONNECT is a 400 at once."""
+    with raw(narrow) as connection:
+        connection.sendall(b"CONNECT x.example:443 HTTP/1.1\r\nhost: x.example\r\n\r\n")
+        assert b" 400 " in received(connection)
+
+
+def test_connection_that_is_kept_by_empty_lines_alone_ends(narrow):
+    """They are no request, though HTTP lets them come before one."""
+    with raw(narrow) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        until(connection, b'"ok"}')
+        connection.sendall(b"\r\n")
+        assert received(connection) == b""
+
+
+@pytest.mark.parametrize("late", [b"", b"nonsense nonsense\r\n\r\n"])
+def test_nothing_is_written_into_an_answer_that_is_on_its_way(serve, models, late):
+    """What comes behind a call and is late or wrong harms no byte of that call's answer."""
+    sidecar = serve(timeout_headers="100ms", timeout_body="100ms")
+    held = models.hold(after=1)
+    with raw(sidecar) as connection:
+        connection.sendall(call(asked("a", stream=True)))
+        assert held.reached.wait(GUARD)
+        begun = until(connection, b"data: ")
+        connection.sendall(late or call(asked("b"))[:-5])
+        connection.settimeout(0.4)
+        try:
+            begun += received(connection)
+        except TimeoutError:
+            held.go.set()
+            connection.settimeout(GUARD)
+            begun += received(connection)
+    held.go.set()
+    answer, _, behind = begun.partition(b"0\r\n\r\n")
+    assert b" 408 " not in answer
+    assert b" 400 " not in answer
+    if not late:
+        assert b"[DONE]" in answer
+        assert b" 408 " in behind
+
+
+def test_body_is_not_late_while_nothing_is_read_of_it(serve, models):
+    """An upload that waits for the server behind is not its caller's fault."""
+    sidecar = serve(timeout_body="200ms", limit_connections=1)
+    held = models.hold(after=1)
+    with httpx.Client(base_url=sidecar.url, timeout=GUARD) as client, raw(sidecar) as upload:
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "a"}]}
+        opened = client.send(client.build_request("POST", PATHS["openai"], json=body), stream=True)
+        assert held.reached.wait(GUARD)
+        head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 400000\r\n\r\n"
+        upload.sendall(head + b"x" * 100_000)
+        upload.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            upload.recv(1)
+        upload.settimeout(GUARD)
+        held.go.set()
+        opened.read()
+        upload.sendall(b"x" * 300_000)
+        assert b" 404 " in received(upload)
 
 
 @pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/x/../../admin"])

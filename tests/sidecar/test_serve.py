@@ -15,6 +15,10 @@ import pytest
 from instruments import GUARD
 from proxies import PATHS
 
+from semcache.errors import ConfigurationError
+from semcache.sidecar.serve import Sidecar
+from semcache.sidecar.settings import Server, Settings
+
 
 class Process:
     """A sidecar in a process of its own."""
@@ -110,12 +114,82 @@ def test_port_that_is_taken_is_said_in_a_line(start, models):
 
 def test_wrong_setting_is_said_in_a_line(start, tmp_path):
     """Status 2, nothing listens."""
-    for arguments in (("--host", "0.0.0.0"), ("--policy", "none"), ("--redis", "http://x"), ("--memory", "much")):
+    for arguments in (
+        ("--host", "0.0.0.0"), ("--policy", "none"), ("--redis", "http://x"), ("--memory", "much"), ("--port", "70000"),
+    ):  # fmt: skip
         sidecar = start(*arguments)
         status, errors = sidecar.stop(None)
         assert (status, errors) == (2, "")
         assert sidecar.line.startswith("semcache: ")
         assert "Traceback" not in sidecar.line
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("timeout_connect", "banana"), ("timeout_upstream", "banana"), ("timeout_headers", "banana"),
+        ("timeout_body", "banana"), ("timeout_drain", "banana"), ("limit_body", "much"), ("tls_cert", "/none.pem"),
+    ],
+)  # fmt: skip
+def test_wrong_setting_is_found_before_anything_listens(models, name, word):
+    """Also those that no cache is made of."""
+    settings = Settings(upstream=(Server(models.url),), port=0, **{name: word})
+    with pytest.raises(ConfigurationError, match=name.replace("_", ".")):
+        Sidecar(settings)
+
+
+def test_drained_sidecar_leaves_its_successors_socket(serve, models, tmp_path):
+    """Its own is removed as it begins to drain, so that the next can take its place."""
+    path = tmp_path / "semcache.sock"
+    first = serve(unix=str(path))
+    held = models.hold(after=1)
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append(first.chat(stream=True).text))
+    reader.start()
+    assert held.reached.wait(GUARD)
+    first.end()
+    for _ in range(1000):
+        if not path.exists():
+            break
+        threading.Event().wait(0.005)
+    assert not path.exists()
+    second = serve(unix=str(path))
+    held.go.set()
+    reader.join(GUARD)
+    first.close()
+    assert answers[0].rstrip().endswith("[DONE]")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://semcache") as client:
+        assert client.get("/livez").json() == {"status": "ok"}
+    second.close()
+    assert not path.exists()
+
+
+def test_socket_that_was_put_in_its_place_is_left(serve, tmp_path):
+    """Whoever replaced the file has it."""
+    path = tmp_path / "semcache.sock"
+    sidecar = serve(unix=str(path))
+    path.rename(tmp_path / "kept.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        sidecar.close()
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize(
+    ("kept", "longest"),
+    [
+        ({"redis": "redis://h", "memcached": "memcached://h"}, 600),
+        ({"disk": "cache.db", "memcached": "memcached://h"}, 1200),
+        ({"memcached": "memcached://h"}, 86_400),
+        ({}, 300),
+    ],
+)
+def test_life_that_a_caller_asks_for_is_at_most_the_exact_stores(serve, kept, longest):
+    """Where there is none memcached's, then memory's; not the longest of all."""
+    sidecar = serve(ttl_redis="10m", ttl_disk="20m", ttl_memcached="1d", ttl_memory="5m", **kept)
+    sidecar.chat(headers={"x-semcache-ttl": "30d"})
+    life = int(sidecar.chat().headers["cache-status"].split("ttl=")[1].split(";")[0])
+    assert 0.8 * longest < life <= longest  # lives are spread a little, so that they do not end together
 
 
 def test_store_shared_without_a_secret_is_warned_of(start, tmp_path):

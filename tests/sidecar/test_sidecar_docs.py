@@ -22,7 +22,7 @@ def test_every_setting_is_documented_with_its_default():
         if line.startswith("["):
             table = line.strip("[]").split("]")[0] + "."
         elif " = " in line and table != "upstream.":
-            names.add(table + line.split(" = ")[0])
+            names.add(table + line.removeprefix("# ").split(" = ")[0])
     documented = dict(re.findall(r"^\| `([a-z_.]+)` \| (?:`([^`]*)`)? ?\|", DOCS, re.MULTILINE))
     assert documented.keys() - {"upstream"} == names
     defaults = Settings()
