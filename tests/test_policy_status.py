@@ -8,6 +8,7 @@ from instruments import Compass, until
 import semcache
 from semcache.model import Neighbour, Request
 from semcache.policy.label import Label, Source
+from semcache.policy.status import Offer, Share
 
 pytestmark = pytest.mark.semantic
 
@@ -181,3 +182,24 @@ def test_several_families_are_told_with_all_others_together():
 def test_what_is_missing_is_told_once():
     """A budget's own line says it; the offers beside it are of other budgets."""
     assert str(budget(20).status()).count("95 labels are missing") == 1
+
+
+def test_wrong_share_stands_beside_the_labels_that_it_is_of():
+    """An interval of what the cut serves is not to be read as one of all labels; those are told too."""
+    policy = budget(150)
+    for number in range(50):
+        at = b"wrong %d" % number
+        policy.learn(Label(b"0", at, at, "a", "b", 0.72, 0.72, False, Source.AUDIT))
+    told = policy.status().families[0]
+    assert (told.labels, told.wrong.labels, told.wrong.count) == (200, 150, 0)
+    assert f"open from {told.cut:g} on; 150 labels from there on (200 in all), 0.00% [0.00%, 2.43%] wrong" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [(38 / 24 / 3600, "1 min"), (0.01, "15 min"), (1 / 24, "60 min"), (0.1, "3 h"), (0.99, "24 h"), (1.94, "1.9 days")],
+)
+def test_time_until_labels_are_there_is_told_in_a_unit_that_shows_it(days, told):
+    """Below an hour minutes: whole hours would make one of a minute and of fifty."""
+    offer = Offer(0.05, None, 0.0, Share(0, 20), 38, days)
+    assert str(offer).endswith(f"38 labels are missing, in about {told} at this rate")

@@ -11,6 +11,7 @@ from semcache.policy.bounds import upper_bound
 
 State = Literal["open", "closed", "alarm"]
 _BOTH_SIDES = 0.975
+_HOUR_MINUTES, _DAY_MINUTES = 60, 1440
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,10 @@ class FamilyStatus:
         cut = f" from {self.cut:g} on" if self.cut is not None else ""
         if not self.is_by_itself and not self.about.startswith("all"):
             cut = " (too few labels: the others' cut decides)"
-        lines = [f"{where}: {self.state}{cut}; {self.labels} labels, {self.wrong} wrong"]
+        labels = f"{self.labels} labels"
+        if self.cut is not None and self.wrong.labels != self.labels:  # the share is of what the cut serves alone
+            labels = f"{self.wrong.labels} labels from there on ({self.labels} in all)"
+        lines = [f"{where}: {self.state}{cut}; {labels}, {self.wrong} wrong"]
         if self.cut is None and self.budget is not None:
             lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
         if self.origin.labels:
@@ -250,4 +254,11 @@ def _missing(labels: int | None, days: float | None) -> str:
     missing = "1 label is missing" if labels <= 1 else f"{labels} labels are missing"
     if days is None:
         return missing
-    return f"{missing}, in about {f'{days:.1f} days' if days >= 1 else f'{ceil(days * 24)} h'} at this rate"
+    return f"{missing}, in about {_span(days)} at this rate"
+
+
+def _span(days: float) -> str:
+    if days >= 1:
+        return f"{days:.1f} days"
+    minutes = ceil(days * _DAY_MINUTES)
+    return f"{ceil(minutes / _HOUR_MINUTES)} h" if minutes > _HOUR_MINUTES else f"{minutes} min"

@@ -21,7 +21,9 @@ from semcache.semantic.served import EmbeddingServer
 from semcache.wrap.default import budget_of, policy_of
 
 _PACKAGES = ("httpx", "torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
-_POLICY_MEND = 'set --policy or SEMCACHE_POLICY to "shadow", "threshold:0.92", "budget:0.01" or a file of `semcache tune` that exists'
+_POLICY_MEND = (
+    'name "shadow", "threshold:0.92", "budget:0.01" or a file of `semcache tune` in --policy or SEMCACHE_POLICY'
+)
 _PATIENT_SECONDS = 60.0
 _STORED = ("How do I reset my password?", "Which invoices are due in March?")
 _GPU_BATCH, _CPU_BATCH = 1024, 32
