@@ -66,6 +66,13 @@ def test_wrong_labels_prove_nothing():
     assert outcome.policy.others.wrong == 30
 
 
+def test_few_wrong_labels_leave_the_share_open():
+    """4 of 60 may be more than 5% by chance: that no label would help is not known, and not claimed."""
+    text = told(tuned(repeats(120, wrong=4)))
+    assert "4 were wrong: more than that share, but so few labels leave open what it is, 1.8% to 16.2%" in text
+    assert "will not help" not in text
+
+
 def test_second_part_has_no_say():
     """What comes after the split changes neither cut nor proof, only what is reported."""
     lines = repeats(60) + repeats(60, wrong=60, start=1000)
