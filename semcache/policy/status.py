@@ -182,16 +182,20 @@ class CutStatus:
     """What a tuned policy serves in one scope family, or in all that were not measured alone ("others").
 
     `cut` is None where none was proved; `wrong` is of the labels that were looked at, `bound` the share that is wrong
-    at most, with the policy's confidence.
+    at most, with the policy's confidence. None was where only `counted` were there, and it takes `needed`.
     """
 
     name: str
     cut: float | None
     wrong: Share
     bound: float
+    counted: int = 0
+    needed: int = 0
 
     def __str__(self) -> str:
         where = "all families that were not measured alone" if self.name == "others" else f"family {self.name}"
+        if not self.wrong.labels and self.needed:
+            return f"{where}: nothing, as it takes {self.needed:,} labels, none wrong, and there were {self.counted:,}"
         if not self.wrong.labels:
             return f"{where}: nothing, as there were no labels"
         told = f"{self.wrong.labels} labels, {self.wrong.count} of them wrong"

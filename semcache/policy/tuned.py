@@ -39,11 +39,14 @@ class Proof:
     """What the labels of a scope family, or of a namespace, say: the cut that they prove (None: none), and they.
 
     `bound` is the upper bound on the wrong share of what that cut serves; without a cut, of what was tested first.
+    Where too few labels were there to test any, none was looked at: then there were `counted`, and it takes `needed`.
     """
 
     cut: float | None
     labels: int
     wrong: int
+    counted: int = 0
+    needed: int = 0
 
     def bound(self, confidence: float) -> float:
         return upper_bound(self.wrong, self.labels, confidence)
@@ -140,7 +143,8 @@ class Tuned:
         )  # fmt: skip
 
     def _status_of(self, name: str, proof: Proof) -> CutStatus:
-        return CutStatus(name, proof.cut, Share(proof.wrong, proof.labels), proof.bound(self.confidence))
+        wrong = Share(proof.wrong, proof.labels)
+        return CutStatus(name, proof.cut, wrong, proof.bound(self.confidence), proof.counted, proof.needed)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, whole or not at all. Raises OSError."""
@@ -167,7 +171,8 @@ class Tuned:
             beside.unlink(missing_ok=True)
 
     def _told(self, proof: Proof) -> dict[str, Any]:
-        return {**asdict(proof), "bound": proof.bound(self.confidence)}
+        told = {**asdict(proof), "bound": proof.bound(self.confidence)}
+        return told if proof.needed else {name: told[name] for name in ("cut", "labels", "wrong", "bound")}
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -250,7 +255,7 @@ class _ScoreCut(_Cut):
 
 
 def _proof(told: Mapping[str, Any]) -> Proof:
-    return Proof(told["cut"], told["labels"], told["wrong"])
+    return Proof(told["cut"], told["labels"], told["wrong"], told.get("counted", 0), told.get("needed", 0))
 
 
 def _score(told: Mapping[str, Any]) -> Score:
