@@ -340,7 +340,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
 
     def explain(self, request: Request) -> Explanation:
         """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
-        return run(explain(self.chain.tiers, self.chain.codec.decode, request, is_closed=self._closed))
+        codec = self.chain.codec
+        return run(explain(self.chain.tiers, codec.decode, self.blocks, request, is_closed=self._closed))
 
     # Life
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from semcache.blocks import Blocks
 from semcache.model import Decision, Hit, Miss, Neighbour, Request
 from semcache.plan import Plan
 from semcache.tier import Breaker, Tier
@@ -18,7 +19,8 @@ class Explanation:
     """Which tier would answer, and what each of the others said.
 
     `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, served or not,
-    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against.
+    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against. `reported` says, by
+    key, of those that were reported as wrong why they are not served.
     """
 
     tier: str | None = None
@@ -28,6 +30,7 @@ class Explanation:
     remaining: float | None = None
     decision: Decision | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
+    reported: dict[bytes, str] = field(default_factory=dict)
     said: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -42,13 +45,21 @@ class Explanation:
         lines += [f"  {tier}: {said}" for tier, said in self.said]
         if self.decision is not None:
             lines.append(f"  policy: {self.decision.verdict.value}, {self.decision.reason}")
-        lines += [f"  {near.similarity:.4f}  {_scored(near)}{near.text[:90]!r}" for near in self.neighbours]
+        lines += [
+            f"  {near.similarity:.4f}  {_scored(near)}{near.text[:90]!r}{self._skipped(near)}"
+            for near in self.neighbours
+        ]
         return "\n".join(lines)
+
+    def _skipped(self, neighbour: Neighbour) -> str:
+        why = self.reported.get(neighbour.key)
+        return "" if why is None else f"  {why}"
 
 
 def explain(
     tiers: Sequence[tuple[Tier, Breaker]],
     decode: Callable[[bytes], object],
+    blocks: Blocks,
     request: Request,
     *,
     is_closed: bool = False,
@@ -71,6 +82,10 @@ def explain(
         if found.evidence is not None:
             explanation.decision = found.evidence.decision
             explanation.neighbours = found.evidence.neighbours
+            for near in explanation.neighbours:
+                why = blocks.why_not(near.key, request.text or "", near.similarity)
+                if why is not None:
+                    explanation.reported[near.key] = why
         if isinstance(found, Hit):
             explanation.said.append((tier.name, "hit"))
             if explanation.tier is None:
