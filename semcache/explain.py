@@ -19,8 +19,8 @@ class Explanation:
     """Which tier would answer, and what each of the others said.
 
     `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, served or not,
-    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against. `reported` says, by
-    key, of those that were reported as wrong why they are not served.
+    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against. `reported` says
+    why some of them are not served, by their key: they were reported as wrong.
     """
 
     tier: str | None = None
@@ -82,10 +82,7 @@ def explain(
         if found.evidence is not None:
             explanation.decision = found.evidence.decision
             explanation.neighbours = found.evidence.neighbours
-            for near in explanation.neighbours:
-                why = blocks.why_not(near.key, request.text or "", near.similarity)
-                if why is not None:
-                    explanation.reported[near.key] = why
+            explanation.reported = _reported(blocks, request, found.evidence.neighbours)
         if isinstance(found, Hit):
             explanation.said.append((tier.name, "hit"))
             if explanation.tier is None:
@@ -104,6 +101,11 @@ def _why_not_asked(tier: Tier, breaker: Breaker, request: Request) -> str | None
     if not tier.exact and request.scope is None:
         return f"not asked: {request.exact_only or 'the call has no text'}"
     return "left alone for a while: it failed too often" if breaker.is_open else None
+
+
+def _reported(blocks: Blocks, request: Request, neighbours: Sequence[Neighbour]) -> dict[bytes, str]:
+    why_not = ((near.key, blocks.why_not(near.key, request.text or "", near.similarity)) for near in neighbours)
+    return {key: why for key, why in why_not if why is not None}
 
 
 def _scored(neighbour: Neighbour) -> str:

@@ -9,6 +9,7 @@ import semcache
 from semcache.model import Neighbour, Request
 from semcache.policy.label import Label, Source
 from semcache.policy.status import Offer, Share
+from semcache.policy.tuned import Proof
 
 pytestmark = pytest.mark.semantic
 
@@ -113,6 +114,24 @@ def test_policy_without_an_embedder_warns_once(open_cache, make):
     assert warned[0].filename.endswith("conftest.py")
     ask(cache, text="one")
     assert "the cache has no embedder=" in str(cache.policy.status())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: semcache.Threshold(0.9), lambda: semcache.Tuned(0.05, 0.95, "compass", Proof(0.9, 100, 0))]
+)
+def test_status_of_a_policy_that_learns_nothing_names_obstacles_too(open_cache, make):
+    """What it serves does not stand alone where its cache serves nothing; of two caches the later one is told of."""
+    policy = make()
+    assert policy.status().obstacles == ()
+    with pytest.warns(semcache.SemcacheWarning):
+        cache = open_cache(policy=policy)
+    (told,) = policy.status().obstacles
+    assert told.startswith("the cache has no embedder=")
+    assert told in str(policy.status())
+    cache.close()
+    assert policy.status().obstacles == ("the cache is closed, so its callers go to their origins",)
+    open_cache(policy=policy, embedder=Compass())
+    assert policy.status().obstacles == ()
 
 
 def test_cache_without_policy_and_embedder_does_not_warn(open_cache):

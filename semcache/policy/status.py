@@ -10,6 +10,7 @@ from typing import Any, Literal
 from semcache.policy.bounds import upper_bound
 
 State = Literal["open", "closed", "alarm"]
+_BOUNDS = "`semcache replay` measures it on a recording, semcache.ErrorBudget(0.01) bounds it"
 _BOTH_SIDES = 0.975
 _HOUR_MINUTES, _DAY_MINUTES = 60, 1440
 
@@ -209,7 +210,7 @@ class TunedStatus:
     """What a tuned policy serves, and what proves it; print it. It learns nothing: what traffic it meets changes none.
 
     `kind` says what its cuts are of, "cosine" or "score", `embedder` whose vectors were measured, and `measured` on
-    what and when.
+    what and when. `obstacles` are as of a policy that learns.
     """
 
     budget: float
@@ -220,6 +221,7 @@ class TunedStatus:
     families: tuple[CutStatus, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         made, recording = self.measured.get("made"), self.measured.get("recording")
@@ -229,6 +231,7 @@ class TunedStatus:
         what = "a learned score" if self.kind == "score" else "the similarity"
         return "\n".join([
             f"at most {self.budget:.3g} wrong, at {self.confidence:.0%} confidence; cuts of {what}",
+            *self.obstacles,
             f"{when}{of}, for vectors of {self.embedder}; nothing is learned since",
             *map(str, [*self.families, self.others]),
             f"guards: {', '.join(self.guards) or 'none'}",
@@ -237,19 +240,23 @@ class TunedStatus:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdStatus:
-    """What a threshold serves; print it. Its `budget` is None: nothing bounds how much of that is wrong."""
+    """What a threshold serves; print it. Its `budget` is None: nothing bounds how much of that is wrong.
+
+    `obstacles` are as of a policy that learns.
+    """
 
     cut: float
     guards: tuple[str, ...] = ()
     budget: None = None
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"a fixed cut: near matches from similarity {self.cut:g} on are served\n"
-            "nothing bounds how many of them are wrong: `semcache replay` measures it on a recording, "
-            "semcache.ErrorBudget(0.01) bounds it\n"
-            f"guards: {', '.join(self.guards) or 'none'}"
-        )
+        return "\n".join([
+            f"a fixed cut: near matches from similarity {self.cut:g} on are served",
+            *self.obstacles,
+            f"nothing bounds how many of them are wrong: {_BOUNDS}",
+            f"guards: {', '.join(self.guards) or 'none'}",
+        ])  # fmt: skip
 
 
 def _missing(labels: int | None, days: float | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -74,10 +74,15 @@ class Tuned:
     guards: tuple[str, ...] = ()
     score: Score | None = None
     _guards: Guards = field(init=False, repr=False, compare=False)
+    _surroundings: Callable[[], list[str]] = field(init=False, repr=False, compare=False, default=list)
 
     def __post_init__(self) -> None:
         # Made once, for it is asked of every near match; it refuses a name that is no guard's.
         object.__setattr__(self, "_guards", Guards(self.guards))
+
+    def surround(self, told: Callable[[], list[str]]) -> None:
+        """Know what stands in the way where it works: of several caches, in the one that was made last."""
+        object.__setattr__(self, "_surroundings", told)
 
     @property
     def kind(self) -> str:
@@ -135,11 +140,11 @@ class Tuned:
         return f"Tuned({self.budget:g}, {families} {'family' if families == 1 else 'families'}, others: {others})"
 
     def status(self) -> TunedStatus:
-        """Return what it serves by scope family, the labels that prove it, and what it was tuned on: print it."""
+        """Return what it serves by scope family, what proves that, and what keeps its cache from it: print it."""
         return TunedStatus(
             self.budget, self.confidence, self.kind, self.embedder, self._status_of("others", self.others),
             tuple(self._status_of(family, proof) for family, proof in self.families.items()), dict(self.measured),
-            self._guards.listed,
+            self._guards.listed, tuple(self._surroundings()),
         )  # fmt: skip
 
     def _status_of(self, name: str, proof: Proof) -> CutStatus:
