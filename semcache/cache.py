@@ -35,7 +35,7 @@ from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
 from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_near, check_stores, embedder_of, observers_of
 from semcache.plan import Crew, Outcome, Plan, arun, run
-from semcache.policy import Policy, as_policy
+from semcache.policy import Policy, Threshold, Tuned, as_policy
 from semcache.policy.learner import Learner
 from semcache.policy.threshold import warn_unmeasured
 from semcache.prices import Prices, Source
@@ -233,8 +233,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
         Neither must hold the cache itself, or one that is dropped would never end.
         """
         recorder, reference, name = self.recorder, weakref.ref(self), self.store.name if self.store else ""
-        if isinstance(self.policy, Learner):
-            self.policy.surroundings = partial(_surroundings, reference)
+        if isinstance(self.policy, Learner | Threshold | Tuned):
+            self.policy.surround(partial(_surroundings, reference))
 
         def switch(mode: Mode | None) -> None:
             cache = reference()
@@ -340,7 +340,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
 
     def explain(self, request: Request) -> Explanation:
         """Tell how a request would be answered now, by which tier, and why not by the others; nothing is loaded."""
-        return run(explain(self.chain.tiers, self.chain.codec.decode, request, is_closed=self._closed))
+        codec = self.chain.codec
+        return run(explain(self.chain.tiers, codec.decode, self.blocks, request, is_closed=self._closed))
 
     # Life
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from semcache.blocks import Blocks
 from semcache.model import Decision, Hit, Miss, Neighbour, Request
 from semcache.plan import Plan
 from semcache.tier import Breaker, Tier
@@ -18,7 +19,8 @@ class Explanation:
     """Which tier would answer, and what each of the others said.
 
     `said` is (tier, "hit" | "miss" | the reason). `similarity` and `decision` are of the best neighbour, served or not,
-    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against.
+    and `neighbours` the nearest rows of the scope, nearest first; `cut` is what it was held against. `reported` says
+    why some of them are not served, by their key: they were reported as wrong.
     """
 
     tier: str | None = None
@@ -28,6 +30,7 @@ class Explanation:
     remaining: float | None = None
     decision: Decision | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
+    reported: dict[bytes, str] = field(default_factory=dict)
     said: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -42,13 +45,21 @@ class Explanation:
         lines += [f"  {tier}: {said}" for tier, said in self.said]
         if self.decision is not None:
             lines.append(f"  policy: {self.decision.verdict.value}, {self.decision.reason}")
-        lines += [f"  {near.similarity:.4f}  {_scored(near)}{near.text[:90]!r}" for near in self.neighbours]
+        lines += [
+            f"  {near.similarity:.4f}  {_scored(near)}{near.text[:90]!r}{self._skipped(near)}"
+            for near in self.neighbours
+        ]
         return "\n".join(lines)
+
+    def _skipped(self, neighbour: Neighbour) -> str:
+        why = self.reported.get(neighbour.key)
+        return "" if why is None else f"  {why}"
 
 
 def explain(
     tiers: Sequence[tuple[Tier, Breaker]],
     decode: Callable[[bytes], object],
+    blocks: Blocks,
     request: Request,
     *,
     is_closed: bool = False,
@@ -71,6 +82,7 @@ def explain(
         if found.evidence is not None:
             explanation.decision = found.evidence.decision
             explanation.neighbours = found.evidence.neighbours
+            explanation.reported = _reported(blocks, request, found.evidence.neighbours)
         if isinstance(found, Hit):
             explanation.said.append((tier.name, "hit"))
             if explanation.tier is None:
@@ -89,6 +101,11 @@ def _why_not_asked(tier: Tier, breaker: Breaker, request: Request) -> str | None
     if not tier.exact and request.scope is None:
         return f"not asked: {request.exact_only or 'the call has no text'}"
     return "left alone for a while: it failed too often" if breaker.is_open else None
+
+
+def _reported(blocks: Blocks, request: Request, neighbours: Sequence[Neighbour]) -> dict[bytes, str]:
+    why_not = ((near.key, blocks.why_not(near.key, request.text or "", near.similarity)) for near in neighbours)
+    return {key: why for key, why in why_not if why is not None}
 
 
 def _scored(neighbour: Neighbour) -> str:

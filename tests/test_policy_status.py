@@ -8,6 +8,8 @@ from instruments import Compass, until
 import semcache
 from semcache.model import Neighbour, Request
 from semcache.policy.label import Label, Source
+from semcache.policy.status import Offer, Share
+from semcache.policy.tuned import Proof
 
 pytestmark = pytest.mark.semantic
 
@@ -114,6 +116,24 @@ def test_policy_without_an_embedder_warns_once(open_cache, make):
     assert "the cache has no embedder=" in str(cache.policy.status())
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: semcache.Threshold(0.9), lambda: semcache.Tuned(0.05, 0.95, "compass", Proof(0.9, 100, 0))]
+)
+def test_status_of_a_policy_that_learns_nothing_names_obstacles_too(open_cache, make):
+    """What it serves does not stand alone where its cache serves nothing; of two caches the later one is told of."""
+    policy = make()
+    assert policy.status().obstacles == ()
+    with pytest.warns(semcache.SemcacheWarning):
+        cache = open_cache(policy=policy)
+    (told,) = policy.status().obstacles
+    assert told.startswith("the cache has no embedder=")
+    assert told in str(policy.status())
+    cache.close()
+    assert policy.status().obstacles == ("the cache is closed, so its callers go to their origins",)
+    open_cache(policy=policy, embedder=Compass())
+    assert policy.status().obstacles == ()
+
+
 def test_cache_without_policy_and_embedder_does_not_warn(open_cache):
     """Nobody asked for near matches."""
     cache = open_cache()
@@ -181,3 +201,24 @@ def test_several_families_are_told_with_all_others_together():
 def test_what_is_missing_is_told_once():
     """A budget's own line says it; the offers beside it are of other budgets."""
     assert str(budget(20).status()).count("95 labels are missing") == 1
+
+
+def test_wrong_share_stands_beside_the_labels_that_it_is_of():
+    """An interval of what the cut serves is not to be read as one of all labels; those are told too."""
+    policy = budget(150)
+    for number in range(50):
+        at = b"wrong %d" % number
+        policy.learn(Label(b"0", at, at, "a", "b", 0.72, 0.72, False, Source.AUDIT))
+    told = policy.status().families[0]
+    assert (told.labels, told.wrong.labels, told.wrong.count) == (200, 150, 0)
+    assert f"open from {told.cut:g} on; 150 labels from there on (200 in all), 0.00% [0.00%, 2.43%] wrong" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [(38 / 24 / 3600, "1 min"), (0.01, "15 min"), (1 / 24, "60 min"), (0.1, "3 h"), (0.99, "24 h"), (1.94, "1.9 days")],
+)
+def test_time_until_labels_are_there_is_told_in_a_unit_that_shows_it(days, told):
+    """Below an hour minutes: whole hours would make one of a minute and of fifty."""
+    offer = Offer(0.05, None, 0.0, Share(0, 20), 38, days)
+    assert str(offer).endswith(f"38 labels are missing, in about {told} at this rate")

@@ -91,6 +91,24 @@ def test_text_as_near_to_the_reported_one_is_not_served_either(open_store):
     assert asked(cache, "packet") == "about parcel"
 
 
+def test_explanation_names_the_report_that_skips_the_nearest(open_store):
+    """Where another is served in its place, and where none is, the line of the nearest says why it was not."""
+    cache = open_store(policy=semcache.Threshold(0.7, guards=None))
+    put(cache)
+    assert asked(cache, "note") == "about parcel"
+    cache.report_wrong(hit=semcache.last())
+    skipped, box = cache.request(text="parcel").key, cache.request(text="box")
+    told = cache.explain(cache.request(text="note"))
+    assert (told.tier, told.reported) == (None, {skipped: "reported: wrong for this text"})
+    cache.put(box, value="about box")
+    assert cache.flush(GUARD)
+    told = cache.explain(cache.request(text="note"))
+    assert (told.tier, told.neighbours[0].text, told.reported) == (
+        "semantic", "parcel", {skipped: "reported: wrong for this text"},
+    )  # fmt: skip
+    assert "'parcel'  reported: wrong for this text" in str(told)
+
+
 def test_entry_that_was_wrong_for_two_texts_answers_its_own_alone(open_store):
     """The second text closes it for everything near."""
     cache = open_store()

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from semcache.policy.bounds import upper_bound
 
 State = Literal["open", "closed", "alarm"]
+_BOUNDS = "`semcache replay` measures it on a recording, semcache.ErrorBudget(0.01) bounds it"
 _BOTH_SIDES = 0.975
+_HOUR_MINUTES, _DAY_MINUTES = 60, 1440
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,10 @@ class FamilyStatus:
         cut = f" from {self.cut:g} on" if self.cut is not None else ""
         if not self.is_by_itself and not self.about.startswith("all"):
             cut = " (too few labels: the others' cut decides)"
-        lines = [f"{where}: {self.state}{cut}; {self.labels} labels, {self.wrong} wrong"]
+        labels = f"{self.labels} labels"
+        if self.cut is not None and self.wrong.labels != self.labels:  # the share is of what the cut serves alone
+            labels = f"{self.wrong.labels} labels from there on ({self.labels} in all)"
+        lines = [f"{where}: {self.state}{cut}; {labels}, {self.wrong} wrong"]
         if self.cut is None and self.budget is not None:
             lines.append(f"  {_missing(None if self.needed is None else self.needed - self.labels, self.days)}")
         if self.origin.labels:
@@ -178,16 +183,20 @@ class CutStatus:
     """What a tuned policy serves in one scope family, or in all that were not measured alone ("others").
 
     `cut` is None where none was proved; `wrong` is of the labels that were looked at, `bound` the share that is wrong
-    at most, with the policy's confidence.
+    at most, with the policy's confidence. None was where only `counted` were there, and it takes `needed`.
     """
 
     name: str
     cut: float | None
     wrong: Share
     bound: float
+    counted: int = 0
+    needed: int = 0
 
     def __str__(self) -> str:
         where = "all families that were not measured alone" if self.name == "others" else f"family {self.name}"
+        if not self.wrong.labels and self.needed:
+            return f"{where}: nothing, as it takes {self.needed:,} labels, none wrong, and there were {self.counted:,}"
         if not self.wrong.labels:
             return f"{where}: nothing, as there were no labels"
         told = f"{self.wrong.labels} labels, {self.wrong.count} of them wrong"
@@ -201,7 +210,7 @@ class TunedStatus:
     """What a tuned policy serves, and what proves it; print it. It learns nothing: what traffic it meets changes none.
 
     `kind` says what its cuts are of, "cosine" or "score", `embedder` whose vectors were measured, and `measured` on
-    what and when.
+    what and when. `obstacles` are as of a policy that learns.
     """
 
     budget: float
@@ -212,6 +221,7 @@ class TunedStatus:
     families: tuple[CutStatus, ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         made, recording = self.measured.get("made"), self.measured.get("recording")
@@ -221,6 +231,7 @@ class TunedStatus:
         what = "a learned score" if self.kind == "score" else "the similarity"
         return "\n".join([
             f"at most {self.budget:.3g} wrong, at {self.confidence:.0%} confidence; cuts of {what}",
+            *self.obstacles,
             f"{when}{of}, for vectors of {self.embedder}; nothing is learned since",
             *map(str, [*self.families, self.others]),
             f"guards: {', '.join(self.guards) or 'none'}",
@@ -229,19 +240,23 @@ class TunedStatus:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdStatus:
-    """What a threshold serves; print it. Its `budget` is None: nothing bounds how much of that is wrong."""
+    """What a threshold serves; print it. Its `budget` is None: nothing bounds how much of that is wrong.
+
+    `obstacles` are as of a policy that learns.
+    """
 
     cut: float
     guards: tuple[str, ...] = ()
     budget: None = None
+    obstacles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"a fixed cut: near matches from similarity {self.cut:g} on are served\n"
-            "nothing bounds how many of them are wrong: `semcache replay` measures it on a recording, "
-            "semcache.ErrorBudget(0.01) bounds it\n"
-            f"guards: {', '.join(self.guards) or 'none'}"
-        )
+        return "\n".join([
+            f"a fixed cut: near matches from similarity {self.cut:g} on are served",
+            *self.obstacles,
+            f"nothing bounds how many of them are wrong: {_BOUNDS}",
+            f"guards: {', '.join(self.guards) or 'none'}",
+        ])  # fmt: skip
 
 
 def _missing(labels: int | None, days: float | None) -> str:
@@ -250,4 +265,11 @@ def _missing(labels: int | None, days: float | None) -> str:
     missing = "1 label is missing" if labels <= 1 else f"{labels} labels are missing"
     if days is None:
         return missing
-    return f"{missing}, in about {f'{days:.1f} days' if days >= 1 else f'{ceil(days * 24)} h'} at this rate"
+    return f"{missing}, in about {_span(days)} at this rate"
+
+
+def _span(days: float) -> str:
+    if days >= 1:
+        return f"{days:.1f} days"
+    minutes = ceil(days * _DAY_MINUTES)
+    return f"{ceil(minutes / _HOUR_MINUTES)} h" if minutes > _HOUR_MINUTES else f"{minutes} min"

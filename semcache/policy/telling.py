@@ -32,9 +32,13 @@ class Telling:
     _about: dict[str, str]
     _labels_here: Counter[str]
     # What keeps us from serving where we work, as our cache tells it.
-    surroundings: Callable[[], list[str]] = list
+    _surroundings: Callable[[], list[str]] = list
     _identity: Callable[[], str]
     shadow: Telling | None
+
+    def surround(self, told: Callable[[], list[str]]) -> None:
+        """Know what stands in the way where we work."""
+        self._surroundings = told
 
     def _score_status(self) -> ScoreStatus | None:
         raise NotImplementedError
@@ -53,7 +57,7 @@ class Telling:
 
         What other processes have learned is read from the store first, where it never was.
         """
-        obstacles = tuple(self.surroundings())
+        obstacles = tuple(self._surroundings())
         with self._lock:
             season = season_of(self._time())
             told = [self._status_of(family, season) for _, family in kept(self._families)]

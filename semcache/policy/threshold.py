@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from semcache.errors import ConfigurationError
@@ -26,6 +26,11 @@ class Threshold:
         self.cut = float(cut)
         self.guards = Guards(guards)
         self.cross_encoder = cross_encoder
+        self._surroundings: Callable[[], list[str]] = list
+
+    def surround(self, told: Callable[[], list[str]]) -> None:
+        """Know what stands in the way where we work: of several caches, in the one that was made last."""
+        self._surroundings = told
 
     def decide(self, text: str, neighbour: Neighbour) -> Decision:
         """Serve it if it is similar enough and no guard refuses it."""
@@ -36,8 +41,8 @@ class Threshold:
         return self.guards.over(served, text, neighbour)
 
     def status(self) -> ThresholdStatus:
-        """Return what it serves, and that nothing bounds its wrong share: print it."""
-        return ThresholdStatus(self.cut, self.guards.listed)
+        """Return what it serves, what keeps its cache from that, and that nothing bounds its wrong share: print it."""
+        return ThresholdStatus(self.cut, self.guards.listed, obstacles=tuple(self._surroundings()))
 
     def __repr__(self) -> str:
         names = self.guards.listed

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -39,11 +39,14 @@ class Proof:
     """What the labels of a scope family, or of a namespace, say: the cut that they prove (None: none), and they.
 
     `bound` is the upper bound on the wrong share of what that cut serves; without a cut, of what was tested first.
+    Where too few labels were there to test any, none was looked at: then there were `counted`, and it takes `needed`.
     """
 
     cut: float | None
     labels: int
     wrong: int
+    counted: int = 0
+    needed: int = 0
 
     def bound(self, confidence: float) -> float:
         return upper_bound(self.wrong, self.labels, confidence)
@@ -71,10 +74,15 @@ class Tuned:
     guards: tuple[str, ...] = ()
     score: Score | None = None
     _guards: Guards = field(init=False, repr=False, compare=False)
+    _surroundings: Callable[[], list[str]] = field(init=False, repr=False, compare=False, default=list)
 
     def __post_init__(self) -> None:
         # Made once, for it is asked of every near match; it refuses a name that is no guard's.
         object.__setattr__(self, "_guards", Guards(self.guards))
+
+    def surround(self, told: Callable[[], list[str]]) -> None:
+        """Know what stands in the way where it works: of several caches, in the one that was made last."""
+        object.__setattr__(self, "_surroundings", told)
 
     @property
     def kind(self) -> str:
@@ -132,15 +140,16 @@ class Tuned:
         return f"Tuned({self.budget:g}, {families} {'family' if families == 1 else 'families'}, others: {others})"
 
     def status(self) -> TunedStatus:
-        """Return what it serves by scope family, the labels that prove it, and what it was tuned on: print it."""
+        """Return what it serves by scope family, what proves that, and what keeps its cache from it: print it."""
         return TunedStatus(
             self.budget, self.confidence, self.kind, self.embedder, self._status_of("others", self.others),
             tuple(self._status_of(family, proof) for family, proof in self.families.items()), dict(self.measured),
-            self._guards.listed,
+            self._guards.listed, tuple(self._surroundings()),
         )  # fmt: skip
 
     def _status_of(self, name: str, proof: Proof) -> CutStatus:
-        return CutStatus(name, proof.cut, Share(proof.wrong, proof.labels), proof.bound(self.confidence))
+        wrong = Share(proof.wrong, proof.labels)
+        return CutStatus(name, proof.cut, wrong, proof.bound(self.confidence), proof.counted, proof.needed)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, whole or not at all. Raises OSError."""
@@ -167,7 +176,8 @@ class Tuned:
             beside.unlink(missing_ok=True)
 
     def _told(self, proof: Proof) -> dict[str, Any]:
-        return {**asdict(proof), "bound": proof.bound(self.confidence)}
+        told = {**asdict(proof), "bound": proof.bound(self.confidence)}
+        return told if proof.needed else {name: told[name] for name in ("cut", "labels", "wrong", "bound")}
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -250,7 +260,7 @@ class _ScoreCut(_Cut):
 
 
 def _proof(told: Mapping[str, Any]) -> Proof:
-    return Proof(told["cut"], told["labels"], told["wrong"])
+    return Proof(told["cut"], told["labels"], told["wrong"], told.get("counted", 0), told.get("needed", 0))
 
 
 def _score(told: Mapping[str, Any]) -> Score:

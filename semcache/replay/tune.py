@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from semcache.cache import Cache
-from semcache.policy.bounds import CONFIDENCE, Certified
+from semcache.policy.bounds import CONFIDENCE, Certified, labels_needed
 from semcache.policy.equivalent import Comparator
 from semcache.policy.guards import GUARDS, Guards
 from semcache.policy.score import Score
@@ -267,8 +267,13 @@ def _measured(
 def _policy(row: Row, embedder: str, tuning: Tuning, measured: dict[str, object]) -> Tuned:
     cuts = row.cuts
     families = {family.hex(): _proof(found) for family, found in cuts.families.items()}
+    others = _proof(cuts.others)
+    if not others.labels:  # a family by itself always has enough of them
+        others = replace(
+            others, counted=row.way.study.most_facts(cuts), needed=labels_needed(cuts.budget, cuts.confidence)
+        )
     return Tuned(
-        cuts.budget, CONFIDENCE, embedder, _proof(cuts.others), families, measured, tuning.guards, row.way.score
+        cuts.budget, CONFIDENCE, embedder, others, families, measured, tuning.guards, row.way.score
     )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from math import ceil
 from typing import Any
 
 from semcache.policy.bounds import CONFIDENCE, Certified, Tally, labels_at_rate, labels_needed, upper_bound
+from semcache.policy.status import Share
 from semcache.replay.render import WIDEST, Line, wrapped
 from semcache.replay.score import Rate
 from semcache.replay.study import Cuts, Served
-from semcache.replay.tune import LEARNED, Column, Outcome, Row
+from semcache.replay.tune import LEARNED, PLAIN, Column, Outcome, Row, Way
 from semcache.replay.words import clip, count, duration, interval, percent, plain
 
 _SKIPPED_SHOWN = 3
@@ -19,15 +20,26 @@ _SKIPPED_SHOWN = 3
 def missing(outcome: Outcome) -> int | None:
     """Return how many labels are missing until a cut of all families together can be proved; 0 where one is.
 
-    None: no number of labels helps, because what was tested first is wrong more often than the budget allows.
+    In the way that may be taken that lacks fewest. None: at the wrong shares that were seen no number is enough.
     """
-    others, confidence = outcome.row.cuts.others, outcome.row.cuts.confidence
-    if others.cut is not None:
+    if outcome.row.cuts.others.cut is not None:
         return 0
-    if others.failed is None:
-        return labels_needed(outcome.tuning.budget, confidence) - outcome.facts
-    tally = others.failed
-    needed = labels_at_rate(tally.wrong / tally.labels, outcome.tuning.budget, confidence)
+    lacking = [_lacking(outcome, way) for way in _takeable(outcome)]
+    return min((one for one in lacking if one is not None), default=None)
+
+
+def _takeable(outcome: Outcome) -> list[Way]:
+    """Return the ways that may be taken, the cosine's first: where guards are on, that without them is to compare."""
+    return [way for way in outcome.ways if way.name != PLAIN or not outcome.tuning.guards]
+
+
+def _lacking(outcome: Outcome, way: Way) -> int | None:
+    """Return how many labels one way lacks, of those that it is proved on, which of a score are but some."""
+    budget, cuts = outcome.tuning.budget, outcome.row.columns[way.name].cuts
+    tally = cuts.others.failed
+    if tally is None:
+        return labels_needed(budget, cuts.confidence) - way.study.most_facts(cuts)
+    needed = labels_at_rate(tally.wrong / tally.labels, budget, cuts.confidence)
     return None if needed is None else max(1, needed - tally.labels)
 
 
@@ -259,20 +271,40 @@ def _conclusion(outcome: Outcome, target: str, width: int) -> Iterator[Line]:
 
 
 def _why(outcome: Outcome) -> str:
-    """Say what it would take."""
-    lacking, others = missing(outcome), outcome.row.cuts.others
-    if others.failed is not None:
-        tally = others.failed
-        told = f"Of the {count(tally.labels, 'label')} from {tally.cut:.3f} on, {tally.wrong:,} were wrong"
-        if lacking is None:
-            return f"{told}: more than that share, so more labels of this kind will not help."
-        return f"{told}: if that share stays as it is, about {count(lacking, 'label is', 'labels are')} missing."
-    needed = labels_needed(outcome.tuning.budget, outcome.row.cuts.confidence)
-    told = f"It takes {needed:,} labels, none wrong, and there are {outcome.facts:,}"
+    """Say what it would take, in each way that may be taken: while one may be proved, more labels are worth their time.
+
+    The first is the cosine's; of the score it is said where that is all that is left to hope for.
+    """
+    cosine, *learned = _takeable(outcome)
+    told = _why_of(outcome, cosine)
+    if not learned or _lacking(outcome, cosine) is not None:
+        return told
+    return f"{told} The learned score is proved apart. {_why_of(outcome, learned[0])}"
+
+
+def _why_of(outcome: Outcome, way: Way) -> str:
+    cuts, lacking = outcome.row.columns[way.name].cuts, _lacking(outcome, way)
+    is_learned, tally = way.name == LEARNED, cuts.others.failed
+    if tally is not None:
+        of = " of it" if is_learned else ""
+        told = f"Of the {count(tally.labels, 'label')} from {tally.cut:.3f}{of} on, {tally.wrong:,} were wrong"
+        if lacking is not None:
+            return f"{told}: if that share stays as it is, about {count(lacking, 'label is', 'labels are')} missing."
+        low, high = Share(tally.wrong, tally.labels).interval
+        if low <= outcome.tuning.budget:
+            return (
+                f"{told}: more than that share, but so few labels leave open what it is, {percent(low)} to "
+                f"{percent(high)}. More of them would tell."
+            )
+        others = " the similarity" if not is_learned and len(_takeable(outcome)) > 1 else ""
+        return f"{told}: more than that share, so more labels of this kind will not help{others}."
+    facts = way.study.most_facts(cuts)
+    needed = labels_needed(outcome.tuning.budget, cuts.confidence)
+    told = f"It takes {needed:,} labels, none wrong, and there are {facts:,}"
     told += f": {count(lacking or 0, 'label is', 'labels are')} missing"
-    if not outcome.facts:
+    if not facts:
         return f"{told}. A near match has one where both requests have an answer_id, or a response to compare."
-    times = (outcome.facts + (lacking or 0)) / outcome.facts
+    times = (facts + (lacking or 0)) / facts
     span = duration(times * outcome.recording.span_seconds * outcome.tuning.split)
     return (
         f"{told}. At this traffic's rate {span} of requests to prove cuts with would do, {ceil(times)} times as many."

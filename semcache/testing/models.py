@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from semcache.testing.protocols import Anthropic, Embeddings, OpenAI, Reply, last_text
+from semcache.testing.protocols import Anthropic, Embeddings, OpenAI, Reply, last_text, why_not
 from semcache.testing.responses import Responses
 
 _PROTOCOLS: Mapping[str, OpenAI | Anthropic | Responses | Embeddings] = {
@@ -62,8 +62,8 @@ class StandIn:
     """A server with models that answer every call; use it in a `with`, or call `start` and `close`.
 
     `reply` takes the body of a call and returns a text or a `Reply`; unless you say so, "Answer to: " and the last
-    message's text. Texts are embedded as
-    `protocols.vector_of` says. `latency` is waited before each answer, in seconds. Threads may share it.
+    message's text. Texts are embedded as `protocols.vector_of` says. A body that is no request is answered with 400 and
+    is no call: its path is among `others`. `latency` is waited before each answer, in seconds. Threads may share it.
     """
 
     def __init__(
@@ -197,7 +197,15 @@ class _Handler(BaseHTTPRequestHandler):
             models.others.append(self.path)
             self._send(404, {"error": {"message": f"the stand-in has no {path}"}})
             return
-        body = json.loads(sent)
+        try:
+            body = json.loads(sent)
+        except (ValueError, RecursionError):
+            body = None
+        refused = why_not(body, protocol.asks_for, protocol.instead)
+        if refused is not None:
+            models.others.append(self.path)
+            self._send(400, protocol.refusal(refused))
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         number, fault = models.take(Asked(self.path, headers, body))
         self._id = {"x-request-id": f"req_{number}", "request-id": f"req_{number}"}

@@ -41,6 +41,25 @@ def vector_of(text: str | list[int], dimensions: int) -> list[float]:
     return list(unpack(f"<{dimensions}f", pack(f"<{dimensions}f", *(number / length for number in numbers))))
 
 
+def why_not(sent: object, field: str, instead: tuple[str, ...] = ()) -> str | None:
+    """Say why a body is no request of a protocol that asks for a model and `field`, or one of others `instead`.
+
+    The field is a list; as input one text is enough.
+    """
+    if not isinstance(sent, dict):
+        return "the body is no JSON object"
+    model, told = sent.get("model"), sent.get(field)
+    if not isinstance(model, str) or not model:
+        return "model: it is required, and is a string"
+    if (field == "input" and isinstance(told, str)) or (told is None and any(sent.get(name) for name in instead)):
+        return None
+    if not isinstance(told, list) or not told:
+        return f"{field}: it is required, and is a list that is not empty"
+    if field == "messages" and not all(isinstance(one, dict) for one in told):
+        return "messages: each is an object"
+    return None
+
+
 def last_text(body: Mapping[str, Any]) -> str:
     """Return the text of a request's last message: of several parts, all that are text."""
     last = _messages(body)[-1]
@@ -65,6 +84,9 @@ def _messages(body: Mapping[str, Any]) -> Sequence[Any]:
 
 class OpenAI:
     """POST /v1/chat/completions."""
+
+    asks_for = "messages"
+    instead = ()
 
     finishes = {  # noqa: RUF012 - a table, never changed
         "stop": "stop", "length": "length", "refusal": "stop", "filter": "content_filter", "tools": "tool_calls",
@@ -110,6 +132,10 @@ class OpenAI:
         """Return the body of an error."""
         return {"error": {"message": f"the stand-in was told to fail with {status}", "type": "stand_in", "code": None}}
 
+    def refusal(self, why: str) -> dict[str, Any]:
+        """Return the body of a 400: the request is none."""
+        return {"error": {"message": why, "type": "invalid_request_error", "param": None, "code": None}}
+
     def _head(self, body: Mapping[str, Any], number: int, kind: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{number}", "object": kind, "created": 1_700_000_000, "model": body["model"]}
 
@@ -124,6 +150,9 @@ class OpenAI:
 
 class Embeddings:
     """POST /v1/embeddings, as float or base64; it has no streams."""
+
+    asks_for = "input"
+    instead = ()
 
     dimensions = 16
 
@@ -151,9 +180,16 @@ class Embeddings:
         """Return the body of an error."""
         return OpenAI().error(status)
 
+    def refusal(self, why: str) -> dict[str, Any]:
+        """Return the body of a 400: the request is none."""
+        return OpenAI().refusal(why)
+
 
 class Anthropic:
     """POST /v1/messages."""
+
+    asks_for = "messages"
+    instead = ()
 
     finishes = {  # noqa: RUF012 - a table, never changed
         "stop": "end_turn", "length": "max_tokens", "refusal": "refusal", "filter": "refusal", "tools": "tool_use",
@@ -211,6 +247,10 @@ class Anthropic:
         """Return the body of an error."""
         told = {"type": "api_error", "message": f"the stand-in was told to fail with {status}"}
         return {"type": "error", "error": told}
+
+    def refusal(self, why: str) -> dict[str, Any]:
+        """Return the body of a 400: the request is none."""
+        return {"type": "error", "error": {"type": "invalid_request_error", "message": why}}
 
     def _head(self, body: Mapping[str, Any], number: int) -> dict[str, Any]:
         return {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": body["model"]}

@@ -26,6 +26,9 @@ _CUT_BY = {"length": "max_output_tokens", "filter": "content_filter"}
 class Responses:
     """POST /v1/responses."""
 
+    asks_for = "input"
+    instead = ("prompt", "previous_response_id", "conversation")
+
     def answer(self, reply: Reply, body: Mapping[str, Any], number: int) -> _Json:
         """Return a response."""
         why_cut = _CUT_BY.get(reply.finish)
@@ -46,6 +49,10 @@ class Responses:
     def error(self, status: int) -> _Json:
         """Return the body of an error."""
         return OpenAI().error(status)
+
+    def refusal(self, why: str) -> _Json:
+        """Return the body of a 400: the request is none."""
+        return OpenAI().refusal(why)
 
     def _output(self, reply: Reply, number: int, status: str) -> list[_Json]:
         items: list[_Json] = []

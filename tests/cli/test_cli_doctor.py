@@ -218,6 +218,28 @@ def test_too_few_connections_are_seen(findings, redis_url):
     assert found["pool"]["figures"]["most_seconds"] > 0
 
 
+# A policy
+
+
+@pytest.mark.parametrize("in_environment", [False, True])
+def test_budget_is_a_policy_like_another(findings, monkeypatch, in_environment):
+    """What a service has in SEMCACHE_POLICY is looked at, and told, also where it learns."""
+    if in_environment:
+        monkeypatch.setenv("SEMCACHE_POLICY", "budget:0.05")
+    found = findings(*([] if in_environment else ["--policy", "budget:0.05"]))["policy"]
+    assert (found["mark"], found["figures"]) == ("ok", {"budget": 0.05})
+    assert "budget:0.05: at most 0.05 of the near matches served" in found["told"]
+
+
+@pytest.mark.parametrize("typed", ["nosuch.json", "budget:7", "budget:", "threshold:7", "threshold:much"])
+def test_policy_that_is_none_is_told_with_its_mend(findings, semcache_command, typed):
+    """A file that is not there, and a share that is none, end in a line of the report, as all that fails does."""
+    found = findings("--policy", typed, status=1)["policy"]
+    assert (found["mark"], bool(found["told"]), "SEMCACHE_POLICY" in found["mend"]) == ("failed", True, True)
+    status, out, err = semcache_command("doctor", "--policy", typed)
+    assert (status, "failed   policy " in out, err) == (1, True, "")
+
+
 # A file
 
 

@@ -145,3 +145,25 @@ def test_close_leaves_no_thread(models):
         assert other.others == ["/v1/models", "/nothing"]
     assert not other._thread.is_alive() or not other._thread.join(30)
     assert other._thread not in threading.enumerate()
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "embeddings", "messages"])
+@pytest.mark.parametrize(
+    "body", [b"{bad", b"", b"\xff", b"{}", b"[]", b'{"model": "m"}', b'{"model": 1, "input": "a", "messages": [{}]}']
+)
+def test_body_that_is_no_request_is_refused_in_the_protocols_words(models, path, body):
+    """As a real server would: 400, told as that vendor tells it; no model was called, and the next call is answered."""
+    with httpx.Client(base_url=models.url) as client:
+        refused = client.post(f"/v1/{path}", content=body)
+        told = refused.json()
+        assert (refused.status_code, told["error"]["type"]) == (400, "invalid_request_error")
+        assert ("type" in told) is (path == "messages")
+        assert (models.calls, models.others) == (0, [f"/v1/{path}"])
+        sent = {"model": "m", "messages": ASKED, "input": "Do you ship?", "max_tokens": 9}
+        assert client.post(f"/v1/{path}", json=sent).status_code == 200
+
+
+def test_response_that_goes_on_needs_no_input(models):
+    """What is asked stands elsewhere then."""
+    sent = {"model": "m", "previous_response_id": "resp_1"}
+    assert httpx.post(f"{models.openai_url}/responses", json=sent).status_code == 200

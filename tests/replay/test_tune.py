@@ -57,6 +57,17 @@ def test_labels_are_too_few():
     assert "It takes 59 labels, none wrong, and there are 58: 1 label is missing" in told(outcome)
 
 
+def test_policy_of_too_few_labels_says_how_many_there_were(tmp_path):
+    """Its file and its status say what `tune` has printed, not that there were none."""
+    path = tmp_path / "policy.json"
+    tuned(repeats(42)).policy.write(path)
+    others = json.loads(path.read_text())["others"]
+    assert others == {"cut": None, "labels": 0, "wrong": 0, "counted": 21, "needed": 59, "bound": 1.0}
+    status = Tuned.read(path).status()
+    assert (status.others.counted, status.others.needed) == (21, 59)
+    assert "nothing, as it takes 59 labels, none wrong, and there were 21" in str(status)
+
+
 def test_wrong_labels_prove_nothing():
     """Where what was tested first is wrong too often, more labels are not asked for."""
     outcome = tuned(repeats(120, wrong=30))
@@ -64,6 +75,13 @@ def test_wrong_labels_prove_nothing():
     assert figures(outcome)["labels_missing"] is None
     assert "more labels of this kind will not help" in told(outcome)
     assert outcome.policy.others.wrong == 30
+
+
+def test_few_wrong_labels_leave_the_share_open():
+    """4 of 60 may be more than 5% by chance: that no label would help is not known, and not claimed."""
+    text = told(tuned(repeats(120, wrong=4)))
+    assert "4 were wrong: more than that share, but so few labels leave open what it is, 1.8% to 16.2%" in text
+    assert "will not help" not in text
 
 
 def test_second_part_has_no_say():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -71,6 +72,18 @@ def test_report_tells_each_way_beside_the_others(outcome):
     assert "learned score" in text
     assert "At 10% the score is taken; each was proved with 97.5% confidence" in text
     assert "oracle" in text
+
+
+def test_score_that_lacks_labels_is_told_where_the_cosine_is_past_hope(outcome):
+    """More labels do help then; how many are missing is what the score lacks of its own."""
+    row = next(row for row in outcome.rows if row.budget == 0.02)
+    lacking = replace(outcome, row=row, tuning=replace(outcome.tuning, budget=0.02), policy=Tuned(0.02, 0.95, "words"))
+    there = figures(lacking)["labels_missing"]
+    lines = render(lacking, "made", "policy.json", 100)
+    text = " ".join("".join(text for text, _ in [*line, (" ", "")]) for line in lines)
+    text = " ".join(text.split())
+    assert "more labels of this kind will not help the similarity. The learned score is proved apart. It takes" in text
+    assert f"{there} labels are missing" in text
 
 
 def test_labels_that_teach_do_not_prove(outcome):

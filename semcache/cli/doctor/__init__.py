@@ -48,8 +48,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     near.add_argument(
         "--policy",
-        metavar="FILE",
-        help="the file of a tuned policy to look at (default: SEMCACHE_POLICY, if it is one)",
+        metavar="POLICY",
+        help='the policy to look at: a tuned policy\'s file, "threshold:0.9", "budget:0.02" (default: SEMCACHE_POLICY)',
     )
     near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
     parser.add_argument("--json", action="store_true", help="print JSON")

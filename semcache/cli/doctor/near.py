@@ -16,11 +16,14 @@ from semcache.cli.store import Place
 from semcache.errors import ConfigurationError, MissingExtraError, SemcacheError
 from semcache.events import last
 from semcache.model import SHARED
-from semcache.policy import Threshold, Tuned
+from semcache.policy import ErrorBudget, Threshold, Tuned
 from semcache.semantic.served import EmbeddingServer
-from semcache.wrap.default import policy_of
+from semcache.wrap.default import budget_of, policy_of
 
 _PACKAGES = ("httpx", "torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
+_POLICY_MEND = (
+    'name "shadow", "threshold:0.92", "budget:0.01" or a file of `semcache tune` in --policy or SEMCACHE_POLICY'
+)
 _PATIENT_SECONDS = 60.0
 _STORED = ("How do I reset my password?", "Which invoices are due in March?")
 _GPU_BATCH, _CPU_BATCH = 1024, 32
@@ -87,7 +90,7 @@ def examine_policy(name: str, embedder: str | None, device: str) -> Finding:
     from semcache.semantic.embedder import as_embedder
 
     try:
-        policy = policy_of(name)
+        policy = budget_of(name) or policy_of(name)
         if isinstance(policy, Tuned) and embedder is not None:
             made = as_embedder(embedder, device)
             if made is not None and made.identity:
@@ -95,8 +98,14 @@ def examine_policy(name: str, embedder: str | None, device: str) -> Finding:
     except MissingExtraError:
         pass  # which is said of the embedder itself
     except ConfigurationError as error:
-        told, _, mend = str(error).rpartition(": ")
-        return Finding("failed", "policy", told, mend)
+        told, has_mend, mend = str(error).rpartition(": ")
+        return Finding("failed", "policy", told, mend) if has_mend else Finding("failed", "policy", mend, _POLICY_MEND)
+    if isinstance(policy, ErrorBudget):
+        told = (
+            f"{name}: at most {policy.budget:.3g} of the near matches served may be wrong; it serves what its labels "
+        )
+        told += "prove, and nothing before"
+        return Finding("ok", "policy", told, figures={"budget": policy.budget})
     if not isinstance(policy, Tuned):
         return Finding("ok", "policy", f"{name}, which nobody has measured" if policy else "shadow: none is served")
     told = f"{policy}; {policy.embedder}, measured {policy.measured.get('made')}"
