@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
+
+from semcache.errors import ConfigurationError
 
 _TIERS = ("memory", "disk", "semantic")
 
@@ -24,6 +27,16 @@ class Once(argparse.Action):
         if getattr(namespace, self.dest) is not None:
             parser.error(f"{option} is given twice: it takes one, give the command once for each")
         setattr(namespace, self.dest, values)
+
+
+def target(option: str, told: str) -> Path:
+    """Return the file to write, before minutes of work are lost for want of one. Raises ConfigurationError."""
+    path = Path(told)
+    if path.is_dir():
+        raise ConfigurationError(f"{option} {told}: that is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{option} {told}: there is no folder to write that file in")
+    return path
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from semcache.cli.arguments import positive_float
+from semcache.cli.arguments import positive_float, target
 from semcache.errors import ConfigurationError
 from semcache.importers import SOURCES, Imported, Settings, detect, write_ordered
 from semcache.importers.sources import COLUMNS, Answers
@@ -91,15 +91,13 @@ def _output(path: str) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdout
         return
-    target = Path(path)
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise ConfigurationError(f"--output {path}: there is no folder to write that file in")
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    written = target("--output", path)
+    aside = written.with_name(f".{written.name}.{os.getpid()}")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             yield file
-        aside.replace(target)
+        aside.replace(written)
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()

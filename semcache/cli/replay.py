@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import not_negative, positive, positive_float, tier_ttl
+from semcache.cli.arguments import not_negative, positive, positive_float, target, tier_ttl
 from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.policy import ErrorBudget, Threshold
 from semcache.policy.guards import GUARDS
@@ -120,13 +120,13 @@ def _write(report: Report, checked: list[Checked], options: argparse.Namespace) 
     }
     is_taken = False
     for option, told in written.items():
-        target = getattr(options, option)
-        if target == "-":
+        named = getattr(options, option)
+        if named == "-":
             sys.stdout.write(told())
             is_taken = True
-        elif target is not None:
+        elif named is not None:
             # Half a pair that stands for no character can be in a recording, and in no file.
-            Path(target).write_text(told(), encoding="utf-8", errors="replace")
+            Path(named).write_text(told(), encoding="utf-8", errors="replace")
     if not is_taken:
         width = shutil.get_terminal_size((_COLUMNS, 24)).columns
         show(render(report, name, width, checked, shows_why=options.why_miss), sys.stdout)
@@ -139,13 +139,11 @@ def _figures(report: Report, checked: list[Checked]) -> dict[str, Any]:
 def _check_targets(options: argparse.Namespace) -> None:
     """Refuse what cannot be written: a replay takes minutes, so what can be seen to be wrong is said before."""
     targets = {name: getattr(options, name) for name in _TARGETS}
-    if sum(target == "-" for target in targets.values()) > 1:
+    if sum(told == "-" for told in targets.values()) > 1:
         raise ConfigurationError(f"only one of {', '.join(f'--{name}' for name in _TARGETS)} can go to stdout")
     for name, told in targets.items():
         if told is not None and told != "-":
-            target = Path(told)
-            if target.is_dir() or not target.absolute().parent.is_dir():
-                raise ConfigurationError(f"--{name} {told}: there is no folder to write that file in")
+            target(f"--{name}", told)
     if options.report is not None:
         charts.require()
 

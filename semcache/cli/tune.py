@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from semcache.cli.arguments import positive, tier_ttl
+from semcache.cli.arguments import positive, target, tier_ttl
 from semcache.errors import ConfigurationError
 from semcache.policy.equivalent import Comparator, similar
 from semcache.policy.guards import GUARDS
@@ -95,13 +95,13 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    target = _target(options.output)
+    written = target("--output", options.output)  # tuning takes minutes
     tuning = _tuning(options)
     path = Path(options.traffic)
     made = time.strftime("%Y-%m-%d", time.gmtime())
     with path.open("rb") as lines, progress(sys.stderr, is_quiet=options.quiet) as shown:
         outcome = tune(lines, tuning, shown, made=made, name=path.name)
-    outcome.policy.write(target)
+    outcome.policy.write(written)
     if options.json:
         sys.stdout.write(json.dumps(figures(outcome), indent=2, allow_nan=False) + "\n")
     else:
@@ -158,14 +158,6 @@ def _judge(name: str) -> Callable[[str, str], Any]:
         raise ConfigurationError(f"--judge {name} is no function, but {judge!r}")
     found: Callable[[str, str], Any] = judge
     return found
-
-
-def _target(output: str) -> Path:
-    """Return the file to write; tuning takes minutes, so what can be seen to be wrong with it is said before."""
-    target = Path(output)
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise ConfigurationError(f"--output {output}: there is no folder to write that file in")
-    return target
 
 
 def _share(text: str) -> float:

@@ -319,7 +319,8 @@ def test_page_is_written_beside_all_else(traffic, tmp_path, capsys):
     [
         (["--json", "-", "--markdown", "-"], "only one of --json, --report, --markdown can go to stdout"),
         (["--report", "/no/such/folder/r.html"], "--report /no/such/folder/r.html: there is no folder"),
-        (["--markdown", "/"], "--markdown /: there is no folder"),
+        (["--report", "/"], "--report /: that is a folder; name a file in it"),
+        (["--markdown", "/"], "--markdown /: that is a folder"),
     ],
 )
 def test_wrong_target_is_refused_before_the_replay(traffic, capsys, options, told):
