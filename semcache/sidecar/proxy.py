@@ -130,6 +130,8 @@ class Proxy:
             wishes = wishes_of(told.wishes)
         except UnclearWishError as error:
             raise RefusedError(BAD, str(error)) from None
+        if any(name == b"content-length" and int(value) > self._limits.body_bytes for name, value in headers):
+            raise _too_large(self._limits)  # before any of it is handed on
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
         if endpoint is None:
             if wishes.is_only_cached:

@@ -138,8 +138,8 @@ def test_what_callers_send_beside_the_call_is_in_the_key(sidecar, models):
     same = {"user-agent": "curl", "traceparent": "00-1", "cookie": "a=b", "x-forwarded-for": "10.0.0.1", "origin": "x"}
     assert told(sidecar.chat(headers=same)) == "hit"
     assert told(sidecar.chat(temperature=0)) == "miss"
-    assert told(sidecar.http.post(f"{PATHS['openai']}?api-version=2", content="{}")) == "bypass"
-    assert models.calls == 5
+    assert told(sidecar.http.post(f"{PATHS['openai']}?api-version=2", content="{}")) == "miss"
+    assert models.calls == 4
 
 
 def test_call_that_samples_or_rests_on_the_server_goes_by(sidecar, models):
@@ -160,7 +160,7 @@ def test_what_is_not_understood_is_the_servers_to_say(serve, models, body):
     """It is handed on as it came, and nothing of it is kept."""
     sidecar = serve()
     answer = sidecar.post(PATHS["openai"], body)
-    assert answer.status_code in (200, 500, 502)
+    assert (answer.status_code, told(answer)) == (400, "bypass")
     assert told(sidecar.chat()) == "miss"
     assert told(sidecar.chat()) == "hit"
 
@@ -198,7 +198,7 @@ def test_embeddings_are_kept_by_input(sidecar, models):
 def test_embeddings_that_are_not_understood_go_by(sidecar, models):
     """The server says what is wrong."""
     answer = sidecar.post("/v1/embeddings", {"model": "m", "input": {"a": 1}})
-    assert told(answer) == "bypass"
+    assert (answer.status_code, models.calls) == (400, 0)
     models.fail(400)
     assert sidecar.post("/v1/embeddings", {"model": "m", "input": "d"}).status_code == 400
 
