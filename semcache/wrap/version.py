@@ -59,6 +59,10 @@ def is_cached(function: Any) -> bool:
     return made_in.startswith("semcache.wrap.") and hasattr(function, "__semcache_version__")
 
 
+# What `exec` and `python -c` both call their code's file.
+_UNNAMED = "<string>"
+
+
 def _parts(function: Any, ignore: frozenset[str], seen: list[Any]) -> list[bytes] | None:
     """Tell all that a function is made of; None for what is no function."""
     if is_cached(function):
@@ -109,6 +113,8 @@ def _is_immutable(value: Any) -> bool:
 
 def source_of(function: FunctionType) -> object:
     """Return the text from `def` on; where there is none, or it holds several lambdas, what was compiled of it."""
+    if function.__code__.co_filename == _UNNAMED:  # Python 3.13 has the text of `python -c` under it, whosever it is
+        return _compiled(function.__code__)
     try:
         lines, _ = inspect.getsourcelines(function.__code__)  # the code's own, not what it wraps
     except (OSError, TypeError):
