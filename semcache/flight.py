@@ -20,6 +20,7 @@ from threading import RLock, get_ident
 from typing import Any, Generic, TypeVar
 
 from semcache.model import Request
+from semcache.plan import running_future
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Flights(Generic[T]):
                 return flight, True
             if not self.follow(flight, blocks=blocks):
                 return None, False
-            flight.future = flight.future or _running_future()
+            flight.future = flight.future or running_future()
             return flight, False
 
     def follow(self, flight: Flight[T], *, blocks: bool, leading: Flight[T] | None = None) -> bool:
@@ -94,7 +95,7 @@ class Flights(Generic[T]):
             if leading is not None:
                 leading.brings = flight.request
                 if flight.future is None:
-                    flight.future = _running_future()
+                    flight.future = running_future()
                     if flight.landing is not None:
                         flight.future.set_result(flight.landing)
             if blocks:
@@ -187,12 +188,6 @@ def _waiting(leading: Flight[Any] | None) -> tuple[Flight[Any], ...]:
     """Return the flights that wait with this call: those whose loads it runs inside of, and the one it leads."""
     inside = _inside.get()
     return inside if leading is None else (*inside, leading)
-
-
-def _running_future() -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 def _may_bring(asked: Request, facet: str, value: str | bytes) -> bool:

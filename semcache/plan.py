@@ -167,6 +167,23 @@ class Spawn:
         return self.crew.start_thread(self.plan) if self.in_thread else self.crew.start_task(self.plan)
 
 
+def running_future() -> Future[Any]:
+    """Return a future that nobody who waits for it can cancel for the others."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def started(work: Callable[[], None], name: str) -> Thread | None:
+    """Run work in a daemon thread of its own; None where there are no more threads, or the interpreter ends."""
+    thread = Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
 class Crew:
     """What runs behind the callers, at most `most` plans at once; what they raise is given to `on_error`."""
 

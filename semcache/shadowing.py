@@ -27,7 +27,7 @@ from semcache.events import Event, Recorder
 from semcache.keys import of_embedder
 from semcache.labelling import Labelling
 from semcache.model import Decision, Entry, Evidence, Hit, Miss, Request, Verdict
-from semcache.plan import Plan, run
+from semcache.plan import Plan, run, started
 from semcache.policy import Policy, Shadow, Tuned
 from semcache.policy.guards import Guards
 from semcache.policy.label import Source
@@ -174,12 +174,7 @@ class Shadowing:
         The lock is held.
         """
         if self._thread is None:
-            thread = Thread(target=self._run, name="semcache-shadow", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter ends: the next call tries again
-                return
-            self._thread = thread
+            self._thread = started(self._run, "semcache-shadow")  # where there is none, the next call tries again
 
     # Behind the callers
 

@@ -25,7 +25,7 @@ from semcache.replay.report import Report, figures, make_report
 from semcache.replay.run import replay
 from semcache.replay.settings import DEFAULT_EMBEDDER, Settings
 from semcache.ttl import TTL, size_bytes
-from semcache.wrap.default import budget_of, policy_of
+from semcache.wrap.default import policy_of
 
 _COLUMNS = 96
 _TARGETS = ("json", "report", "markdown")
@@ -158,7 +158,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ConfigurationError("--no-semantic leaves out near matches: it goes with neither --policy nor --embedder")
     size_bytes(options.memory, "--memory")
     guards = None if options.no_guards else GUARDS
-    policy = budget_of(options.policy, guards) or policy_of(options.policy, guards)
+    policy = policy_of(options.policy, guards)
     if options.live and isinstance(policy, ErrorBudget):
         raise ConfigurationError("--policy budget:SHARE is not for --live: it learns at the recording's own times")
     if options.no_guards and not isinstance(policy, Threshold | ErrorBudget):

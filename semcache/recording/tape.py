@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from semcache.events import Event
 from semcache.model import Usage
+from semcache.plan import started
 from semcache.recording.file import RecordFile
 from semcache.recording.settings import Recording
 from semcache.recording.taken import Call, Taken, UnrecordedError, unpacked
@@ -118,12 +119,7 @@ class Tape:
         self._queue.put(waiting)
 
     def _start(self) -> None:
-        thread = Thread(target=self._run, name="semcache-recording", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads are to be had: the next call tries again
-            return
-        self._thread = thread
+        self._thread = started(self._run, "semcache-recording")  # where there is none, the next call tries again
 
     def stats(self) -> dict[str, int]:
         """Return how many calls were written, dropped, lost, could not be recorded, or failed at their origin."""

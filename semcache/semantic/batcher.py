@@ -16,9 +16,10 @@ import os
 import weakref
 from concurrent.futures import Future
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
+from semcache.plan import running_future
 from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Within
 from semcache.semantic.worker import State, Worker
 
@@ -89,19 +90,19 @@ class Batcher:
         The future raises TierError("uncovered") for a text that the embedder does not see whole. Raises
         TierError("full" or "closed").
         """
-        future: Future[Found] = _running_future()
+        future: Future[Found] = running_future()
         self._worker().ask(Search(scope, text, k, future, with_vectors))
         return future
 
     def within(self, text: str, similarity: float) -> Future[list[Neighbour]]:
         """Return every row, of whatever scope, that is at least so similar, nearest first; errors as `search`."""
-        future: Future[list[Neighbour]] = _running_future()
+        future: Future[list[Neighbour]] = running_future()
         self._worker().ask(Within(text, similarity, future))
         return future
 
     def embed(self, text: str) -> Future[Vector]:
         """Return the text's unit vector; errors as `search`."""
-        future: Future[Vector] = _running_future()
+        future: Future[Vector] = running_future()
         self._worker().ask(Embed(text, future))
         return future
 
@@ -136,7 +137,7 @@ class Batcher:
 
     def warm(self) -> Future[None]:
         """Load, restore and embed once; the future raises what went wrong with it."""
-        warmed: Future[None] = _running_future()
+        warmed: Future[None] = running_future()
 
         def finish(embedded: Future[Vector]) -> None:
             error = embedded.exception()
@@ -152,7 +153,7 @@ class Batcher:
         """Wait until all that was asked before is done; False if it is not, for the time was up or loading failed."""
         if self.state in {"idle", "closed"}:
             return True
-        future: Future[None] = _running_future()
+        future: Future[None] = running_future()
         self._worker().submit(Sync(future))
         try:
             future.result(timeout)
@@ -198,12 +199,6 @@ class Batcher:
             worker = self._workers.setdefault(os.getpid(), Worker(weakref.ref(self)))
         worker.start()
         return worker
-
-
-def _running_future() -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 def _let_go(workers: dict[int, Worker], batcher: weakref.ref[Batcher]) -> None:

@@ -17,6 +17,7 @@ from threading import RLock, Thread
 from typing import Any, Literal
 
 from semcache.errors import ConfigurationError, MissingExtraError, TierError
+from semcache.plan import running_future, started
 from semcache.semantic.files import digest_of_files
 from semcache.semantic.threads import limit_torch_threads
 from semcache.semantic.transformer import without_progress_bars
@@ -90,7 +91,7 @@ class CrossEncoder:
                 raise TierError("loading", "the cross-encoder is loading")
             if len(self._waiting) >= MOST_WAITING:
                 raise TierError("full", f"{MOST_WAITING} pairs wait for the cross-encoder")
-            future = _running()
+            future = running_future()
             self._waiting.append((text, other, future))
             self._start()
         return future
@@ -98,7 +99,7 @@ class CrossEncoder:
     def warm(self) -> Future[bool]:
         """Load it; the future raises what went wrong."""
         self._own()
-        future = _running()
+        future = running_future()
         with self._lock:
             self._retry_at = 0.0
             self._waiting.append(("warm", "warm", future))
@@ -112,14 +113,8 @@ class CrossEncoder:
 
     def _start(self) -> None:
         """Have a thread run, which ends when nothing waits; the lock is held."""
-        if self._thread is not None or (self._failure is not None and time.monotonic() < self._retry_at):
-            return
-        thread = Thread(target=self._run, name="semcache-second", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads, or the interpreter ends: the next call tries again
-            return
-        self._thread = thread
+        if self._thread is None and (self._failure is None or time.monotonic() >= self._retry_at):
+            self._thread = started(self._run, "semcache-second")  # where there is none, the next call tries again
 
     def _run(self) -> None:
         try:
@@ -215,9 +210,3 @@ def _folder_of(model: str) -> Path:
         f"cross_encoder={model!r}: there is no such folder, and the hub's cache on this machine has no such model; "
         "nothing is downloaded for it: fetch it first (hf download NAME), or give its folder"
     )
-
-
-def _running() -> Future[bool]:
-    future: Future[bool] = Future()
-    future.set_running_or_notify_cancel()
-    return future

@@ -20,7 +20,7 @@ class Asked:
     """A request as it arrived.
 
     `where` is what it asks, with the headers that may change the answer, canonical; `send` asks a server the same, or,
-    if it is given one, another body.
+    if it is given one, another body. `words` is a digest of all of it but what it wishes, once somebody has made it.
     """
 
     body: bytes
@@ -28,6 +28,7 @@ class Asked:
     tenant: str
     wishes: Wishes
     send: Callable[[Server, bytes | None], Awaitable[Opened]]
+    words: bytes = b""
 
     @property
     def whose(self) -> str:

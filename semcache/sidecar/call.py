@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from threading import RLock
 from typing import Any, Protocol
 
@@ -20,11 +19,8 @@ from semcache.recording import Taken, UnrecordedError, owner_of, packed
 from semcache.sidecar.events import CONTENT_TYPE, Blocks, bytes_of, chunks_of, is_done, told
 from semcache.sidecar.headers import KEPT, Headers
 from semcache.sidecar.upstream import Answer, Opened
-from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own
+from semcache.wrap.clients.dialect import Dialect, Json, id_in, whole, with_own
 from semcache.wrap.shared import Stream
-
-_EVENTS = b"text/event-stream"
-
 
 # Whose streams end with a mark; the others' last event says that it is the last.
 _ENDS_WITH_MARK = "openai.chat.completions"
@@ -43,12 +39,11 @@ class Place(Protocol):
 class Head:
     """The beginning of a stream: the response, before any block; `with_usage` says that its chunks tell their usage."""
 
-    __slots__ = ("headers", "is_events", "response", "with_usage")
+    __slots__ = ("headers", "response", "with_usage")
 
     def __init__(self, response: Opened, *, with_usage: bool) -> None:
         self.response = response
         self.headers = response.headers
-        self.is_events = _content_type(self.headers).startswith(_EVENTS)
         self.with_usage = with_usage
 
     def told(self) -> Json:
@@ -61,8 +56,7 @@ class Proxied:
 
     __slots__ = (
         "_assembled", "_body", "_dialect", "_found", "answer", "cache", "copied", "is_stream", "place", "send",
-        "tenant", "variant",
-        "was_sent", "with_usage",
+        "tenant", "variant", "was_sent", "with_usage",
     )  # fmt: skip
 
     def __init__(
@@ -218,10 +212,7 @@ class Proxied:
     def identify(self, value: Any) -> str | None:
         """Return the id that its provider gave an answer; of a stream its first event tells it."""
         with suppress(Exception):  # an answer that nobody here knows
-            told = json.loads(value["body"]) if isinstance(value, dict) else chunks_of(value[1:2])[0]
-            for part in (told, told.get("message"), told.get("response")):
-                if isinstance(part, dict) and isinstance(part.get("id"), str):
-                    return str(part["id"])
+            return id_in(json.loads(value["body"]) if isinstance(value, dict) else chunks_of(value[1:2])[0])
         return None
 
     def record(self, answer: Any) -> Taken:
@@ -231,7 +222,7 @@ class Proxied:
         value = self._found[0] if answer is None else answer
         text = self.says(value)
         return Taken(
-            "llm", self.copied, self._dialect.as_chat, partial(_same, text), owner_of(self.tenant),
+            "llm", self.copied, self._dialect.as_chat, lambda: text, owner_of(self.tenant),
             len(self.copied) + len(text or ""),
         )  # fmt: skip
 
@@ -266,13 +257,5 @@ def head_headers(head: Json) -> Headers:
     return _headers(head["head"])
 
 
-def _content_type(headers: Headers) -> bytes:
-    return next((value for name, value in headers if name == b"content-type"), b"")
-
-
 def _dumped(told: Json) -> str:
     return json.dumps(told, separators=(",", ":"))
-
-
-def _same(text: str | None) -> str | None:
-    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -90,11 +91,9 @@ class EmbeddingsEndpoint(Embeddings):
 
     def _context(self, asked: Asked) -> Any:
         wishes = asked.wishes
-        mode = wishes.mode
         if wishes.oldest != inf:  # a vector is as good as new, but who asks for a new one is given it
-            mode = stricter(mode or "live", "refresh")
-        mode = None if mode is None else stricter(mode, self.cache.mode)
-        ttl = None if wishes.ttl is None else min(wishes.ttl, self._longest)
+            wishes = replace(wishes, mode=stricter(wishes.mode or "live", "refresh"))
+        mode, ttl = wishes.within(self.cache.mode, self._longest)
         return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=wishes.tags)
 
     async def _check(self, asked: Asked, where: bytes, given: Mapping[str, Any]) -> None:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from semcache.cache import Cache
 from semcache.chain import Origin
 from semcache.codec import unpack
-from semcache.commands import STRICTNESS, stricter
+from semcache.commands import STRICTNESS
 from semcache.context import context
 from semcache.errors import UnkeyableError
-from semcache.events import FOLD_AT, Event
+from semcache.events import Event
 from semcache.finding import find, probe
 from semcache.keys import canonical, digest
 from semcache.lookup import finish, load, lookup
@@ -37,7 +37,7 @@ from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Answer, AnsweredError, Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
 from semcache.tiers.memory import Kept
-from semcache.wrap.clients.conversation import Meant
+from semcache.wrap.clients.conversation import Meant, passed_by
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.noting import bypass_event, memory_event
@@ -112,14 +112,8 @@ class Endpoint:
                 return None
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         event = memory_event(cache, self.dialect.name, known.key, kept, key_ns, memory_ns, self.dialect.name)
-        if recorder.is_watched:
-            event.call = None if recorder.recording is None else call
-            recorder.lookup(event)
-        else:
-            usage, age = kept.usage, event.age or 0.0
-            recorder.quick.append((kept.facets, self.dialect.name, key_ns, memory_ns, kept.load_seconds, usage, age))
-            if len(recorder.quick) > FOLD_AT:
-                recorder.fold()
+        event.call = None if recorder.recording is None else call
+        recorder.lookup(event)
         return Found(event, ready.head, body=ready.body, is_ours=True)
 
     def _call(self, asked: Asked, known: Known, kept: Kept) -> Proxied | None:
@@ -147,16 +141,13 @@ class Endpoint:
             self._ready[words] = ready
         return ready
 
-    def _told(self, call: Proxied, event: Event) -> Found:
-        """Return what `accepts` took as it goes to the caller, in one piece."""
-        head, body = _whole(call)
-        return Found(event, head, body=body, is_ours=True)
-
     def _words(self, asked: Asked) -> bytes:
-        return digest(
-            self._prefix, asked.where, asked.body, asked.tenant.encode(), asked.wishes.tenant.encode(),
-            asked.wishes.namespace.encode(),
-        )  # fmt: skip
+        if not asked.words:  # a body may be long: it is digested once
+            asked.words = digest(
+                self._prefix, asked.where, asked.body, asked.tenant.encode(), asked.wishes.tenant.encode(),
+                asked.wishes.namespace.encode(),
+            )  # fmt: skip
+        return asked.words
 
     # By a lookup
 
@@ -173,7 +164,7 @@ class Endpoint:
             return await self._past(asked, body, "not understood: stream")
         try:
             with_usage = is_stream and self.dialect.asks_usage(body)
-            why_not = self._why_not(body)
+            why_not = passed_by(self.dialect, self._settings, body)
             call = Proxied(self, body, partial(asked.send, server, None), is_stream=is_stream, with_usage=with_usage)
             if why_not is not None:
                 return await self._past(asked, body, why_not)
@@ -195,14 +186,6 @@ class Endpoint:
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[self._words(asked)] = known
-
-    def _why_not(self, body: Json) -> str | None:
-        """Say why a call goes by the cache, if it does."""
-        state = self.dialect.state(body)
-        if state is not None:
-            return f"state of the server: {state}"
-        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
-        return None if sampled is None else f"sampling: {sampled}"
 
     def _request(self, asked: Asked, server: Server, body: Json, call: Proxied) -> Request:
         cache, wishes = self.cache, asked.wishes
@@ -254,7 +237,8 @@ class Endpoint:
             raise not_cached()  # which is no lookup that led anywhere: nothing is loaded, or goes by
         finish(self.cache.chain, event, Outcome(value))
         call.accepts(value)
-        return self._told(call, event)
+        head, told = _whole(call)
+        return Found(event, head, body=told, is_ours=True)
 
     async def _streamed(self, call: Proxied, request: Request, event: Event) -> Found:
         origin = partial(AsyncGeneratorOrigin, ahead=_AHEAD)
@@ -262,12 +246,12 @@ class Endpoint:
         try:
             item = await arun(reading.step())
         except BaseException:
-            await _end(reading)
+            await reading.aclose()
             raise
         if isinstance(item, End):  # what has no head has an error
-            await _end(reading)
+            await reading.aclose()
             _unwrapped(item, call)
-        blocks = Pieces(_blocks(reading), partial(_end, reading))
+        blocks = Pieces(_blocks(reading), reading.aclose)
         if isinstance(item, Head):
             is_forced, status = request.mode == "refresh", item.response.status
             return Found(event, item.headers, blocks=blocks, is_ours=False, status=status, is_forced=is_forced)
@@ -318,12 +302,6 @@ async def _blocks(reading: Reading) -> AsyncGenerator[str, None]:
     item.unwrap()
 
 
-async def _end(reading: Reading) -> None:
-    unread = await arun(reading.finish())
-    if isinstance(unread, AsyncGeneratorOrigin):
-        await unread.close()
-
-
 async def _raw(response: Opened) -> AsyncGenerator[str, None]:
     async for data in response.pieces():
         yield text_of(data)
@@ -347,8 +325,7 @@ def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:
     """Return the context that a caller's wishes are: only narrower than what the cache was made with."""
     if wishes is NONE or (wishes.mode is None and wishes.ttl is None and not wishes.tags):
         return nullcontext()
-    mode = None if wishes.mode is None else stricter(wishes.mode, cache.mode)
-    ttl = None if wishes.ttl is None else min(wishes.ttl, longest)
+    mode, ttl = wishes.within(cache.mode, longest)
     return context(mode=mode, ttl=ttl, tags=wishes.tags)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +30,6 @@ from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.openai import ChatCompletions
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.responses import Responses
-
-logger = logging.getLogger("semcache.sidecar")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -87,19 +84,20 @@ class Proxy:
             return
         path = scope["path"]
         try:
-            if not path.startswith(_OURS) and self._shows(scope, path) and await self._health.answered(scope, send):
-                return
+            if not path.startswith(_OURS):
+                self._check_looking(scope, path)
+                if await self._health.answered(scope, send):
+                    return
             await self._admitted(scope, path, receive, send)
         except RefusedError as error:
             await _refuse(send, path, error.status, str(error))
 
-    def _shows(self, scope: Scope, path: str) -> bool:
-        """Say whether a path is anybody's to see; metrics are, where there are tokens, for who may look."""
+    def _check_looking(self, scope: Scope, path: str) -> None:
+        """Refuse metrics, where there are tokens, to who may not look."""
         if path == "/metrics":
             rights = self._caller(self._sorter.of(scope["headers"]).proofs).rights
             if rights.isdisjoint(("read", "admin")):
                 raise RefusedError(FORBIDDEN, "this token may not look: it lacks the right `read`")
-        return True
 
     def _caller(self, proofs: Headers) -> Caller:
         try:
@@ -146,9 +144,7 @@ class Proxy:
     ) -> None:  # fmt: skip
         """Answer a call of an endpoint that is cached."""
         path = scope["path"]
-        body = await _body(receive, self._limits)
-        if body is None:
-            return  # the caller has gone
+        body = await _Incoming(receive, self._limits).whole()
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
@@ -230,7 +226,7 @@ class Proxy:
         server = self._upstream.first
         if has_body and len(self._upstream.servers) > 1:
             # Which server it is for, its model says: the caller's key is for no other.
-            body = b"".join([piece async for piece in incoming.pieces()])
+            body = await incoming.whole()
             server = self._upstream.of(_model_of(body))
         url = _url(server, scope["raw_path"].decode("latin-1"), scope["query_string"])
         told = [*self._sent(headers, caller, server), *length]
@@ -248,12 +244,16 @@ class Proxy:
 
 
 class _Incoming:
-    """A body that is handed on as it comes; what was wrong with it is in `refusal`, whatever its reader makes of it."""
+    """A body as it comes; what was wrong with it is in `refusal`, whatever its reader makes of it."""
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive = receive
         self._limits = limits
         self.refusal: RefusedError | None = None
+
+    async def whole(self) -> bytes:
+        """Return all of it. Raises RefusedError."""
+        return b"".join([piece async for piece in self.pieces()])
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield it in pieces. Raises RefusedError."""
@@ -305,11 +305,12 @@ async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> 
     """Do something for a caller until it has gone; its own way out, as streams to be closed, it may go then."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in one
-    state = {"is_over": False, "has_gone": False}
+    is_over = has_gone = False
 
     def leave(_gone: object) -> None:
-        if not state["is_over"]:
-            state["has_gone"] = True
+        nonlocal has_gone
+        if not is_over:
+            has_gone = True
             task.cancel()
 
     gone = asyncio.ensure_future(_gone(receive))
@@ -317,10 +318,10 @@ async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> 
     try:
         await work()
     except asyncio.CancelledError:
-        if not state["has_gone"] or task.uncancel():
+        if not has_gone or task.uncancel():
             raise
     finally:
-        state["is_over"] = True
+        is_over = True
         gone.cancel()
 
 
@@ -333,28 +334,6 @@ async def _gone(receive: Receive) -> None:
     """Return when the caller has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _body(receive: Receive, limits: Limits) -> bytes | None:
-    """Return a request's body; None where its caller has gone, or was too slow. Raises RefusedError."""
-    message = await receive()
-    if not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        if len(body) > limits.body_bytes:
-            raise _too_large(limits)
-        return None if message["type"] == "http.disconnect" else body
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limits.body_bytes:
-            raise _too_large(limits)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
 
 
 def _too_large(limits: Limits) -> RefusedError:

@@ -33,7 +33,7 @@ from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
 from semcache.wrap.clients.options import client_options
-from semcache.wrap.default import budget_of, policy_of
+from semcache.wrap.default import policy_of
 
 logger = logging.getLogger("semcache.sidecar")
 
@@ -177,7 +177,6 @@ class _SocketFile:
 
 def cache_of(settings: Settings) -> Cache:
     """Make the cache of a sidecar. Raises ConfigurationError."""
-    policy = budget_of(settings.policy) or policy_of(settings.policy)
     mode: Any = settings.mode  # which the cache checks
     return Cache(
         settings.namespace,
@@ -190,7 +189,7 @@ def cache_of(settings: Settings) -> Cache:
         semantic=settings.semantic,
         device=settings.device,
         gpu_memory=settings.gpu_memory or None,
-        policy=policy,
+        policy=policy_of(settings.policy),
         audit=settings.audit,
         mode=mode,
         max_value=settings.max_value,
@@ -234,9 +233,7 @@ def proxy_of(
         sampling=settings.sampling, tool_calls=settings.tool_calls, history="all", replay_rate=None, prompt_cache=None,
         documents=None,
     )  # fmt: skip
-    limits = Limits(
-        size_bytes(settings.limit_body, "limit.body"), settings.limit_requests
-    )  # fmt: skip
+    limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
     return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings))
 
 

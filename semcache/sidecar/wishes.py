@@ -43,6 +43,13 @@ class Wishes:
     is_only_cached: bool = False
     is_unstored: bool = False
 
+    def within(self, mode: Mode, longest: float) -> tuple[Mode | None, float | None]:
+        """Return mode and ttl as they hold in a cache of this mode, whose owner lets nothing live longer."""
+        return (
+            None if self.mode is None else stricter(self.mode, mode),
+            None if self.ttl is None else min(self.ttl, longest),
+        )
+
 
 NONE = Wishes()
 

@@ -80,11 +80,11 @@ def _environment() -> dict[str, Any]:
             settings[name] = value
     policy = os.environ.get("SEMCACHE_POLICY")
     if policy:
-        settings["policy"] = budget_of(policy) or policy_of(policy)
+        settings["policy"] = policy_of(policy)
     return settings
 
 
-def budget_of(text: str, guards: Iterable[str] | None = GUARDS) -> ErrorBudget | None:
+def _budget_of(text: str, guards: Iterable[str] | None = GUARDS) -> ErrorBudget | None:
     """Return the policy that "budget:0.01" names; None for other text. Raises ConfigurationError."""
     kind, _, share = text.partition(":")
     if kind != "budget":
@@ -98,7 +98,13 @@ def budget_of(text: str, guards: Iterable[str] | None = GUARDS) -> ErrorBudget |
 
 
 def policy_of(text: str, guards: Iterable[str] | None = GUARDS) -> Policy | None:
-    """Return the policy that "threshold:0.92", "shadow" or a tuned policy's file names. Raises ConfigurationError."""
+    """Return the policy that "threshold:0.92", "budget:0.01", "shadow" or a tuned policy's file names.
+
+    Raises ConfigurationError.
+    """
+    budget = _budget_of(text, guards)
+    if budget is not None:
+        return budget
     kind, _, cut = text.partition(":")
     if kind == "shadow" and not cut:
         return None

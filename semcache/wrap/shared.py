@@ -23,7 +23,7 @@ from semcache.codec import pack, unpack
 from semcache.flight import Flight, enter
 from semcache.ledger import Near
 from semcache.model import Entry, Request, Usage
-from semcache.plan import Call, Outcome, Plan, Wait
+from semcache.plan import Call, Outcome, Plan, Wait, running_future
 
 
 class End(Outcome[Any]):
@@ -293,8 +293,7 @@ class Stream:
         if self._waits_for_itself():
             raise ValueError("generator already executing")
         if self._pulled is None:
-            self._pulled = Future()
-            self._pulled.set_running_or_notify_cancel()
+            self._pulled = running_future()
         return self._pulled
 
     def _end_pull(self) -> None:

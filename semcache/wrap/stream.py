@@ -84,9 +84,7 @@ def replaying(call_of: Callable[[], Call]) -> Callable[..., Generator[Any, None,
                     return item.unwrap()
                 _refuse_sent((yield item))
         finally:
-            unread = run(reading.finish())
-            if unread is not None:
-                unread.close()
+            reading.close()
 
     return wrapper
 
@@ -120,9 +118,7 @@ def areplaying(call_of: Callable[[], Call]) -> Callable[..., AsyncGenerator[Any,
                     return
                 _refuse_sent((yield item))
         finally:
-            unread = await arun(reading.finish())
-            if isinstance(unread, AsyncGeneratorOrigin):
-                await unread.close()
+            await reading.aclose()
 
     return wrapper
 
@@ -273,7 +269,19 @@ class Reading:
             self._follows = False
         return self._stream.leave()
 
-    def finish(self) -> Plan[Origin | None]:
+    def close(self) -> None:
+        """End the reading of a plain caller, and close an origin that nobody reads to its end."""
+        unread = run(self._finish())
+        if unread is not None:
+            unread.close()
+
+    async def aclose(self) -> None:
+        """End the reading of a task, as `close` does."""
+        unread = await arun(self._finish())
+        if isinstance(unread, AsyncGeneratorOrigin):
+            await unread.close()
+
+    def _finish(self) -> Plan[Origin | None]:
         """End the reading: keep what ended well, record the lookup; returns an origin that nobody reads to its end."""
         stream, event = self._stream, self._event
         is_last = self._leave()

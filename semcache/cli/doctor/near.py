@@ -18,7 +18,7 @@ from semcache.events import last
 from semcache.model import SHARED
 from semcache.policy import ErrorBudget, Threshold, Tuned
 from semcache.semantic.served import EmbeddingServer
-from semcache.wrap.default import budget_of, policy_of
+from semcache.wrap.default import policy_of
 
 _PACKAGES = ("httpx", "torch", "sentence-transformers", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
 _POLICY_MEND = (
@@ -90,7 +90,7 @@ def examine_policy(name: str, embedder: str | None, device: str) -> Finding:
     from semcache.semantic.embedder import as_embedder
 
     try:
-        policy = budget_of(name) or policy_of(name)
+        policy = policy_of(name)
         if isinstance(policy, Tuned) and embedder is not None:
             made = as_embedder(embedder, device)
             if made is not None and made.identity:

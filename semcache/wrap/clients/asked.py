@@ -20,7 +20,7 @@ from semcache.cache import Cache
 from semcache.keep import Unkept
 from semcache.model import Tenant, Usage
 from semcache.recording import Taken, UnrecordedError, owner_of, packed
-from semcache.wrap.clients.dialect import Dialect, Json, whole, with_own, words
+from semcache.wrap.clients.dialect import Dialect, Json, id_in, whole, with_own, words
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.prefix import is_marked, unmarked
 from semcache.wrap.clients.sdk import made_by_sdk
@@ -303,10 +303,7 @@ def _assembled(dialect: Dialect, chunks: list[str]) -> Json:
 def id_of(kept: Any) -> str | None:
     """Return the id that a provider gave an answer, as it is kept; of a stream its first event tells it."""
     with suppress(Exception):  # an answer that nobody here knows
-        told = kept["answer"] if isinstance(kept, dict) else json.loads(kept[1])
-        for part in (told, told.get("message"), told.get("response")):
-            if isinstance(part, dict) and isinstance(part.get("id"), str):
-                return str(part["id"])
+        return id_in(kept["answer"] if isinstance(kept, dict) else json.loads(kept[1]))
     return None
 
 

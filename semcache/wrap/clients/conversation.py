@@ -33,6 +33,19 @@ TRACE_PREFIXES = ("x-stainless-", "x-b3-", "x-datadog-")
 _UNFRAMED = canonical([{}, {}])
 
 
+# How it is said why calls go by the cache.
+OF_THE_SERVER, SAMPLING = "state of the server: ", "sampling: "
+
+
+def passed_by(dialect: Dialect, settings: ClientOptions, body: Json) -> str | None:
+    """Say why a call goes by the cache, if it does."""
+    state = dialect.state(body)
+    if state is not None:
+        return OF_THE_SERVER + state
+    sampled = None if settings.sampling == "any" else dialect.samples(body)
+    return None if sampled is None else SAMPLING + sampled
+
+
 def body_of(given: Mapping[str, Any]) -> Json:
     """Return the parameters that are sent, those of `extra_body` too."""
     body = given["body"]

@@ -98,6 +98,14 @@ def told_as_json(said: object) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
+def id_in(told: Json) -> str | None:
+    """Return the id that a provider gave an answer, be it whole or the first event of a stream."""
+    for part in (told, told.get("message"), told.get("response")):
+        if isinstance(part, dict) and isinstance(part.get("id"), str):
+            return str(part["id"])
+    return None
+
+
 def with_own(told: Json, body: Json, echoes: frozenset[str]) -> Json:
     """Return an answer, or an event that holds one, that says what this caller has sent instead of what another did."""
     inner = told.get("response")

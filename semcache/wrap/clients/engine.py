@@ -27,7 +27,7 @@ from semcache.plan import Load, Outcome, Plan, arun, run
 from semcache.tiers.memory import Kept
 from semcache.trace import tracing
 from semcache.wrap.clients.asked import Asked, Endpoint, chunk_type, id_of
-from semcache.wrap.clients.conversation import Meant, Where, body_of
+from semcache.wrap.clients.conversation import SAMPLING, Meant, Where, body_of, passed_by
 from semcache.wrap.clients.dialect import Dialect, Json
 from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.sdk import is_plain_post
@@ -36,8 +36,6 @@ from semcache.wrap.default import default_cache
 from semcache.wrap.noting import bypass_event, memory_event
 
 _UNREAD = ("off", "refresh")
-# Why calls go by the cache.
-_OF_THE_SERVER, _SAMPLING = "state of the server: ", "sampling: "
 # So many keys of calls made before are remembered, of 20 bytes each.
 _MOST_KEYS = 4096
 
@@ -213,11 +211,7 @@ class Engine:
 
     def why_not(self, body: Json) -> str | None:
         """Say why a call goes by the cache, if it does."""
-        state = self.dialect.state(body)
-        if state is not None:
-            return _OF_THE_SERVER + state
-        sampled = None if self._settings.sampling == "any" else self.dialect.samples(body)
-        return None if sampled is None else _SAMPLING + sampled
+        return passed_by(self.dialect, self._settings, body)
 
     def _asks_usage(self, body: Json) -> bool:
         try:
@@ -306,10 +300,10 @@ class Engine:
         self.cache.recorder.lookup(event)
 
     def _bypassed(self, why_not: str) -> Event:
-        if why_not.startswith(_SAMPLING):
+        if why_not.startswith(SAMPLING):
             self.cache.recorder.warn_once(
                 f"{self.dialect.name}: sampling",
-                f"a call of {self.dialect.name} asks by {why_not.removeprefix(_SAMPLING)}= for answers that differ, "
+                f"a call of {self.dialect.name} asks by {why_not.removeprefix(SAMPLING)}= for answers that differ, "
                 'and is not cached; semcache.cached(client, cache, sampling="any") caches such calls too: all are then '
                 "given one answer",
             )

@@ -123,9 +123,7 @@ def _read(asked: Asked, request: Request, event: Event) -> Generator[Any, None, 
             item = reading.pull()
         item.unwrap()
     finally:
-        unread = run(reading.finish())
-        if unread is not None:
-            unread.close()
+        reading.close()
 
 
 async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator[Any, None]:
@@ -155,9 +153,7 @@ async def _aread(asked: Asked, request: Request, event: Event) -> AsyncGenerator
             item = await reading.apull()
         item.unwrap()
     finally:
-        unread = await arun(reading.finish())
-        if isinstance(unread, AsyncGeneratorOrigin):
-            await unread.close()
+        await reading.aclose()
 
 
 def _streamed(asked: Asked, head: Any, chunks: Any, stream_type: Callable[..., Any], path: str) -> Any:
