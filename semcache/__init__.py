@@ -34,6 +34,7 @@ from semcache.pipeline import Pipeline, pipeline, stage
 from semcache.policy import ErrorBudget, Policy, PolicyStatus, Shadow, Threshold, Tuned, UnmeasuredThresholdWarning
 from semcache.recording import Recording
 from semcache.reindex import Reindexed
+from semcache.reported import Reported
 from semcache.stages import StageRow
 from semcache.stats import Stats
 from semcache.trace import Trace, trace
@@ -45,11 +46,11 @@ from semcache.wrap.embedding import CachedEmbedding, cached_embedding
 from semcache.wrap.function import Cached, cached
 from semcache.wrap.retrieval import cached_retrieval
 from semcache.wrap.wrapping import CacheInfo, check
-from semcache.wrong import Reported
 
 if TYPE_CHECKING:
     from semcache.semantic.second import CrossEncoder
     from semcache.semantic.served import EmbeddingServer
+    from semcache.stores.sidecar_address import Sidecar
 
 __version__ = "0.1.0"
 
@@ -86,6 +87,7 @@ __all__ = [
     "SemcacheWarning",
     "Served",
     "Shadow",
+    "Sidecar",
     "StageRow",
     "Stats",
     "Threshold",
@@ -120,6 +122,10 @@ def __getattr__(name: str) -> Any:
         from semcache.semantic.served import EmbeddingServer
 
         return EmbeddingServer
+    if name == "Sidecar":
+        from semcache.stores.sidecar_address import Sidecar
+
+        return Sidecar
     if name == "CrossEncoder":
         from semcache.semantic.second import CrossEncoder
 

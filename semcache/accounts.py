@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
+    from semcache.tiers.sidecar import SidecarTier
 
 # What a process that is killed has not booked yet is what it counted in this time.
 BOOK_SECONDS = 10.0
@@ -35,7 +36,7 @@ class Accounts:
     """The part of a Cache that books; the rest of it gives it what it needs."""
 
     recorder: Recorder
-    store: DiskTier | RedisTier | None
+    store: DiskTier | RedisTier | SidecarTier | None
     now: Callable[[], float]
     # Whether what is counted goes to the store: a trial is no traffic.
     books: bool = True

@@ -22,7 +22,7 @@ from semcache.context import named_tenant
 from semcache.errors import ConfigurationError, InvalidationError
 from semcache.events import Event, Observer, Recorder
 from semcache.explain import Explanation, explain
-from semcache.labelling import Labelling, labelling_of
+from semcache.labelling import labelling_of
 from semcache.ledger import Ledger
 from semcache.life import Living, watch
 from semcache.log import SETTLE_SECONDS, Log
@@ -33,7 +33,21 @@ from semcache.meaning import Meaning, checked
 from semcache.meter import Meter
 from semcache.model import Mode, Request, Tenant, Usage
 from semcache.nearby import Nearby
-from semcache.parts import LONGEST_LIFE_SECONDS, Parts, check_mode, check_near, check_stores, embedder_of, observers_of
+from semcache.parts import (
+    LONGEST_LIFE_SECONDS,
+    Parts,
+    attuned,
+    check_mode,
+    check_near,
+    check_sidecar,
+    check_stores,
+    embedder_of,
+    identity_of,
+    is_open,
+    is_ready,
+    observers_of,
+    surroundings,
+)  # fmt: skip
 from semcache.plan import Crew, Outcome, Plan, arun, run
 from semcache.policy import Policy, Threshold, Tuned, as_policy
 from semcache.policy.learner import Learner
@@ -56,6 +70,7 @@ if TYPE_CHECKING:
     from semcache.tiers.disk import DiskTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
+    from semcache.tiers.sidecar import SidecarTier
 
 T = TypeVar("T")
 
@@ -66,7 +81,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
     `namespace` keeps services apart; it is required with `disk`, `redis` and `memcached`. `memory`, `disk_size` and
     `semantic` bound the tiers in bytes ("64MB"; 0: no such tier). The exact store is `disk`, the path of an SQLite
     file for the processes of one host, or `redis`, a URL or a redis.Redis, for those of many. `memcached`, a URL, is a
-    tier beside it, or the store itself, which then can be invalidated by key alone. `embedder` is a
+    tier beside it, or the store itself, which then can be invalidated by key alone. A `sidecar`, the address of a
+    `semcache serve` or a list of some, has all but memory: store, near matches and policy. `embedder` is a
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
     are no near matches. What near matches a `shadow_embedder` would find, and which cut they bear, is learned behind
@@ -90,6 +106,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         disk_size: Size = "1GB",
         redis: Any = None,
         memcached: str | None = None,
+        sidecar: Any = None,
         embedder: Any = None,
         shadow_embedder: Any = None,
         semantic: Size = "512MB",
@@ -111,21 +128,22 @@ class Cache(Meaning, Reports, Reindexing, Living):
         seed: int | None = None,
     ) -> None:
         check_stores(namespace, disk, redis, memcached)
+        check_sidecar(sidecar, disk, redis, memcached, embedder, shadow_embedder, policy)
         check_mode(mode, audit)
         if not isinstance(ttl, TTL | None) or not isinstance(timeouts, Timeouts | None):
             raise ConfigurationError(
                 f'ttl is semcache.TTL(disk="1d"), timeouts semcache.Timeouts(disk="25ms"); got {ttl!r}, {timeouts!r}'
             )
-        self.namespace = namespace
+        self.namespace, keeps_log = namespace, any(store is not None for store in (disk, redis, sidecar))
         self.tenant = None if tenant is None else named_tenant(tenant)
         self._own_mode: Mode = mode
         self._switch_to(None)
         self.policy: Policy = as_policy(policy)
-        self.names_families = shadow_embedder is not None or hasattr(self.policy, "within")
+        self.names_families = bool(shadow_embedder or sidecar) or hasattr(self.policy, "within")
         warn_unmeasured(None if embedder is None else self.policy)  # without one another warning says more
         self.clock = clock or SystemClock()
         self.now = self.clock.monotonic
-        self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=disk is None and redis is None)
+        self.blocks, self.ledger = Blocks(), Ledger(self.clock.time, stay=not keeps_log)
         self.recorder = Recorder(
             observers_of(observers), Meter(self.clock.time, tenants=tenant_usage, prices=Prices(prices)), self.ledger
         )
@@ -136,11 +154,9 @@ class Cache(Meaning, Reports, Reindexing, Living):
         ttl, timeouts = ttl or TTL(), timeouts or Timeouts()
         memory_bytes, semantic_bytes = size_bytes(memory, "memory"), size_bytes(semantic, "semantic")
         disk_bytes, max_value_bytes = size_bytes(disk_size, "disk_size"), size_bytes(max_value, "max_value")
-        codec = Codec(compress)
-        gpu_bytes = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory")
+        gpu_bytes, codec = None if gpu_memory is None else size_bytes(gpu_memory, "gpu_memory"), Codec(compress)
         made = embedder_of(embedder, device, policy) if semantic_bytes else None
         shadow = None if shadow_embedder is None else embedder_of(shadow_embedder, device, None)
-        keeps_log = disk is not None or redis is not None
         check_near(made, shadow, self.policy, keeps=bool(memory_bytes) or keeps_log or memcached is not None)
         self._marks = Marks(self.now, max(LONGEST_LIFE_SECONDS, *map(ttl.of, ("redis", "disk", "memcached"))))
         # Nobody tells others' memory what was invalidated in a memcached that stands alone.
@@ -155,17 +171,22 @@ class Cache(Meaning, Reports, Reindexing, Living):
         # The store is opened last of all, so that no wrong setting leaves it open.
         self.disk = parts.disk(disk, disk_bytes) if disk is not None else None
         self.redis = parts.redis(redis) if redis is not None else None
-        self.store: DiskTier | RedisTier | None = self.disk or self.redis
+        self.sidecar = None if sidecar is None else parts.sidecar(sidecar, codec)
+        self.store: DiskTier | RedisTier | SidecarTier | None = self.disk or self.redis or self.sidecar
         settles = 0.0 if self.redis is None else SETTLE_SECONDS
         self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None, settles)
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]
         self.semantic = (
-            None if made is None else parts.semantic(made, semantic_bytes, self.policy, self.store, values, gpu_bytes)
+            None
+            if made is None
+            else parts.semantic(made, semantic_bytes, self.policy, self.disk or self.redis, values, gpu_bytes)
         )
         # A file is nearer than a memcached; of two servers the one that may forget comes first, be it on this host.
         tiers = [
-            tier for tier in (self.memory, self.disk, self.memcached, self.redis, self.semantic) if tier is not None
+            tier
+            for tier in (self.memory, self.disk, self.memcached, self.redis, self.sidecar, self.semantic)
+            if tier is not None
         ]
         self.chain = Chain(
             tiers=[(tier, Breaker(self.now)) for tier in tiers],
@@ -180,7 +201,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
             names_tenants=tenant_usage,
             labelling=None
             if self.semantic is None
-            else _attuned(
+            else attuned(
                 labelling_of(
                     self.policy,
                     codec,
@@ -188,7 +209,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
                     self.clock,
                     audit=audit,
                     namespace=namespace,
-                    is_in_use=partial(_is_open, weakref.ref(self)),
+                    is_in_use=partial(is_open, weakref.ref(self)),
                 ),
                 weakref.ref(self.semantic),
                 seed,
@@ -198,7 +219,9 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self._indexes = [] if self.semantic is None else [self.semantic]
         self._begin_learning(
             None if shadow is None
-            else parts.semantic(shadow, semantic_bytes, twin_of(self.policy), self.store, values, is_shadow=True),
+            else parts.semantic(
+                shadow, semantic_bytes, twin_of(self.policy), self.disk or self.redis, values, is_shadow=True
+            ),
             audit, seed,
         )  # fmt: skip
         self._listen()
@@ -211,18 +234,19 @@ class Cache(Meaning, Reports, Reindexing, Living):
         """Learn of what the tier of a shadow embedder finds, where there is one, and have scores taught."""
         chain = self.chain
         if tier is not None:
-            is_ready = partial(_is_ready, weakref.ref(self._indexes[0]))
+            ready = partial(is_ready, weakref.ref(self._indexes[0]))
             chain.shadowing = shadowing_of(
                 tier, self.policy, chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
-                is_in_use=partial(_is_open, weakref.ref(self)), may_begin=is_ready, seed=seed,
+                is_in_use=partial(is_open, weakref.ref(self)), may_begin=ready, seed=seed,
             )  # fmt: skip
             self._indexes.append(tier)
-        shelf = None if self.store is None else Shelf(self.store, chain.codec, self.namespace, chain.position)
+        kept = self.disk or self.redis
+        shelf = None if kept is None else Shelf(kept, chain.codec, self.namespace, chain.position)
         for labelling in chain.learning:
             tier = self._indexes[0] if labelling is chain.labelling else self._indexes[-1]
             labelling.second = tier.second
             if labelling.policy.learns_score:
-                identity = partial(_identity, weakref.ref(tier))
+                identity = partial(identity_of, weakref.ref(tier))
                 labelling.teaching = Teaching(
                     labelling.policy, self.recorder, identity, tier.batcher.embed, self.clock.time, shelf
                 )
@@ -234,7 +258,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         """
         recorder, reference, name = self.recorder, weakref.ref(self), self.store.name if self.store else ""
         if isinstance(self.policy, Learner | Threshold | Tuned):
-            self.policy.surround(partial(_surroundings, reference))
+            self.policy.surround(partial(surroundings, reference))
 
         def switch(mode: Mode | None) -> None:
             cache = reference()
@@ -322,7 +346,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         # What stands goes everywhere, also from the memories of other processes, and what is being loaded is older.
         checked(request)
         try:
-            born, _ = yield from self._mark([("key", request.key)])
+            born, _ = yield from self.mark([("key", request.key)])
         except InvalidationError as error:
             raise InvalidationError(f"the answer was not put: {error.__cause__ or error}") from error
         yield from seed(self.chain, request, value, born, is_pinned=pinned)
@@ -368,33 +392,3 @@ class Cache(Meaning, Reports, Reindexing, Living):
     def __repr__(self) -> str:
         tiers = " > ".join(tier.name for tier in self.tiers)
         return f"Cache({self.namespace!r}, {tiers or 'no tier'}, policy={self.policy!r}, mode={self.mode!r})"
-
-
-def _is_open(reference: weakref.ref[Cache]) -> bool:
-    cache = reference()
-    return cache is not None and not cache.is_closed
-
-
-def _surroundings(reference: weakref.ref[Cache]) -> list[str]:
-    cache = reference()
-    return [] if cache is None else cache._surroundings()  # noqa: SLF001
-
-
-def _is_ready(reference: weakref.ref[SemanticTier]) -> bool:
-    tier = reference()
-    return tier is not None and tier.is_ready
-
-
-def _attuned(
-    labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
-) -> Labelling | None:  # fmt: skip
-    """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
-    if labelling is not None:
-        labelling.policy.attune(partial(_identity, semantic), seed)
-    return labelling
-
-
-def _identity(semantic: weakref.ref[SemanticTier]) -> str:
-    """Return whose vectors a tier compares; a policy may outlive the cache, whose index it must not hold."""
-    tier = semantic()
-    return "" if tier is None else tier.identity

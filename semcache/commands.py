@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.chain import Chain
 from semcache.context import as_tenant
-from semcache.errors import ConfigurationError, InvalidationError
+from semcache.errors import ConfigurationError, InvalidationError, TierError
 from semcache.events import Event, Recorder
 from semcache.keys import KEY_BYTES
 from semcache.log import Log
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from semcache.tiers.memory import MemoryTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
+    from semcache.tiers.sidecar import SidecarTier
 
 # Of two modes the later here holds.
 STRICTNESS: dict[Mode, int] = {"live": 0, "shadow": 1, "exact": 2, "refresh": 3, "off": 4}
@@ -51,7 +52,8 @@ class Commands:
     memory: MemoryTier | None
     memcached: MemcachedTier | None
     semantic: SemanticTier | None
-    store: DiskTier | RedisTier | None
+    store: DiskTier | RedisTier | SidecarTier | None
+    sidecar: SidecarTier | None
     _own_mode: Mode
 
     def _switch_to(self, mode: Mode | None) -> None:
@@ -114,12 +116,14 @@ class Commands:
 
     def _invalidate(self, told: tuple[str, str | bytes]) -> Plan[int]:
         facet, value = self._own_namespace(told)
-        _, dropped = yield from self._mark([(facet, value)])
+        _, dropped = yield from self.mark([(facet, value)])
         self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"{facet}: {_shown(value)}"))
         return dropped
 
     def _invalidate_near(self, told: tuple[str, float, Tenant | None], *, dry_run: bool) -> Plan[int]:
         text, similarity, tenant = told
+        if self.sidecar is not None:
+            return (yield from self._invalidate_there(self.sidecar, told, dry_run=dry_run))
         if self.semantic is None:
             raise ConfigurationError("invalidate(text=) looks into the index: give the cache an embedder=")
         holder = self.store or (self.memory if self.memcached is None else None)
@@ -139,22 +143,32 @@ class Commands:
         for at in range(0, len(keys), _PAGE):
             pairs: list[Pair] = [("key", key) for key in keys[at : at + _PAGE]]
             if dry_run:
-                dropped += yield from self._count_all(pairs)
+                dropped += yield from self.count_of(pairs)
             else:
-                dropped += (yield from self._mark(pairs))[1]
+                dropped += (yield from self.mark(pairs))[1]
         if not dry_run:
             self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_begun(text)}"))
         return dropped
 
-    def _mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
+    @staticmethod
+    def _invalidate_there(
+        sidecar: SidecarTier, told: tuple[str, float, Tenant | None], *, dry_run: bool
+    ) -> Plan[int]:  # fmt: skip
+        text, similarity, tenant = told
+        try:
+            return (yield from sidecar.forget_near(
+                text, similarity, None if tenant is None else str(tenant), dry_run=dry_run
+            ))  # fmt: skip
+        except TierError as error:
+            raise InvalidationError(f"nothing was invalidated: the sidecar could not do it ({error})") from error
+
+    def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Drop what has one of some facet values, everywhere; the marks' position, and how many entries went."""
         facet, value = pairs[0]
         try:
             position, stored = yield from self.log.mark(pairs)
         except BaseException as error:
-            position = self.log.beyond()
-            self.log.take([(facet, value, position) for facet, value in pairs])
-            yield from self._forget(pairs, position)
+            yield from self.forget_here(pairs)
             if not isinstance(error, Exception):  # its caller was cancelled: the store may have made it, or not
                 raise
             raise InvalidationError(
@@ -169,10 +183,17 @@ class Commands:
             dropped = taken if self.store is None else dropped
         return position, stored if self.store is not None else dropped
 
-    def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
-        return (yield from self._count_all([self._own_namespace(told)]))
+    def forget_here(self, pairs: list[Pair]) -> Plan[None]:
+        """Drop what has one of some facet values from this process, where no store could be told."""
+        position = self.log.beyond()
+        self.log.take([(facet, value, position) for facet, value in pairs])
+        yield from self._forget(pairs, position)
 
-    def _count_all(self, pairs: list[Pair]) -> Plan[int]:
+    def _count(self, told: tuple[str, str | bytes]) -> Plan[int]:
+        return (yield from self.count_of([self._own_namespace(told)]))
+
+    def count_of(self, pairs: list[Pair]) -> Plan[int]:
+        """Return how many entries have one of some facet values."""
         if self.store is not None:
             return (yield from self.store.count(pairs))
         if self.memcached is not None:

@@ -221,6 +221,12 @@ class Recorder:
         if self.observers:
             self.tell(event)
 
+    def relay(self, event: Event) -> None:
+        """Take the event of a lookup for another process, which counts it itself."""
+        if self.ledger is not None and event.near is not None:
+            self.ledger.note(event, None)
+        self.tell(event)
+
     def fault(self, tier: str, reason: str, error: BaseException) -> None:
         """Take a fault met away from any lookup: in a writer, a worker, a sweep."""
         with self._lock:

@@ -51,6 +51,14 @@ class Explanation:
         ]
         return "\n".join(lines)
 
+    def take(self, name: str, other: Explanation) -> None:
+        """Take over what the tiers behind a tier of this name said."""
+        self.said += [(f"{name}: {tier}", said) for tier, said in other.said]
+        self.decision, self.neighbours, self.reported = other.decision, other.neighbours, other.reported
+        if self.tier is None and other.tier is not None:
+            self.tier, self.similarity = f"{name}: {other.tier}", other.similarity
+            self.age, self.remaining = other.age, other.remaining
+
     def _skipped(self, neighbour: Neighbour) -> str:
         why = self.reported.get(neighbour.key)
         return "" if why is None else f"  {why}"
@@ -71,7 +79,11 @@ def explain(
         if why_not is not None:
             explanation.said.append((tier.name, why_not))
             continue
+        asks = getattr(tier, "explained", None)  # a sidecar has tiers of its own
         try:
+            if asks is not None:
+                explanation.take(tier.name, (yield from asks(request)))
+                continue
             found = yield from tier.get(request)
             value = decode(found.entry.value) if isinstance(found, Hit) else None
             if isinstance(found, Hit) and request.accepts is not None and not request.accepts(value):

@@ -45,14 +45,14 @@ def find(
         found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
             evidence = found.evidence
-            note_evidence(event, evidence)
+            note_evidence(event, evidence, "store" if tier.exact else "wait")
         if is_noted(chain, tier, request, found) and audits and is_audited(chain, request, event, found, value):
             continue
         if isinstance(found, Hit) and found.entry.life <= 0:
             stale = (found, value) if stale is None or found.entry.life > stale[0].entry.life else stale
         elif isinstance(found, Hit):
-            note_hit(chain, request, event, tier.name, found)
-            if tier.exact and place:
+            note_hit(chain, request, event, found.tier, found)
+            if tier.exact and place and found.similarity is None:  # what a sidecar found may be a near match
                 yield from fill(chain, request, found, event, place)
             return found, value, evidence
         elif found.reason:
@@ -198,10 +198,10 @@ def note_time(event: Event, tier: Tier, nanoseconds: int) -> None:
         event.took("wait", nanoseconds)
 
 
-def note_evidence(event: Event, evidence: Evidence) -> None:
-    """Take over what a near tier learned: its stages were booked as waiting so far."""
+def note_evidence(event: Event, evidence: Evidence, booked: str) -> None:
+    """Take over what a near tier learned: its stages were booked as another so far, most of it as waiting."""
     for stage, nanoseconds in evidence.stages.items():
         event.took(stage, nanoseconds)
     told = sum(evidence.stages.values())
-    event.stages["wait"] = max(0, event.stages["wait"] - told)
+    event.stages[booked] = max(0, event.stages.get(booked, 0) - told)
     event.decision = evidence.decision

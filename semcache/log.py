@@ -125,6 +125,8 @@ class Log:
     ) -> None:
         self.marks = marks
         self.listener: Listener | None = None
+        # Which log it is, for those who follow it through us; empty while that is not known.
+        self.name = ""
         self._store = store
         self._clock = clock
         self._position = 1
@@ -150,6 +152,12 @@ class Log:
         except Exception:  # noqa: BLE001 - a store that fails is never in the caller's way (law 10)
             return self._position
         return self._advance(position)
+
+    def begin(self, name: str, position: int) -> None:
+        """Name what is counted here, where no store counts, and go on from a position: others are to follow it."""
+        if self._store is None:
+            self.name = name
+            self._advance(position)
 
     def beyond(self) -> int:
         """Return a position after all births in this process so far; those that follow are not before it."""
@@ -247,6 +255,7 @@ class Log:
             since, pause = changes.position, _FIRST_PAUSE
             if is_lost is not False or changes.log != log:
                 is_lost, log = False, changes.log
+                self.name = log
                 _tell(listener.found, log)
             stop.wait(COALESCE_SECONDS)
 

@@ -71,6 +71,8 @@ class Marks:
         self._marks: dict[Pair, tuple[int, float]] = {}
         # Of the marks and the floor: who is not older is covered by none, and need not say what facets he has.
         self.newest = 0
+        # Told of each mark, by whoever hears of it first; it returns at once.
+        self.watch: Callable[[Mark], None] | None = None
         # Of the invalidations that no store could keep; none of what is older can be taken from a store unseen.
         self.unkept = 0
 
@@ -86,6 +88,8 @@ class Marks:
                 self.unkept = max(self.unkept, position)
             if len(self._marks) > self._most:
                 self._shrink(now)
+        if self.watch is not None:
+            self.watch((facet, value, position))
 
     def _shrink(self, now: float) -> None:
         young = {pair: mark for pair, mark in self._marks.items() if mark[1] > now - self._keep_seconds}

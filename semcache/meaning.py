@@ -43,12 +43,27 @@ class Meaning:
     mode: Mode
     semantic: SemanticTier | None
     names_families: bool
+    sidecar: Any
     _switched: Mode
+
+    @property
+    def has_near(self) -> bool:
+        """Whether near matches are looked for, here or in a sidecar."""
+        return self.semantic is not None or self.sidecar is not None
 
     @property
     def embedder_identity(self) -> str:
         """Whose vectors the near tier compares; empty without one, and before a server has said it."""
         return "" if self.semantic is None else self.semantic.identity
+
+    def _scope(self, bare: bytes) -> tuple[bytes | None, str, str | None]:
+        """Return the scope of one without an embedder, whose vectors it holds, and why there is none."""
+        if self.semantic is None:  # a sidecar lays its embedder's over it
+            return bare, "", None
+        embedder = self.embedder_identity
+        if embedder:
+            return of_embedder(bare, embedder), embedder, None
+        return None, "", self.semantic.unready()  # its server is to say it
 
     def tenant_of(self, tenant: Tenant | None) -> Tenant | None:
         """Return whose call it is: the context's word, then the call's, then the cache's."""
@@ -122,14 +137,10 @@ class Meaning:
         if text is not None and not text and exact_only is None:
             exact_only = "the text is empty"
         scope, embedder, family = None, "", b""
-        if self.semantic is not None and text is not None and exact_only is None and mode != "exact":
-            embedder = self.embedder_identity
-            if embedder:
-                scope = of_embedder(digest(b"scope", prefix, rest, owner), embedder)
-                if self.names_families:
-                    family = family_of(facets.function, facets.version, rest)
-            else:  # its server is to say it
-                exact_only = self.semantic.unready()
+        if self.has_near and text is not None and exact_only is None and mode != "exact":
+            scope, embedder, exact_only = self._scope(digest(b"scope", prefix, rest, owner))
+            if scope is not None and self.names_families:
+                family = family_of(facets.function, facets.version, rest)
         return Request(
             key,
             scope,

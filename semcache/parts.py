@@ -7,6 +7,7 @@ setting that can never work is a ConfigurationError, and a store that is away is
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from semcache.blocks import Blocks
+from semcache.codec import Codec
 from semcache.errors import ConfigurationError
 from semcache.events import Observer, Recorder
+from semcache.labelling import Labelling
 from semcache.log import LOST_SECONDS
 from semcache.marks import Marks
 from semcache.model import MODES
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from semcache.tiers.memcached import MemcachedTier
     from semcache.tiers.redis import RedisTier
     from semcache.tiers.semantic import SemanticTier
+    from semcache.tiers.sidecar import SidecarTier
 
 LONGEST_LIFE_SECONDS = 86400.0
 # Nobody waits for it: a batch of a large model on a busy CPU may take so long.
@@ -51,6 +55,16 @@ def check_stores(namespace: object, disk: object, redis: object, memcached: obje
         raise ConfigurationError('a store may be shared: name the service, as in namespace="shop"')
     if disk is not None and redis is not None:
         raise ConfigurationError("disk= and redis= are both exact stores: give the one that keeps the answers")
+
+
+def check_sidecar(sidecar: object, *others: object) -> None:
+    """Refuse what the sidecar has beside a sidecar. Raises ConfigurationError."""
+    names = ("disk", "redis", "memcached", "embedder", "shadow_embedder", "policy")
+    told = [name for name, other in zip(names, others, strict=True) if other is not None]
+    if sidecar is not None and told:
+        raise ConfigurationError(
+            f"sidecar= has all but memory: give {'=, '.join(told)}= to `semcache serve`, and leave it out here"
+        )
 
 
 def check_mode(mode: object, audit: object) -> None:
@@ -143,6 +157,15 @@ class Parts:
             on_fault=self._fault("disk"), blocks=self.blocks,
         )  # fmt: skip
 
+    def sidecar(self, sidecar: Any, codec: Codec) -> SidecarTier:
+        """Make the tier of a sidecar. Raises ConfigurationError."""
+        from semcache.tiers.sidecar import SidecarTier
+
+        return SidecarTier(
+            sidecar, namespace=self.namespace, clock=self.clock, marks=self.marks, decode=codec.decode,
+            timeout=self.timeouts.of("sidecar"), on_fault=self._fault("sidecar"),
+        )  # fmt: skip
+
     def semantic(
         self, embedder: TextEmbedder, max_bytes: int, policy: Policy, store: DiskTier | RedisTier | None,
         values: list[Any], gpu_memory: int | None = None, *, is_shadow: bool = False,
@@ -209,3 +232,39 @@ def observers_of(observers: Iterable[Observer]) -> list[Observer]:
     if not all(callable(observer) for observer in listed):
         raise ConfigurationError(f"observers are callables that take an event; got {listed!r}")
     return listed
+
+
+# What parts ask of their cache: they must not hold it, or one that is dropped would never end.
+
+
+def is_open(reference: weakref.ref[Any]) -> bool:
+    """Say whether a cache is there and open."""
+    cache = reference()
+    return cache is not None and not cache.is_closed
+
+
+def surroundings(reference: weakref.ref[Any]) -> list[str]:
+    """Return what keeps near matches from being served."""
+    cache = reference()
+    return [] if cache is None else cache._surroundings()  # noqa: SLF001
+
+
+def is_ready(reference: weakref.ref[SemanticTier]) -> bool:
+    """Say whether a near tier has loaded."""
+    tier = reference()
+    return tier is not None and tier.is_ready
+
+
+def attuned(
+    labelling: Labelling | None, semantic: weakref.ref[SemanticTier], seed: int | None
+) -> Labelling | None:  # fmt: skip
+    """Have a policy that learns know whose vectors we compare, and draw its sample by our seed."""
+    if labelling is not None:
+        labelling.policy.attune(partial(identity_of, semantic), seed)
+    return labelling
+
+
+def identity_of(semantic: weakref.ref[SemanticTier]) -> str:
+    """Return whose vectors a tier compares; a policy may outlive the cache, whose index it must not hold."""
+    tier = semantic()
+    return "" if tier is None else tier.identity

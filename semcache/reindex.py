@@ -51,7 +51,8 @@ class Reindexing:
     clock: Clock
     log: Log
     semantic: SemanticTier | None
-    store: DiskTier | RedisTier | None
+    disk: DiskTier | None
+    redis: RedisTier | None
 
     def reindex(
         self, *, dry_run: bool = False, rate: float | None = None, max_batch: int = 64,
@@ -64,7 +65,7 @@ class Reindexing:
         processes without an embedder are not known. `progress` is told ("reindex", done, of how many). Raises
         ConfigurationError without an embedder or a store, TierError where the store or the embedder fails.
         """
-        semantic, store = self.semantic, self.store
+        semantic, store = self.semantic, self.disk or self.redis
         if semantic is None or store is None:
             raise ConfigurationError(
                 "reindex() embeds the texts of a store anew: give the cache the new embedder= and its disk= or redis="

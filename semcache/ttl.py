@@ -123,9 +123,10 @@ class Timeouts:
     flight: Duration = "30s"
     redis: Duration = "25ms"
     memcached: Duration = "25ms"
+    sidecar: Duration = "300ms"
 
     def __post_init__(self) -> None:
-        for name in ("disk", "redis", "memcached", "semantic", "flight"):
+        for name in ("disk", "redis", "memcached", "sidecar", "semantic", "flight"):
             object.__setattr__(self, name, seconds(getattr(self, name), f"timeout of {name}"))
 
     def of(self, name: str) -> float:

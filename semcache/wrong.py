@@ -26,10 +26,14 @@ from semcache.model import SHARED, Tenant
 from semcache.plan import Plan, run
 from semcache.policy import Policy
 from semcache.policy.label import Label, Source
+from semcache.reported import Reported
 
 if TYPE_CHECKING:
     from semcache.stores.redis_reported import Reporting
     from semcache.stores.reported import FileReports
+    from semcache.tiers.disk import DiskTier
+    from semcache.tiers.redis import RedisTier
+    from semcache.tiers.sidecar import SidecarTier
 
 # How near a text of the index is to itself: its vector comes back as float16.
 _ITSELF = 0.999
@@ -37,34 +41,6 @@ _PAGE = 500
 # So many old blocks are looked at with each report.
 _TIDIED = 32
 _LOOKUPS = ("hit", "miss", "refresh", "bypass")
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """What a report found, and what was done; false where it found nothing, and then `reason` says why.
-
-    `blocked` are the pairs (key asked, key of the entry) that are not served any more, `closed` the entries that answer
-    their own texts alone from now on, `entries` the keys that were invalidated, of which `dropped` entries stood. The
-    policy has learned from `learned` of the pairs. Where `is_durable` is False the store could not keep it, for the
-    `reason`: then it holds in this process alone, until it is reported again.
-    """
-
-    blocked: tuple[tuple[bytes, bytes], ...] = ()
-    closed: tuple[bytes, ...] = ()
-    entries: tuple[bytes, ...] = ()
-    dropped: int = 0
-    learned: int = 0
-    is_durable: bool = True
-    reason: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.blocked or self.entries)
-
-    def __str__(self) -> str:
-        told = [f"entry {stored.hex()} is not served to {asked.hex()} any more" for asked, stored in self.blocked]
-        told += [f"entry {stored.hex()} answers its own text alone" for stored in self.closed]
-        told += [f"entry {key.hex()} was dropped" for key in self.entries]
-        return "; ".join([*(told or ["nothing was done"]), *([self.reason] if self.reason else [])])
 
 
 @dataclass(slots=True)
@@ -83,6 +59,8 @@ class _Found:
 class Reports(Commands, Accounts):
     """The part of a Cache that takes reports, and keeps the ledger; the rest of it gives it what it needs."""
 
+    disk: DiskTier | None
+    redis: RedisTier | None
     policy: Policy
     blocks: Blocks
     ledger: Ledger
@@ -90,7 +68,8 @@ class Reports(Commands, Accounts):
 
     @property
     def _kept(self) -> FileReports | Reporting | None:
-        return None if self.store is None else self.store.reports
+        kept = self.disk or self.redis  # a sidecar keeps its own
+        return None if kept is None else kept.reports
 
     def report_wrong(
         self, *, hit: Event | None = None, key: bytes | str | None = None, response_id: str | None = None,
@@ -104,6 +83,8 @@ class Reports(Commands, Accounts):
         (docs/trust.md); with `drop` the entry goes as well. An exact answer is invalidated, everywhere. What is not
         found, and what the store could not keep, the result says. Raises ConfigurationError for other arguments.
         """
+        if self.sidecar is not None:
+            return self._report_there(self.sidecar, hit, key, response_id, text, tenant, drop=drop)
         found = self._meant(hit, key, response_id, text, tenant)
         pairs = {(row.stored, row.words): row for row in found.near}
         near = list(pairs.values())
@@ -141,6 +122,9 @@ class Reports(Commands, Accounts):
         by a digest; with `tenant`, or inside a context of one, only that tenant's are told. The latest 10 seconds of
         other processes may be missing. Raises TierError where the store cannot be asked.
         """
+        if self.sidecar is not None:
+            owner = self.tenant_of(as_tenant(tenant))
+            return self.sidecar.blast(key_bytes(key), None if owner is None or owner is SHARED else str(owner))
         wanted = self._of_tenant(tenant)
         asked = key_bytes(key)
         entries = dict.fromkeys([asked, *(row.stored for row in self._served({"asked": asked} | wanted))])
@@ -153,11 +137,38 @@ class Reports(Commands, Accounts):
 
         return await asyncio.to_thread(self.blast, key, tenant)
 
+    def _report_there(
+        self, sidecar: SidecarTier, hit: Event | None, key: bytes | str | None, response_id: str | None,
+        text: str | None, tenant: Tenant | None, *, drop: bool,
+    ) -> Reported:  # fmt: skip
+        """Have a sidecar take a report; what goes there goes here at once."""
+        self._check_given(hit, key, response_id, text, tenant)
+        asked = None if key is None else key_bytes(key)
+        if hit is not None:
+            self._check_event(hit)
+            asked = hit.key
+            if hit.kind == "bypass" or hit.failed or not asked:
+                return Reported(reason=_PAST)
+        owner = None if text is None else self.tenant_of(as_tenant(tenant))
+        told = {"key": asked, "response_id": response_id, "text": text, "drop": drop}
+        whose = None if owner is None or owner is SHARED else str(owner)
+        try:
+            reported = Reported.read(sidecar.report(told | {"tenant": whose}))
+        except SemcacheError as error:
+            if asked is not None:
+                run(self.forget_here([("key", asked)]))
+            return Reported(is_durable=False, reason=f"the sidecar could not be told, report it again: {error}")
+        for gone in reported.entries:
+            if self.memory is not None:
+                run(self.memory.remove("key", gone, self.log.position() + 1))
+            self.chain.flights.close("key", gone)
+        return reported
+
     # The ledger
 
     def _book(self) -> None:
         super()._book()
-        kept = self._kept
+        kept = self._kept if self.sidecar is None else self.sidecar
         if kept is None or not self.books:
             return
         taken = self.ledger.take()
@@ -197,16 +208,22 @@ class Reports(Commands, Accounts):
 
     # What a report means
 
-    def _meant(
-        self, hit: Event | None, key: bytes | str | None, response_id: str | None, text: str | None,
-        tenant: Tenant | None,
-    ) -> _Found:  # fmt: skip
+    @staticmethod
+    def _check_given(
+        hit: Event | None, key: bytes | str | None, response_id: str | None, text: str | None, tenant: Tenant | None
+    ) -> None:
         given = [name for name, value in zip(_GIVEN, (hit, key, response_id, text), strict=True) if value is not None]
         if len(given) != 1:
             nothing = " (semcache.last() is None where this thread or task has asked nothing)" if not given else ""
             raise ConfigurationError(f"report_wrong takes one of {'=, '.join(_GIVEN)}=; got {len(given)}{nothing}")
         if tenant is not None and text is None:
             raise ConfigurationError("tenant= says whose text= it was: it goes with nothing else")
+
+    def _meant(
+        self, hit: Event | None, key: bytes | str | None, response_id: str | None, text: str | None,
+        tenant: Tenant | None,
+    ) -> _Found:  # fmt: skip
+        self._check_given(hit, key, response_id, text, tenant)
         try:
             if hit is not None:
                 return self._of_event(hit)
@@ -220,7 +237,7 @@ class Reports(Commands, Accounts):
         except SemcacheError as error:
             return _Found(reason=f"the store or the index could not be asked: {error}")
 
-    def _of_event(self, event: Event) -> _Found:
+    def _check_event(self, event: Event) -> None:
         if not isinstance(event, Event) or event.kind not in _LOOKUPS:
             raise ConfigurationError(
                 f"hit= is the event of a lookup, as semcache.last() and trace().lookups give it; got {event!r}"
@@ -229,8 +246,11 @@ class Reports(Commands, Accounts):
             raise ConfigurationError(
                 f"that lookup was of namespace {event.namespace!r}: report it to the cache that answered it"
             )
+
+    def _of_event(self, event: Event) -> _Found:
+        self._check_event(event)
         if event.kind == "bypass" or event.failed or not event.key:
-            return _Found(reason="it went by the cache, or failed: no answer of it is kept")
+            return _Found(reason=_PAST)
         if event.neighbour is None:
             return _Found(entries=[event.key])
         near = event.near
@@ -244,7 +264,7 @@ class Reports(Commands, Accounts):
 
     def _of_key(self, key: bytes) -> _Found:
         near = self._served({"asked": key})
-        stands = run(self._count_all([("key", key)])) > 0
+        stands = run(self.count_of([("key", key)])) > 0
         reason = "" if near or stands else "no answer of that key is known here: none stands, and none was given nearly"
         return _Found(near, [key] if stands else [], reason)
 
@@ -306,7 +326,7 @@ class Reports(Commands, Accounts):
 
     def _drop_all(self, keys: list[bytes]) -> int:
         pages = (keys[at : at + _PAGE] for at in range(0, len(keys), _PAGE))
-        return sum(run(self._mark([("key", key) for key in page]))[1] for page in pages)
+        return sum(run(self.mark([("key", key) for key in page]))[1] for page in pages)
 
     def _teach(self, near: Iterable[Served], score: float | None) -> int:
         """Tell the policy, where it learns; how many labels it took."""
@@ -337,7 +357,7 @@ class Reports(Commands, Accounts):
         try:
             if over:
                 self._drop_all(list(dict.fromkeys(block.stored for block in over)))
-            gone = over + [block for block in old if not run(self._count_all([("key", block.stored)]))]
+            gone = over + [block for block in old if not run(self.count_of([("key", block.stored)]))]
             if gone and self._kept is not None:
                 self._kept.unblock(gone)
         except Exception as error:  # noqa: BLE001 - the next report tries again
@@ -346,6 +366,7 @@ class Reports(Commands, Accounts):
             self.blocks.drop(gone)
 
 
+_PAST = "it went by the cache, or failed: no answer of it is kept"
 _GIVEN = ("hit", "key", "response_id", "text")
 
 

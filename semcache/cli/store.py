@@ -83,8 +83,9 @@ def opened(place: Place, **settings: Any) -> Iterator[Cache]:
     Raises ConfigurationError, and TierError for a file that is not there or none of ours, or a server out of reach.
     """
     with unasked(place, **settings) as cache:
-        assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
-        cache.store.join()  # a store that cannot be asked is told of now; and what is pinned there is known
+        store = cache.disk or cache.redis
+        assert store is not None  # noqa: S101 - `place_of` has seen to it
+        store.join()  # a store that cannot be asked is told of now; and what is pinned there is known
         yield cache
 
 
@@ -113,15 +114,16 @@ def join_known(cache: Cache, place: Place) -> None:
 
     A mistyped name would else be an empty namespace, of which all is done. Raises TierError as `opened` does.
     """
-    assert cache.store is not None  # noqa: S101 - `place_of` has seen to it
-    known = cache.store.namespaces()
+    store = cache.disk or cache.redis
+    assert store is not None  # noqa: S101 - `place_of` has seen to it
+    known = store.namespaces()
     if place.namespace not in known:
         others = f"; it holds {', '.join(map(repr, known[:_NAMES_SHOWN]))}" if known else ""
         raise ConfigurationError(
             f"nothing stands in namespace {place.namespace!r} of {place.where}{others}: is it the right name? give "
             "--namespace as the service's Cache(...) was given it"
         )
-    cache.store.join()
+    store.join()
 
 
 def check_file(path: Path) -> None:

@@ -195,7 +195,7 @@ class Endpoint:
         tenant = asked.whose
         key = digest(self._prefix, meant.whole, cache.tenant_bytes(tenant))
         text, around, exact_only = meant.text()
-        rest = around() if cache.semantic is not None and text is not None else b""
+        rest = around() if cache.has_near and text is not None else b""
         facets = Facets(cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=wishes.tags)
         with _options(wishes, cache, self._longest):
             request = cache.complete(

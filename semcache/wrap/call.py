@@ -248,7 +248,7 @@ class Call:
         self, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[str | None, bytes, str | None]:
         """Return the text, the canonical rest of the arguments, and why there is no near match, if so."""
-        if self._options.text is None or self.cache.semantic is None:
+        if self._options.text is None or not self.cache.has_near:
             return None, b"", None
         place = self._text_place
         if callable(self._options.text):

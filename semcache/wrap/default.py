@@ -26,6 +26,7 @@ _TEXT = (
     "disk_size",
     "redis",
     "memcached",
+    "sidecar",
     "embedder",
     "shadow_embedder",
     "semantic",

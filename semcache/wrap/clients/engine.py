@@ -225,7 +225,7 @@ class Engine:
     def _request(self, key: bytes, meant: Meant, asked: Asked) -> Request:
         cache, settings = self.cache, self._settings
         text, around, exact_only = meant.text()
-        rest = around() if cache.semantic is not None and text is not None else b""
+        rest = around() if cache.has_near and text is not None else b""
         facets = Facets(
             cache.namespace, self.dialect.name, settings.version, model=meant.model, tags=settings.tags
         )  # fmt: skip

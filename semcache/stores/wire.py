@@ -1,0 +1,267 @@
+"""What a sidecar and the caches that use it say to each other: plain data, packed by msgpack.
+
+A message is a list of operations, `[name, {...}]` each, and its answer a list of `[true, value]` or
+`[false, [reason, message]]`, in the same order. docs/sidecar.md has them for programs in other languages.
+
+Laws: what comes is believed in nothing: what has another form is a DecodeError, and nothing is done (law 9); a life is
+told as seconds that remain, never as a clock reading (law 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, isnan
+from typing import Any, get_args
+
+from semcache.errors import DecodeError
+from semcache.keys import KEY_BYTES
+from semcache.marks import Mark, Pair
+from semcache.model import (
+    FACETS,
+    FOREVER,
+    Decision,
+    Entry,
+    Evidence,
+    Facets,
+    Hit,
+    Lives,
+    Miss,
+    Mode,
+    Neighbour,
+    Request,
+    Usage,
+    Verdict,
+)  # fmt: skip
+
+_MODES = get_args(Mode)
+_LONGEST_NAME = 1024
+_MOST_NAMES = 256
+_FACETS_TOLD = 6
+# What an entry says in numbers, in this order; `value` and `facets` stand beside them.
+_LIVES = ("life", "age", "load_seconds", "grace", "slide", "limit")
+
+
+def _checked(told: object, kind: type | tuple[type, ...], what: str) -> Any:
+    if not isinstance(told, kind) or (isinstance(told, bool) and kind is not bool):
+        raise DecodeError(f"{what} is none: {type(told).__name__}")
+    return told
+
+
+def _number(told: object, what: str) -> float:
+    value = float(_checked(told, (int, float), what))
+    if isnan(value):
+        raise DecodeError(f"{what} is no number")
+    return value
+
+
+def key_of(told: object, what: str = "key") -> bytes:
+    """Return a key, or a scope. Raises DecodeError."""
+    if not isinstance(told, bytes) or len(told) != KEY_BYTES:
+        raise DecodeError(f"{what} is {KEY_BYTES} bytes")
+    return told
+
+
+def text_of(told: object, what: str, most: int = _LONGEST_NAME) -> str:
+    """Return a name. Raises DecodeError."""
+    text: str = _checked(told, str, what)
+    if len(text) > most:
+        raise DecodeError(f"{what} is over {most} characters")
+    return text
+
+
+def facets_told(facets: Facets) -> list[Any]:
+    """Return facets as they are sent: function, version, tenant, model, tags, documents."""
+    return [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
+
+
+def facets_of(told: object, namespace: str = "") -> Facets:
+    """Return facets as they were sent. Raises DecodeError."""
+    listed = _checked(told, list, "facets")
+    if len(listed) != _FACETS_TOLD:
+        raise DecodeError("facets are function, version, tenant, model, tags and documents")
+    function, version, tenant, model = (text_of(one, "a facet") for one in listed[:4])
+    tags, documents = (_names(one) for one in listed[4:])
+    return Facets(namespace, function, version, tenant, model, tags, documents)
+
+
+def _names(told: object) -> tuple[str, ...]:
+    listed = _checked(told, list, "tags and documents")
+    if len(listed) > _MOST_NAMES:
+        raise DecodeError(f"over {_MOST_NAMES} tags or documents")
+    return tuple(text_of(one, "a tag or document") for one in listed)
+
+
+def pair_of(told: object) -> Pair:
+    """Return a facet and its value. Raises DecodeError."""
+    listed = _checked(told, list, "a facet value")
+    if len(listed) != 2 or listed[0] not in FACETS:  # noqa: PLR2004 - a pair
+        raise DecodeError(f"a facet value is one of {', '.join(FACETS)}, and what it is")
+    facet, value = listed
+    return (facet, key_of(value)) if facet == "key" else (facet, text_of(value, facet))
+
+
+def mark_of(told: object) -> Mark:
+    """Return a mark. Raises DecodeError."""
+    listed = _checked(told, list, "a mark")
+    if len(listed) != 3:  # noqa: PLR2004 - a facet, its value, a position
+        raise DecodeError("a mark is a facet, its value and a position")
+    return (*pair_of(listed[:2]), _checked(listed[2], int, "a position"))
+
+
+# Requests
+
+
+def request_told(request: Request) -> dict[str, Any]:
+    """Return a request as it is sent; what has its default is left out."""
+    lives = request.lives
+    told: dict[str, Any] = {"key": request.key, "facets": facets_told(request.facets)}
+    if request.scope is not None:
+        told |= {"scope": request.scope, "text": request.text, "family": request.family}
+    if request.tenanted:
+        told["tenanted"] = True
+    if request.mode != "live":
+        told["mode"] = request.mode
+    if lives.grace:
+        told |= {"stale": lives.stale_while_revalidate, "grace": lives.grace}
+    if request.least > -1:
+        told["least"] = request.least
+    if request.oldest < inf:
+        told["oldest"] = request.oldest
+    if request.exact_only is not None:
+        told["exact_only"] = request.exact_only
+    if request.stage:
+        told["stage"] = request.stage
+    return told
+
+
+def request_of(told: object, namespace: str = "") -> Request:
+    """Return a request as it was sent, its scope without an embedder. Raises DecodeError."""
+    asked: Mapping[str, Any] = _checked(told, dict, "a request")
+    mode, scope, text = asked.get("mode", "live"), asked.get("scope"), asked.get("text")
+    if mode not in _MODES:
+        raise DecodeError(f"mode is one of {', '.join(_MODES)}")
+    stale, grace = (_number(asked.get(name, 0.0), name) for name in ("stale", "grace"))
+    exact_only = asked.get("exact_only")
+    return Request(
+        key_of(asked.get("key")),
+        None if scope is None else key_of(scope, "scope"),
+        None if scope is None else _checked(text, str, "text"),
+        facets_of(asked.get("facets"), namespace),
+        tenanted=_checked(asked.get("tenanted", False), bool, "tenanted"),
+        lives=Lives(stale_while_revalidate=stale, stale_if_error=grace) if grace or stale else FOREVER,
+        mode=mode,
+        exact_only=None if exact_only is None else text_of(exact_only, "exact_only"),
+        stage=text_of(asked.get("stage", ""), "stage"),
+        family=_checked(asked.get("family", b""), bytes, "family"),
+        least=_number(asked.get("least", -1.0), "least"),
+        oldest=_number(asked.get("oldest", inf), "oldest"),
+    )
+
+
+# Entries
+
+
+def entry_told(entry: Entry) -> dict[str, Any]:
+    """Return an entry as it is sent."""
+    told: dict[str, Any] = {"value": entry.value, "born": int(entry.born)}
+    told["lives"] = [entry.life, entry.age, entry.load_seconds, entry.grace, entry.slide, entry.limit]
+    if entry.own_ttl:
+        told["own_ttl"] = True
+    if entry.is_pinned:
+        told["pinned"] = True
+    if entry.facets is not None:
+        told["facets"] = facets_told(entry.facets)
+    if entry.usage is not None:
+        told["usage"] = entry.usage.packed()
+    return told
+
+
+def entry_of(told: object, namespace: str = "") -> Entry:
+    """Return an entry as it was sent. Raises DecodeError."""
+    listed: Mapping[str, Any] = _checked(told, dict, "an entry")
+    lives = _checked(listed.get("lives"), list, "lives")
+    if len(lives) != len(_LIVES):
+        raise DecodeError(f"lives are {', '.join(_LIVES)}")
+    numbers = dict(zip(_LIVES, (_number(one, name) for one, name in zip(lives, _LIVES, strict=True)), strict=True))
+    facets, usage = listed.get("facets"), listed.get("usage")
+    return Entry(
+        _checked(listed.get("value"), bytes, "value"),
+        own_ttl=_checked(listed.get("own_ttl", False), bool, "own_ttl"),
+        born=_checked(listed.get("born"), int, "born"),
+        is_pinned=_checked(listed.get("pinned", False), bool, "pinned"),
+        facets=None if facets is None else facets_of(facets, namespace),
+        usage=None if usage is None else _usage_of(usage),
+        **numbers,
+    )
+
+
+def _usage_of(told: object) -> Usage:
+    try:
+        return Usage(*_checked(told, list, "usage"))
+    except TypeError as error:
+        raise DecodeError(f"usage is none: {error}") from error
+
+
+# What was found
+
+
+def found_told(found: Hit | Miss, audited: Hit | None = None) -> dict[str, Any]:
+    """Return what a lookup found, as it is sent."""
+    told: dict[str, Any] = {}
+    if isinstance(found, Hit):
+        told = entry_told(found.entry) | {"tier": found.tier}
+        if found.similarity is not None:
+            told |= {"similarity": found.similarity, "neighbour": found.key}
+    elif found.reason is not None:
+        told["reason"] = found.reason
+    evidence = found.evidence
+    if evidence is not None:
+        if evidence.decision is not None:
+            told["decision"] = decision_told(evidence.decision)
+        told["stages"] = evidence.stages
+    if audited is not None:
+        told["audited"] = found_told(audited)
+    return told
+
+
+def found_of(told: object, request: Request, tier: str) -> Hit | Miss:
+    """Return what a lookup found, as it was sent; of an exact answer `tier` found it. Raises DecodeError."""
+    listed: Mapping[str, Any] = _checked(told, dict, "what was found")
+    evidence = _evidence_of(listed) if "stages" in listed else None
+    if "value" not in listed:
+        return Miss(listed.get("reason"), evidence)
+    entry = entry_of(listed, request.facets.namespace)
+    if "similarity" not in listed:
+        return Hit(entry, tier, request.key, evidence=evidence)
+    similarity, key = _number(listed["similarity"], "similarity"), key_of(listed.get("neighbour"), "neighbour")
+    evidence = evidence or Evidence()
+    return Hit(entry, "semantic", key, similarity, evidence)
+
+
+def _evidence_of(listed: Mapping[str, Any]) -> Evidence:
+    evidence = Evidence(stages=dict(_checked(listed["stages"], dict, "stages")))
+    evidence.decision = decision_of(listed.get("decision"))
+    return evidence
+
+
+def decision_told(decision: Decision | None) -> list[Any] | None:
+    """Return a decision as it is sent."""
+    return None if decision is None else [
+        decision.verdict.value, decision.reason, decision.similarity, decision.cut, decision.guard, decision.score
+    ]  # fmt: skip
+
+
+def decision_of(told: object) -> Decision | None:
+    """Return a decision as it was sent. Raises DecodeError."""
+    if told is None:
+        return None
+    try:
+        verdict, reason, similarity, cut, guard, score = _checked(told, list, "decision")
+        return Decision(Verdict(verdict), reason, similarity, cut, guard, score)
+    except ValueError as error:
+        raise DecodeError(f"decision is none: {error}") from error
+
+
+def neighbour_told(neighbour: Neighbour) -> list[Any]:
+    """Return a neighbour as it is sent, for people."""
+    return [neighbour.key, neighbour.similarity, neighbour.text, neighbour.score]
