@@ -130,13 +130,24 @@ class Accounts:
         asked.
         """
         columns, day = columns_of(by), first_day(since, self.clock.time())
+        return rows_of(self.booked(day), columns)
+
+    def booked(self, day: str) -> dict[tuple[str, str], float]:
+        """Return the sums of all processes, by day and name, from a day on. Raises TierError."""
         self._book()
         booked = {} if self.store is None else self.store.booked(day)
         for counted_on, amounts in self.recorder.counted().items():
             for name, amount in amounts.items():
                 if counted_on >= day:
                     booked[counted_on, name] = booked.get((counted_on, name), 0.0) + amount
-        return rows_of(booked, columns)
+        return booked
+
+    def book(self, day: str, amounts: Amounts) -> None:
+        """Take the sums of another process. Raises TierError."""
+        if self.store is None:
+            self.recorder.put_back(day, amounts)
+        else:
+            self.store.book(day, amounts)
 
     async def ausage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:
         """Return what `usage` does, without blocking the loop."""

@@ -52,6 +52,8 @@ class Commands:
     memory: MemoryTier | None
     memcached: MemcachedTier | None
     semantic: SemanticTier | None
+    disk: DiskTier | None
+    redis: RedisTier | None
     store: DiskTier | RedisTier | SidecarTier | None
     sidecar: SidecarTier | None
     _own_mode: Mode
@@ -122,12 +124,23 @@ class Commands:
 
     def _invalidate_near(self, told: tuple[str, float, Tenant | None], *, dry_run: bool) -> Plan[int]:
         text, similarity, tenant = told
+        whose: Pair | None = None if tenant is None else ("tenant", str(tenant))
+        return (yield from self.forget_near(text, similarity, whose, dry_run=dry_run))
+
+    def forget_near(self, text: str, similarity: float, whose: Pair | None, *, dry_run: bool) -> Plan[int]:
+        """Invalidate what is near to a text, and has a facet value where one is given; how many entries went.
+
+        Raises ConfigurationError without an index, InvalidationError where it, or the store, could not be asked.
+        """
         if self.sidecar is not None:
-            return (yield from self._invalidate_there(self.sidecar, told, dry_run=dry_run))
+            try:
+                return (yield from self.sidecar.forget_near(text, similarity, whose, dry_run=dry_run))
+            except TierError as error:
+                raise InvalidationError(f"nothing was invalidated: the sidecar could not do it ({error})") from error
         if self.semantic is None:
             raise ConfigurationError("invalidate(text=) looks into the index: give the cache an embedder=")
-        holder = self.store or (self.memory if self.memcached is None else None)
-        if tenant is not None and holder is None:
+        holder = self.disk or self.redis or (self.memory if self.memcached is None else None)
+        if whose is not None and holder is None:
             raise ConfigurationError("a memcached that stands alone cannot tell whose an entry is: leave out tenant=")
         try:
             keys = [row.key for row in (yield from self.semantic.within(text, similarity))]
@@ -135,9 +148,9 @@ class Commands:
             raise InvalidationError(
                 f"nothing was invalidated: the index could not be asked what is near to {_begun(text)} ({error})"
             ) from error
-        if tenant is not None and holder is not None:
+        if whose is not None and holder is not None:
             # Of those that cannot be looked into it may be any: they go too.
-            others = set((yield from holder.lacking(keys, ("tenant", str(tenant)))))
+            others = set((yield from holder.lacking(keys, whose)))
             keys = [key for key in keys if key not in others]
         dropped = 0
         for at in range(0, len(keys), _PAGE):
@@ -149,18 +162,6 @@ class Commands:
         if not dry_run:
             self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_begun(text)}"))
         return dropped
-
-    @staticmethod
-    def _invalidate_there(
-        sidecar: SidecarTier, told: tuple[str, float, Tenant | None], *, dry_run: bool
-    ) -> Plan[int]:  # fmt: skip
-        text, similarity, tenant = told
-        try:
-            return (yield from sidecar.forget_near(
-                text, similarity, None if tenant is None else str(tenant), dry_run=dry_run
-            ))  # fmt: skip
-        except TierError as error:
-            raise InvalidationError(f"nothing was invalidated: the sidecar could not do it ({error})") from error
 
     def mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
         """Drop what has one of some facet values, everywhere; the marks' position, and how many entries went."""
@@ -222,13 +223,14 @@ class Commands:
         It only tightens what each was made with; "live" lets each go back to its own. Without a store it is this
         cache's alone. Raises TierError if the store cannot keep it; this process has switched all the same.
         """
-        run(self._set_mode(mode))
+        run(self.switch_all(mode))
 
     async def aset_mode(self, mode: Mode) -> None:
         """Set the mode of all processes as `set_mode` does, without blocking the loop."""
-        await arun(self._set_mode(mode))
+        await arun(self.switch_all(mode))
 
-    def _set_mode(self, mode: Mode) -> Plan[None]:
+    def switch_all(self, mode: Mode) -> Plan[None]:
+        """Set the mode of all processes, as a plan."""
         if mode not in ("live", "shadow", "exact", "off"):
             raise ConfigurationError(f"all replicas can be set to live, shadow, exact or off; got {mode!r}")
         self._switch_to(mode)

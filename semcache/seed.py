@@ -12,7 +12,7 @@ from semcache.chain import Chain
 from semcache.errors import ConfigurationError, EncodeError, TierError
 from semcache.events import Event
 from semcache.keep import has_life, name_documents, to_entry
-from semcache.model import Request
+from semcache.model import Entry, Request
 from semcache.plan import Plan
 
 
@@ -29,6 +29,11 @@ def seed(chain: Chain, request: Request, value: Any, born: int, *, is_pinned: bo
         entry.slide = entry.grace = 0.0
     elif request.lives.ttl_of is not None and not has_life(request.lives, entry, value, event):
         raise ConfigurationError(f"its ttl= says not to keep the answer ({event.reason or event.faults[0][2]})")
+    yield from seat(chain, request, entry)
+
+
+def seat(chain: Chain, request: Request, entry: Entry) -> Plan[None]:
+    """Put an entry into every tier that can take it, the store first. Raises what a tier says against it."""
     takers = [tier for tier, _ in chain.tiers if tier.exact or request.scope is not None]
     if not any(tier.exact for tier in takers):
         raise TierError("none", "no tier keeps answers here: give memory=, disk= or redis=")

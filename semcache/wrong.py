@@ -287,7 +287,7 @@ class Reports(Commands, Accounts):
         near = self._served({"words": words} | self._of_tenant(tenant))
         rows = run(self.semantic.within(text, _ITSELF))
         keys = [row.key for row in rows if words_of(row.text) == words]
-        holder = self.store or (self.memory if self.memcached is None else None)
+        holder = self.disk or self.redis or (self.memory if self.memcached is None else None)
         if keys and owner is not None and owner is not SHARED and holder is not None:
             others = set(run(_lacking(holder, keys, str(owner))))
             keys = [key for key in keys if key not in others]

@@ -189,6 +189,10 @@ class Credentials:
         parts.append(f"key-{self._digest(told)}" if told else "nobody")
         return Caller("/".join(parts), rights, reach=reach)
 
+    def secret_of(self, what: bytes) -> bytes:
+        """Return a secret for something, of the one that is configured, or of this start."""
+        return keyed(self._secret, what, "sha256")
+
     def _token(self, told: bytes) -> Token | None:
         digest = sha256(told).digest()
         found = [token for token in self._tokens if compare_digest(token.sha256, digest)]

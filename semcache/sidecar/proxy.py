@@ -23,6 +23,7 @@ from semcache.sidecar.events import bytes_of
 from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
 from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
+from semcache.sidecar.programs import Programs
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
 from semcache.sidecar.service import LOOKING, Service
 from semcache.sidecar.settings import Server
@@ -52,7 +53,7 @@ class Proxy:
         health: Health, longest: float, doors: Doors,
     ) -> None:  # fmt: skip
         self._doors = doors
-        self._service = Service(cache, credentials, doors, limits.body_bytes)
+        self._service = Service(cache, credentials, doors, limits)
         self._upstream = upstream
         self._credentials = credentials
         self._limits = limits
@@ -70,6 +71,11 @@ class Proxy:
             "/v1/messages": Endpoint(cache, Messages(), options, upstream, longest),
             "/v1/embeddings": EmbeddingsEndpoint(cache, options, upstream, longest),
         }
+
+    @property
+    def programs(self) -> Programs:
+        """What answers programs with caches of their own."""
+        return self._service.programs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -73,7 +73,7 @@ class Sidecar:
         self.cache = cache_of(settings) if cache is None else cache
         self._health = Health(self.cache)
         try:
-            proxy = proxy_of(settings, self.cache, self._upstream, self._credentials, self._health)
+            self._proxy = proxy = proxy_of(settings, self.cache, self._upstream, self._credentials, self._health)
             self._config = _config(settings, proxy)
             self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
         except ConfigurationError:
@@ -122,6 +122,7 @@ class Sidecar:
                 "them is found no more after it: set SEMCACHE_SECRET to one secret for all sidecars of the store"
             )
         async with cache:
+            self._proxy.programs.control.begin()
             self._server = server = _Server(self._config)
             beside = _Server(self._health_config)
             server.should_exit = self._is_ending
@@ -140,6 +141,7 @@ class Sidecar:
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
         self._health.is_draining = True
+        self._proxy.programs.control.end()
         self._give_file_back()
         if self._server is not None:
             self._server.force_exit = self._is_ending
@@ -256,9 +258,12 @@ def _longest(settings: Settings) -> float:
 def listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address. Raises OSError, with the mend."""
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
         )
+        # Which connections inherit: asyncio sets it for sockets alone whose protocol was named.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         mend = "is another sidecar running? give another --port" if port else "give another --host"
         raise OSError(error.errno, f"cannot listen at {host}:{port}: {_told(error)}; {mend}") from error

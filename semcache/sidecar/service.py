@@ -24,7 +24,8 @@ from semcache.sidecar.asked import parsed
 from semcache.sidecar.credentials import TOKEN_HEADER, Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
-from semcache.sidecar.incoming import Incoming, Receive, too_large
+from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
+from semcache.sidecar.programs import USING, Programs
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError
 
 if TYPE_CHECKING:
@@ -135,15 +136,20 @@ class Table:
 
 
 class Service:
-    """The endpoints of one sidecar; `most_bytes` is as long as a body may be."""
+    """The endpoints of one sidecar; `limits` are of bodies and calls."""
 
-    def __init__(self, cache: Cache, credentials: Credentials, doors: Doors, most_bytes: int) -> None:
+    def __init__(self, cache: Cache, credentials: Credentials, doors: Doors, limits: Limits) -> None:
         self.cache = cache
         self.began = monotonic()
         self._credentials = credentials
         self._doors = doors
-        self._most_bytes = most_bytes
+        self._most_bytes = limits.body_bytes
         self._running = 0
+        secret = credentials.secret_of(b"programs")
+        self.programs = Programs(cache, self._check_program, secret, limits.body_bytes, limits.requests)
+
+    def _check_program(self, scope: Mapping[str, Any]) -> Caller:
+        return self.check(scope, USING, is_of_all=False)
 
     @staticmethod
     def has(path: str) -> bool:
@@ -157,6 +163,12 @@ class Service:
 
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, whatever comes."""
+        if self.programs.has(scope["path"]):
+            try:
+                await self.programs.answer(scope, receive, send)
+            except RefusedError as error:
+                await _give(_refused(error), send)
+            return
         self._running += 1
         try:
             given = await self._given(scope, receive)
@@ -170,10 +182,7 @@ class Service:
             given = _refused(RefusedError(_FAILED, "something of ours failed; the sidecar's log says what"))
         finally:
             self._running -= 1
-        length = (b"content-length", b"%d" % len(given.body))
-        headers = [(b"content-type", given.media.encode()), length, *_OURS, *given.headers]
-        await send({"type": "http.response.start", "status": given.status, "headers": headers})
-        await send({"type": "http.response.body", "body": given.body})
+        await _give(given, send)
 
     def check(self, scope: Mapping[str, Any], rights: tuple[str, ...], *, is_of_all: bool) -> Caller:
         """Return who asks, if it may. Raises RefusedError."""
@@ -233,6 +242,13 @@ class Service:
         except (ValueError, RecursionError) as error:
             raise RefusedError(BAD, f"the body is no JSON object: {_reason(error)}") from None
         return _read(row.body, told) if row.body is not None else told
+
+
+async def _give(given: Given, send: Send) -> None:
+    length = (b"content-length", b"%d" % len(given.body))
+    headers = [(b"content-type", given.media.encode()), length, *_OURS, *given.headers]
+    await send({"type": "http.response.start", "status": given.status, "headers": headers})
+    await send({"type": "http.response.body", "body": given.body})
 
 
 def _query(row: Row, query: bytes) -> Any:

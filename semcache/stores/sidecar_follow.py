@@ -20,7 +20,8 @@ from msgpack import Unpacker
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Mark, Marks
 from semcache.model import Mode
-from semcache.stores.sidecar_link import Answer, GoneError, Line, SidecarLink
+from semcache.stores.sidecar_answer import Answer, GoneError
+from semcache.stores.sidecar_link import Line, SidecarLink
 from semcache.stores.wire import mark_of
 
 # A sidecar says something at least every second.

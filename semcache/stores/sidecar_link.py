@@ -25,13 +25,10 @@ from weakref import WeakKeyDictionary
 
 from msgpack import packb, unpackb
 
-from semcache.errors import MissingExtraError, TierError
+from semcache.errors import TierError
 from semcache.stores.sidecar_address import Address
-
-try:
-    from httptools import HttpParserError, HttpResponseParser
-except ImportError as error:
-    raise MissingExtraError("Cache(sidecar=...)", "remote") from error
+from semcache.stores.sidecar_answer import Answer, GoneError
+from semcache.stores.sidecar_tasks import MAX_CONNECTIONS, LoopPool
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -41,7 +38,6 @@ Op = tuple[str, Any]
 PATH = "/semcache/v1/cache"
 CONTROL = "/semcache/v1/control"
 KIND = "application/msgpack"
-MAX_CONNECTIONS = 64
 _RECEIVE_BYTES = 256 * 2**10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _OK = 200
@@ -53,42 +49,6 @@ class Replies(NamedTuple):
 
     values: list[Any]
     waited_ns: int
-
-
-class GoneError(ConnectionError):
-    """The sidecar has closed the connection before it answered."""
-
-
-class Answer:
-    """An answer as it comes: feed it bytes until it `is_whole`; `on_body` is given a body that is not to be kept."""
-
-    def __init__(self, on_body: Callable[[bytes], None] | None = None) -> None:
-        self._parser = HttpResponseParser(self)
-        self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append if on_body is None else on_body
-        self.has_begun = self.has_head = self.is_whole = False
-        self.status = 0
-        self.stays = True
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes. Raises TierError for what is no HTTP."""
-        self.has_begun = True
-        try:
-            self._parser.feed_data(data)
-        except HttpParserError as error:
-            raise TierError("reply", f"the sidecar's answer is no HTTP: {error}") from error
-
-    def on_headers_complete(self) -> None:
-        self.has_head = True
-        self.status = self._parser.get_status_code()
-
-    def on_message_complete(self) -> None:
-        self.is_whole = True
-        self.stays = self._parser.should_keep_alive()
-
-    @property
-    def body(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 class Line:
@@ -145,7 +105,7 @@ class SidecarLink:
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(MAX_CONNECTIONS):
             self._free.put(None)
-        self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopPool] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[AbstractEventLoop, LoopPool] = WeakKeyDictionary()
 
     # Which of them
 
@@ -258,7 +218,7 @@ class SidecarLink:
         if pool is None:
             if self._is_closed:
                 raise TierError("closed", f"{self.where}: it was closed")
-            pool = self._loops[loop] = _LoopPool()
+            pool = self._loops[loop] = LoopPool()
         deadline, waited_ns = loop.time() + timeout, 0
         if pool.free.locked():
             began = time.perf_counter_ns()
@@ -275,7 +235,7 @@ class SidecarLink:
         finally:
             pool.free.release()
 
-    async def _aconverse(self, pool: _LoopPool, body: bytes, deadline: float) -> list[Any]:
+    async def _aconverse(self, pool: LoopPool, body: bytes, deadline: float) -> list[Any]:
         trouble: BaseException | None = None
         for address in self.candidates():
             try:
@@ -323,102 +283,6 @@ class SidecarLink:
         """Begin anew. The parent's sockets are left to it."""
         self._inherited = (self._idle, self._loops)
         self._begin()
-
-
-class _Wire(asyncio.Protocol):
-    """A connection of a task's."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self._answer: Answer | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
-        self.is_lost = False
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        answer, waiter = self._answer, self._waiter
-        if answer is None or waiter is None or waiter.done():
-            self.close()  # nobody has asked
-            return
-        try:
-            answer.feed(data)
-        except TierError as error:
-            waiter.set_exception(error)
-            return
-        if answer.is_whole:
-            waiter.set_result(answer)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_lost = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error or GoneError("it hung up"))
-
-    async def ask(self, data: bytes) -> Answer:
-        """Send a request, and return the whole answer. Raises OSError."""
-        if self.is_lost or self.transport is None:
-            raise GoneError("it hung up")
-        self._answer, self._waiter = Answer(), asyncio.get_running_loop().create_future()
-        self.transport.write(data)
-        try:
-            return await self._waiter
-        finally:
-            self._answer = self._waiter = None
-
-    def close(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
-
-class _LoopPool:
-    """The connections of one loop."""
-
-    def __init__(self) -> None:
-        self.free = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._idle: dict[Address, list[_Wire]] = {}
-
-    async def ask(self, address: Address, data: bytes) -> Answer:
-        """Ask an address. Raises OSError."""
-        idle = self._idle.setdefault(address, [])
-        while idle:
-            wire = idle.pop()
-            if not wire.is_lost:
-                try:
-                    return await self._asked(wire, idle, data)
-                except (GoneError, ConnectionError):
-                    self._drop(idle)
-        return await self._asked(await address.aconnect(_Wire), idle, data)
-
-    @staticmethod
-    async def _asked(wire: _Wire, idle: list[_Wire], data: bytes) -> Answer:
-        is_whole = False
-        try:
-            answer = await wire.ask(data)
-            is_whole = answer.stays
-        finally:
-            if is_whole:
-                idle.append(wire)
-            else:
-                wire.close()
-        return answer
-
-    @staticmethod
-    def _drop(idle: list[_Wire]) -> None:
-        while idle:
-            idle.pop().close()
-
-    def close(self, loop: AbstractEventLoop) -> None:
-        """Close what is idle, from any thread."""
-        if loop.is_closed():
-            return
-
-        def hang_up() -> None:
-            for idle in self._idle.values():
-                self._drop(idle)
-
-        with suppress(RuntimeError):  # closed in this moment
-            loop.call_soon_threadsafe(hang_up)
 
 
 def opened(answer: Answer, address: Address) -> list[Any]:

@@ -213,9 +213,9 @@ class SidecarTier:
         """Return how many entries an invalidation of these would drop. Raises TierError."""
         return int((yield from self._ask("count", [list(pair) for pair in pairs])))
 
-    def forget_near(self, text: str, similarity: float, tenant: str | None, *, dry_run: bool) -> Plan[int]:
-        """Invalidate what is near to a text. Raises TierError."""
-        told = {"text": text, "similarity": similarity, "tenant": tenant, "dry_run": dry_run}
+    def forget_near(self, text: str, similarity: float, whose: Pair | None, *, dry_run: bool) -> Plan[int]:
+        """Invalidate what is near to a text, and has a facet value where one is given. Raises TierError."""
+        told = {"text": text, "similarity": similarity, "whose": whose, "dry_run": dry_run}
         return int((yield from self._ask("forget_near", told, timeout=60.0)))
 
     def lacking(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:  # noqa: ARG002 - the sidecar has looked

@@ -200,8 +200,7 @@ class Asked:
 
     def says(self, value: Any) -> str | None:
         """Return the text of what is stored, an answer or chunks."""
-        is_answer = isinstance(value, dict)
-        return _text_of(self._dialect, value["answer"] if is_answer else [one for one in value if isinstance(one, str)])
+        return said_in(self._dialect, value)
 
     def accepts(self, value: Any) -> bool:
         """Say whether a stored answer serves this call; what is made of it then is kept for `taken` or `replayed`."""
@@ -282,6 +281,12 @@ class Asked:
             with suppress(ValueError):  # pydantic's ValidationError is one
                 return validate(data, strict=True)
         return made_by_sdk(self.client, json.loads(data) if is_text else data, kind)
+
+
+def said_in(dialect: Dialect, value: Any) -> str | None:
+    """Return the text of what is stored, an answer or chunks."""
+    is_answer = isinstance(value, dict)
+    return _text_of(dialect, value["answer"] if is_answer else [one for one in value if isinstance(one, str)])
 
 
 def _as_chat(dialect: Dialect, body: Json) -> Json:

@@ -1,0 +1,317 @@
+"""The cache service: the operations of programs that have their own memory tier here and all else in this process.
+
+Laws: a lookup asks the tiers as the cache's own callers do, and loads nothing; what it learned on the way is kept for
+the put that follows, so that nothing is embedded twice and the policy learns of other programs' loads too; what came
+from another log is not kept, as its birth tells nothing here; one operation's failure is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgpack import packb, unpackb
+
+from semcache.cache import Cache
+from semcache.commands import stricter
+from semcache.errors import ConfigurationError, DecodeError, InvalidationError, SemcacheError, TierError
+from semcache.explain import explain
+from semcache.finding import find
+from semcache.keep import keep
+from semcache.keys import of_embedder
+from semcache.ledger import Taken
+from semcache.lookup import compare
+from semcache.model import Evidence, Miss, Request
+from semcache.plan import Plan, arun
+from semcache.seed import seat
+from semcache.sidecar.reach import Reach
+from semcache.sidecar.says import says_of
+from semcache.stores.wire import (
+    decision_told,
+    entry_of,
+    facets_of,
+    found_told,
+    key_of,
+    neighbour_told,
+    pair_of,
+    request_of,
+    text_of,
+)  # fmt: skip
+
+# Evidence of misses whose loads have not been put yet.
+_MOST_EVIDENCE = 4096
+_MOST_OPERATIONS = 1024
+# Sums that were booked: who was not answered sends them again.
+_MOST_BOOKED = 4096
+_MOST_TEXT = 1 << 20
+
+Answered = list[Any]
+
+
+class Native:
+    """Carries out what programs send, on one cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._evidence: OrderedDict[bytes, Evidence] = OrderedDict()
+        self._booked: OrderedDict[bytes, None] = OrderedDict()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._operations: Mapping[str, Callable[[Reach, Any], Plan[Any]]] = {
+            "find": self._find, "put": self._put, "mark": self._mark, "count": self._count, "explain": self._explain,
+            "forget_near": self._forget_near, "switch": self._switch, "names": self._names, "book": self._book,
+        }  # fmt: skip
+        # What may wait for a file or a server in the calling thread.
+        self._slow: Mapping[str, Callable[[Reach, Any], Any]] = {
+            "booked": self._booked_since, "wrong": self._wrong, "blast": self._blast
+        }  # fmt: skip
+
+    async def answer(self, body: bytes, reach: Reach) -> bytes:
+        """Carry out the operations of a message. Raises DecodeError for what is no message."""
+        try:
+            told = unpackb(body, strict_map_key=False)
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(f"the message is no msgpack: {error}") from None
+        if not isinstance(told, list) or not 0 < len(told) <= _MOST_OPERATIONS:
+            raise DecodeError(f"a message is a list of 1 to {_MOST_OPERATIONS} operations")
+        if len(told) == 1:
+            answers = [await self._one(told[0], reach)]
+        else:
+            answers = list(await asyncio.gather(*(self._one(one, reach) for one in told)))
+        packed: bytes = packb(answers)
+        return packed
+
+    async def _one(self, told: Any, reach: Reach) -> Answered:
+        """Carry out one operation; what went wrong stands in its answer."""
+        name = str(told[0]) if isinstance(told, list) and len(told) == 2 else ""  # noqa: PLR2004 - its name, what it takes
+        outcome = "failed"
+        try:
+            if name in self._operations:
+                value = await arun(self._operations[name](reach, told[1]))
+            elif name in self._slow:
+                value = await asyncio.to_thread(self._slow[name], reach, told[1])
+            else:
+                known = ", ".join((*self._operations, *self._slow))
+                return [False, ["unknown", f"an operation is a pair of its name and what it takes; there are {known}"]]
+            outcome = "hit" if name == "find" and "value" in value else "miss" if name == "find" else "done"
+        except SemcacheError as error:
+            return [False, [_reason(error), str(error)]]
+        except TimeoutError:
+            return [False, ["late", "no answer in time"]]
+        else:
+            return [True, value]
+        finally:
+            if name in self._operations or name in self._slow:
+                self.counts[name, outcome] += 1
+
+    # Lookups
+
+    def _request(self, reach: Reach, told: Any) -> Request:
+        """Return what is asked, in the scope of our embedder. Raises DecodeError."""
+        request, cache = reach.request(request_of(told)), self._cache
+        request.mode = stricter(request.mode, cache.mode)
+        request.says = says_of(request.facets.function)
+        if request.text is not None and len(request.text) > _MOST_TEXT:
+            raise DecodeError(f"a text is over {_MOST_TEXT} characters")
+        if request.scope is None or cache.semantic is None or request.mode == "exact":
+            request.scope = None
+            return request
+        request.embedder = cache.embedder_identity
+        if request.embedder:
+            request.scope = of_embedder(request.scope, request.embedder)
+        else:
+            request.scope, request.exact_only = None, cache.semantic.unready()
+        return request
+
+    def _where(self) -> dict[str, Any]:
+        log = self._cache.log
+        return {"log": log.name, "position": int(log.position())}
+
+    def _find(self, reach: Reach, told: Any) -> Plan[dict[str, Any]]:
+        """Find an answer, without loading it."""
+        cache, request = self._cache, self._request(reach, told)
+        where = self._where()  # before anything is found: what is loaded after that is born no earlier
+        if request.mode in ("off", "refresh"):
+            return {"reason": f"mode: {request.mode}"} | where
+        event = cache.event(request)
+        found, _, evidence = yield from find(cache.chain, request, event, audits=True)
+        cache.recorder.relay(event)
+        if found is None or not reach.has(found.entry.facets):
+            found, audited = None, None if evidence is None else evidence.audited
+            if evidence is not None:
+                self._remember(request.key, evidence)
+            missed = found_told(Miss(event.reason, evidence), None if audited is None else audited[0])
+            return self._told(reach, missed) | where
+        return self._told(reach, found_told(found)) | where
+
+    @staticmethod
+    def _told(reach: Reach, told: dict[str, Any]) -> dict[str, Any]:
+        """Return what was found in the words of who asks."""
+        for one in (told, told.get("audited") or {}):
+            if "facets" in one:
+                facets = reach.told(facets_of([*map(_listed, one["facets"])]))
+                one["facets"] = None if facets is None else [
+                    facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents
+                ]  # fmt: skip
+            if "neighbour" in one:
+                one["neighbour"] = reach.key(one["neighbour"])
+        return told
+
+    def _remember(self, key: bytes, evidence: Evidence) -> None:
+        self._evidence[key] = evidence
+        if len(self._evidence) > _MOST_EVIDENCE:
+            self._evidence.popitem(last=False)
+
+    def _put(self, reach: Reach, told: Any) -> Plan[bool]:
+        """Keep what a program has loaded, and learn of it."""
+        if not isinstance(told, dict):
+            raise DecodeError("a put is a request, an entry and a log")
+        cache, request, entry = self._cache, self._request(reach, told.get("request")), entry_of(told.get("entry"))
+        evidence = self._evidence.pop(request.key, None)
+        where = self._where()
+        if told.get("log") != where["log"] or request.mode == "off":
+            return False
+        if len(entry.value) > cache.chain.max_value_bytes:
+            return False
+        entry.born = min(entry.born, where["position"])
+        if entry.facets is not None:
+            entry.facets = reach.facets(entry.facets)
+        if entry.is_pinned:
+            yield from seat(cache.chain, request, entry)
+            return True
+        event = cache.event(request)
+        yield from keep(cache.chain, request, entry, evidence, event, exact=True)
+        fault = next((fault for fault in event.faults if fault[0] != "memory"), None)
+        if fault is not None:
+            raise TierError(fault[1], fault[2])
+        yield from keep(cache.chain, request, entry, evidence, event, exact=False)
+        yield from compare(cache.chain, request, entry, evidence, None)
+        return True
+
+    def _explain(self, reach: Reach, told: Any) -> Plan[dict[str, Any]]:
+        """Tell how a request would be answered now."""
+        cache, request = self._cache, self._request(reach, told)
+        found = yield from explain(
+            cache.chain.tiers, cache.chain.codec.decode, cache.blocks, request, is_closed=cache.is_closed
+        )
+        return {
+            "tier": found.tier, "similarity": found.similarity, "age": found.age, "remaining": found.remaining,
+            "said": found.said, "decision": decision_told(found.decision),
+            "reported": [(reach.key(key), why) for key, why in found.reported.items()],
+            "neighbours": [[reach.key(near.key), *neighbour_told(near)[1:]] for near in found.neighbours],
+        }  # fmt: skip
+
+    # What is said to all
+
+    def _mark(self, reach: Reach, told: Any) -> Plan[list[Any]]:
+        """Invalidate, durably: the log, the mark's position in it, and how many entries went."""
+        pairs = [reach.pair(pair_of(one)) for one in _list(told)]
+        position, dropped = yield from self._cache.mark(pairs)
+        return [self._cache.log.name, int(position), dropped]
+
+    def _count(self, reach: Reach, told: Any) -> Plan[int]:
+        return (yield from self._cache.count_of([reach.pair(pair_of(one)) for one in _list(told)]))
+
+    def _forget_near(self, reach: Reach, told: Any) -> Plan[int]:
+        told = told if isinstance(told, dict) else {}
+        text, similarity, whose = (told.get(name) for name in ("text", "similarity", "whose"))
+        if not isinstance(similarity, float | int):
+            raise DecodeError("forget_near takes a text, a similarity, a facet value or none, and dry_run")
+        whose = (reach.own if reach.is_apart else None) if whose is None else reach.pair(pair_of(whose))
+        return (yield from self._cache.forget_near(
+            text_of(text, "text", _MOST_TEXT), float(similarity), whose, dry_run=told.get("dry_run") is True
+        ))  # fmt: skip
+
+    def _switch(self, reach: Reach, told: Any) -> Plan[None]:
+        """Set the mode of all."""
+        if reach.is_apart:
+            raise TierError("refused", "the mode of all replicas is an operator's to set: semcache mode --sidecar")
+        if told not in ("live", "shadow", "exact", "off"):
+            raise DecodeError("a mode of all is live, shadow, exact or off")
+        yield from self._cache.switch_all(told)
+
+    # Reports and sums
+
+    def _names(self, reach: Reach, told: Any) -> Plan[None]:
+        """Take the ids of answers, so that they can be reported by these."""
+        names = {}
+        for pair in _list(told):
+            name, key = _list(pair)
+            if isinstance(name, bytes) and len(name) <= len(key_of(key)):
+                names[reach.name(name)] = reach.key(key)
+        self._cache.ledger.put_back(Taken([], names))
+        return
+        yield
+
+    def _book(self, reach: Reach, told: Any) -> Plan[None]:
+        """Add what a program's lookups saved and spent, each batch once."""
+        for batch in _list(told):
+            number, day, amounts = _list(batch)
+            if not isinstance(number, bytes) or not isinstance(day, str) or not isinstance(amounts, dict):
+                raise DecodeError("what is booked is a number, a day and sums by name")
+            if number in self._booked:
+                continue
+            named = {reach.booked(str(name)): float(amount) for name, amount in amounts.items()}
+            named.pop(None, None)
+            self._cache.book(text_of(day, "day"), {name: amount for name, amount in named.items() if name})
+            self._booked[number] = None
+            if len(self._booked) > _MOST_BOOKED:
+                self._booked.popitem(last=False)
+        return
+        yield
+
+    def _booked_since(self, reach: Reach, told: Any) -> list[Any]:
+        """Return what was booked since a day, by day and name."""
+        booked = self._cache.booked(text_of(told, "day"))
+        return [[day, name, amount] for (day, name), amount in booked.items() if reach.sees(name)]
+
+    def _wrong(self, reach: Reach, told: Any) -> dict[str, Any]:
+        """Take a report of a wrong answer."""
+        if not isinstance(told, dict):
+            raise DecodeError("a report is of a key, a response_id or a text")
+        given = {name: told.get(name) for name in ("key", "response_id", "text") if told.get(name) is not None}
+        if len(given) != 1:
+            raise DecodeError("a report is of one: a key, a response_id or a text")
+        is_dropped = told.get("drop") is True
+        if "key" in given:
+            key = reach.key(key_of(given["key"]))
+            reported = self._cache.report_wrong(key=key, drop=is_dropped)
+        elif reach.is_apart:
+            raise TierError("refused", "with a token, report an answer by its key, or by its event")
+        elif "text" in given:
+            text, tenant = text_of(given["text"], "text", _MOST_TEXT), told.get("tenant")
+            reported = self._cache.report_wrong(text=text, tenant=tenant, drop=is_dropped)
+        else:
+            reported = self._cache.report_wrong(response_id=text_of(given["response_id"], "id"), drop=is_dropped)
+        return reported.told() | {
+            "blocked": [(reach.key(asked), reach.key(stored)) for asked, stored in reported.blocked],
+            "closed": [reach.key(key) for key in reported.closed],
+            "entries": [reach.key(key) for key in reported.entries],
+        }
+
+    def _blast(self, reach: Reach, told: Any) -> list[Any]:
+        """Return who was given an answer nearly."""
+        if not isinstance(told, dict):
+            raise DecodeError("a blast radius is of a key")
+        tenant = told.get("tenant")
+        whose = reach.owner(text_of(tenant, "tenant")) if tenant is not None else None
+        rows = self._cache.blast(reach.key(key_of(told.get("key"))), whose)
+        return [row._replace(asked=reach.key(row.asked), stored=reach.key(row.stored)) for row in rows]
+
+
+def _listed(one: Any) -> Any:
+    return list(one) if isinstance(one, tuple) else one
+
+
+def _list(told: Any) -> list[Any]:
+    if not isinstance(told, list):
+        raise DecodeError("a list was expected")
+    return told
+
+
+def _reason(error: SemcacheError) -> str:
+    if isinstance(error, TierError):
+        return error.reason
+    kinds = {DecodeError: "unreadable", InvalidationError: "unkept", ConfigurationError: "unset"}
+    return next((reason for kind, reason in kinds.items() if isinstance(error, kind)), "failed")

@@ -1,0 +1,131 @@
+"""The endpoints for programs with caches of their own: `/semcache/v1/cache` and `/semcache/v1/control`, in msgpack.
+
+They are asked before any table is looked at, as a lookup's whole time is one trip to here. Laws: a token with the
+right `cache` is wanted where there are tokens, and what it reaches is its tenant's (`reach`); what is no message is a
+4xx, and leaves nothing done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from semcache.cache import Cache
+from semcache.errors import DecodeError
+from semcache.sidecar.control import Control
+from semcache.sidecar.credentials import Caller
+from semcache.sidecar.incoming import Incoming, Receive, too_large
+from semcache.sidecar.native import Native
+from semcache.sidecar.reach import Reach
+from semcache.sidecar.refusals import BAD, BUSY, RefusedError
+
+if TYPE_CHECKING:
+    from semcache.sidecar.headers import Headers
+
+CACHE = "/semcache/v1/cache"
+CONTROL = "/semcache/v1/control"
+MEDIA = "application/msgpack"
+USING = ("cache",)
+"""The right to use the cache service."""
+_METHODS = {CACHE: "POST", CONTROL: "GET"}
+_NOT_ALLOWED, _NO_MEDIA = 405, 415
+_MOST_REACHES = 1024
+_LONGEST_NAMESPACE = 200
+
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Check = Callable[[Mapping[str, Any]], Caller]
+
+
+class Programs:
+    """Answers programs; `check` says who asks, or raises RefusedError, `secret` parts tenants' keys."""
+
+    def __init__(self, cache: Cache, check: Check, secret: bytes, most_bytes: int, most_requests: int) -> None:
+        self._cache = cache
+        self._check = check
+        self._secret = secret
+        self._most_bytes = most_bytes
+        self._most_requests = most_requests
+        self._running = 0
+        self._reaches: dict[tuple[str, str], Reach] = {}
+        self.native = Native(cache)
+        self.control = Control(cache)
+
+    @staticmethod
+    def has(path: str) -> bool:
+        """Say whether a path is one of these."""
+        return path in _METHODS
+
+    async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request. Raises RefusedError, before anything is sent."""
+        path = scope["path"]
+        if scope["method"] != _METHODS[path]:
+            raise RefusedError(_NOT_ALLOWED, f"{path} takes {_METHODS[path]}, not {scope['method'][:20]}")
+        reach = self._reach_of(self._check(scope), scope["headers"])
+        if path == CONTROL:
+            await self._stream(reach, receive, send)
+            return
+        if self._running >= self._most_requests:
+            raise RefusedError(BUSY, f"there are {self._running} calls already (limit.requests): try again")
+        self._running += 1
+        try:
+            body = await self._body(scope["headers"], receive)
+            told = await self.native.answer(body, reach)
+        except DecodeError as error:
+            raise RefusedError(BAD, str(error)) from None
+        finally:
+            self._running -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": [
+            (b"content-type", MEDIA.encode()), (b"content-length", b"%d" % len(told)),
+        ]})  # fmt: skip
+        await send({"type": "http.response.body", "body": told})
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        kind = b""
+        for name, value in headers:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-length" and int(value) > self._most_bytes:
+                raise too_large(self._most_bytes)
+        if kind != MEDIA.encode():
+            raise RefusedError(_NO_MEDIA, f"the body is {MEDIA}", f"send content-type: {MEDIA}")
+        return await Incoming(receive, self._most_bytes).whole()
+
+    def _reach_of(self, caller: Caller, headers: Headers) -> Reach:
+        told = b""
+        for name, value in headers:
+            if name == b"x-semcache-namespace":
+                told = value
+        namespace = told.decode("utf-8", "replace")
+        reach = self._reaches.get((caller.reach, namespace))
+        if reach is None:
+            if len(namespace) > _LONGEST_NAMESPACE:
+                raise RefusedError(BAD, f"x-semcache-namespace is over {_LONGEST_NAMESPACE} characters")
+            if len(self._reaches) >= _MOST_REACHES:
+                self._reaches.clear()
+            reach = Reach(caller.reach, namespace, self._cache.namespace, self._secret)
+            self._reaches[caller.reach, namespace] = reach
+        return reach
+
+    async def _stream(self, reach: Reach, receive: Receive, send: Send) -> None:
+        """Send the control stream until its reader goes."""
+        told = asyncio.ensure_future(self._told(reach, send))
+        gone = asyncio.ensure_future(_gone(receive))
+        await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        told.cancel()
+        with suppress(asyncio.CancelledError):
+            await told
+
+    async def _told(self, reach: Reach, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MEDIA.encode())]})
+        async for frame in self.control.frames(reach):
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
