@@ -41,7 +41,9 @@ def open_cache(clock):
     opened = []
 
     def open_one(namespace="tests", **settings):
-        patient = semcache.Timeouts(disk="10s", redis="10s", memcached="10s", semantic="30s", flight="30s")
+        patient = semcache.Timeouts(
+            disk="10s", redis="10s", memcached="10s", sidecar="30s", semantic="30s", flight="30s"
+        )
         settings = {"clock": clock, "ttl": semcache.TTL(jitter=0), "timeouts": patient} | settings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnmeasuredThresholdWarning)

@@ -28,6 +28,7 @@ from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.incoming import Limits
+from semcache.sidecar.programs import Programs
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Proxy
 from semcache.sidecar.settings import Settings, without_secrets
@@ -102,6 +103,11 @@ class Sidecar:
             raise
 
     @property
+    def programs(self) -> Programs:
+        """What answers programs with caches of their own."""
+        return self._proxy.programs
+
+    @property
     def url(self) -> str:
         """Where it listens."""
         host, port = self._sockets[0].getsockname()[:2]
@@ -122,7 +128,7 @@ class Sidecar:
                 "them is found no more after it: set SEMCACHE_SECRET to one secret for all sidecars of the store"
             )
         async with cache:
-            self._proxy.programs.control.begin()
+            self.programs.control.begin()
             self._server = server = _Server(self._config)
             beside = _Server(self._health_config)
             server.should_exit = self._is_ending
@@ -141,7 +147,7 @@ class Sidecar:
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
         self._health.is_draining = True
-        self._proxy.programs.control.end()
+        self.programs.control.end()
         self._give_file_back()
         if self._server is not None:
             self._server.force_exit = self._is_ending
@@ -261,12 +267,12 @@ def listening(host: str, port: int) -> socket.socket:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
         )
-        # Which connections inherit: asyncio sets it for sockets alone whose protocol was named.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
     except OSError as error:
         mend = "is another sidecar running? give another --port" if port else "give another --host"
         raise OSError(error.errno, f"cannot listen at {host}:{port}: {_told(error)}; {mend}") from error
+    # Which connections inherit: asyncio sets it for sockets alone whose protocol was named.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def listening_at(path: Path) -> socket.socket:

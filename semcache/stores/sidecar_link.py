@@ -219,6 +219,7 @@ class SidecarLink:
             if self._is_closed:
                 raise TierError("closed", f"{self.where}: it was closed")
             pool = self._loops[loop] = LoopPool()
+            await pool.begin()
         deadline, waited_ns = loop.time() + timeout, 0
         if pool.free.locked():
             began = time.perf_counter_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,18 @@ class LoopPool:
     def __init__(self) -> None:
         self.free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: dict[Address, list[_Wire]] = {}
+        self._end = self._until_the_end()
+
+    async def begin(self) -> None:
+        """Have our connections closed with the loop: it ends the async generators that it has begun."""
+        await anext(self._end)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            for idle in self._idle.values():
+                self._drop(idle)
 
     async def ask(self, address: Address, data: bytes) -> Answer:
         """Ask an address. Raises OSError."""
