@@ -10,8 +10,8 @@ NAMES = [
     "SHARED", "TTL", "Cache", "CacheInfo", "Cached", "CachedEmbedding", "CodecError", "ConfigurationError",
     "CrossEncoder", "Decision", "DecodeError", "EmbeddingServer", "EncodeError", "ErrorBudget", "Event", "Explanation",
     "Hit", "InvalidationError", "Miss", "MissingExtraError", "Neighbour", "Pipeline", "Policy", "PolicyStatus",
-    "Recording", "Reindexed", "Reported", "Request", "SemcacheError", "SemcacheWarning", "Served", "Shadow", "StageRow",
-    "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "Tuned", "UnkeyableError",
+    "Recording", "Reindexed", "Reported", "Request", "SemcacheError", "SemcacheWarning", "Served", "Shadow", "Sidecar",
+    "StageRow", "Stats", "Threshold", "TierError", "Timeouts", "Trace", "TrafficError", "Tuned", "UnkeyableError",
     "UnmeasuredThresholdWarning", "Usage", "UsageRow", "Verdict", "cached", "cached_embedding", "cached_retrieval",
     "check", "configure", "context", "gather", "last", "pipeline", "register", "stage", "trace",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from another log is not kept, as its birth tells nothing here; one operation's f
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,10 +36,13 @@ from semcache.stores.wire import (
     found_told,
     key_of,
     neighbour_told,
+    number_of,
     pair_of,
     request_of,
     text_of,
 )  # fmt: skip
+
+logger = logging.getLogger("semcache.sidecar")
 
 # Evidence of misses whose loads have not been put yet.
 _MOST_EVIDENCE = 4096
@@ -99,6 +103,9 @@ class Native:
             return [False, [_reason(error), str(error)]]
         except TimeoutError:
             return [False, ["late", "no answer in time"]]
+        except Exception:
+            logger.exception("the operation %r failed", name)
+            return [False, ["failed", "something of ours failed; the sidecar's log says what"]]
         else:
             return [True, value]
         finally:
@@ -237,9 +244,10 @@ class Native:
         """Take the ids of answers, so that they can be reported by these."""
         names = {}
         for pair in _list(told):
-            name, key = _list(pair)
-            if isinstance(name, bytes) and len(name) <= len(key_of(key)):
-                names[reach.name(name)] = reach.key(key)
+            name, key = _list(pair, 2)
+            if not isinstance(name, bytes) or len(name) > len(key_of(key)):
+                raise DecodeError("an id is told by its digest")
+            names[reach.name(name)] = reach.key(key)
         self._cache.ledger.put_back(Taken([], names))
         return
         yield
@@ -247,13 +255,12 @@ class Native:
     def _book(self, reach: Reach, told: Any) -> Plan[None]:
         """Add what a program's lookups saved and spent, each batch once."""
         for batch in _list(told):
-            number, day, amounts = _list(batch)
+            number, day, amounts = _list(batch, 3)
             if not isinstance(number, bytes) or not isinstance(day, str) or not isinstance(amounts, dict):
                 raise DecodeError("what is booked is a number, a day and sums by name")
             if number in self._booked:
                 continue
-            named = {reach.booked(str(name)): float(amount) for name, amount in amounts.items()}
-            named.pop(None, None)
+            named = {reach.booked(str(name)): number_of(amount, "a sum") for name, amount in amounts.items()}
             self._cache.book(text_of(day, "day"), {name: amount for name, amount in named.items() if name})
             self._booked[number] = None
             if len(self._booked) > _MOST_BOOKED:
@@ -304,9 +311,9 @@ def _listed(one: Any) -> Any:
     return list(one) if isinstance(one, tuple) else one
 
 
-def _list(told: Any) -> list[Any]:
-    if not isinstance(told, list):
-        raise DecodeError("a list was expected")
+def _list(told: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(told, list) or length not in (None, len(told)):
+        raise DecodeError(f"a list of {'some' if length is None else length} was expected")
     return told
 
 

@@ -102,7 +102,7 @@ def _address(told: object) -> Address:
     headers = (("x-semcache-token", token),) if token else ()
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return Address(url, parts.path, headers=headers)
-    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+    is_bare = parts.path in ("", "/") and not any(map(str.isspace, url)) and not parts.query and not parts.fragment
     if parts.scheme in _PORTS and parts.hostname and is_bare:
         return Address(
             url.rstrip("/"), name=parts.hostname, port=port,

@@ -47,7 +47,8 @@ def _checked(told: object, kind: type | tuple[type, ...], what: str) -> Any:
     return told
 
 
-def _number(told: object, what: str) -> float:
+def number_of(told: object, what: str) -> float:
+    """Return a number. Raises DecodeError."""
     value = float(_checked(told, (int, float), what))
     if isnan(value):
         raise DecodeError(f"{what} is no number")
@@ -140,7 +141,7 @@ def request_of(told: object, namespace: str = "") -> Request:
     mode, scope, text = asked.get("mode", "live"), asked.get("scope"), asked.get("text")
     if mode not in _MODES:
         raise DecodeError(f"mode is one of {', '.join(_MODES)}")
-    stale, grace = (_number(asked.get(name, 0.0), name) for name in ("stale", "grace"))
+    stale, grace = (number_of(asked.get(name, 0.0), name) for name in ("stale", "grace"))
     exact_only = asked.get("exact_only")
     return Request(
         key_of(asked.get("key")),
@@ -153,8 +154,8 @@ def request_of(told: object, namespace: str = "") -> Request:
         exact_only=None if exact_only is None else text_of(exact_only, "exact_only"),
         stage=text_of(asked.get("stage", ""), "stage"),
         family=_checked(asked.get("family", b""), bytes, "family"),
-        least=_number(asked.get("least", -1.0), "least"),
-        oldest=_number(asked.get("oldest", inf), "oldest"),
+        least=number_of(asked.get("least", -1.0), "least"),
+        oldest=number_of(asked.get("oldest", inf), "oldest"),
     )
 
 
@@ -182,7 +183,7 @@ def entry_of(told: object, namespace: str = "") -> Entry:
     lives = _checked(listed.get("lives"), list, "lives")
     if len(lives) != len(_LIVES):
         raise DecodeError(f"lives are {', '.join(_LIVES)}")
-    numbers = dict(zip(_LIVES, (_number(one, name) for one, name in zip(lives, _LIVES, strict=True)), strict=True))
+    numbers = dict(zip(_LIVES, (number_of(one, name) for one, name in zip(lives, _LIVES, strict=True)), strict=True))
     facets, usage = listed.get("facets"), listed.get("usage")
     return Entry(
         _checked(listed.get("value"), bytes, "value"),
@@ -233,7 +234,7 @@ def found_of(told: object, request: Request, tier: str) -> Hit | Miss:
     entry = entry_of(listed, request.facets.namespace)
     if "similarity" not in listed:
         return Hit(entry, tier, request.key, evidence=evidence)
-    similarity, key = _number(listed["similarity"], "similarity"), key_of(listed.get("neighbour"), "neighbour")
+    similarity, key = number_of(listed["similarity"], "similarity"), key_of(listed.get("neighbour"), "neighbour")
     evidence = evidence or Evidence()
     return Hit(entry, "semantic", key, similarity, evidence)
 
