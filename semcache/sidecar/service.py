@@ -295,7 +295,8 @@ def _read(model: type[BaseModel], told: dict[str, Any], *, is_text: bool = False
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise RefusedError(BAD, f"{where[:80]}: {first['msg']}" if where else first["msg"]) from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise RefusedError(BAD, f"{where[:80]}: {why}" if where else why) from None
 
 
 def _reason(error: BaseException) -> str:
