@@ -131,7 +131,7 @@ class Table:
         found = self._paths.get(path)
         if found is not None and not path.endswith("*"):
             return found, ""
-        for name, rows in self._paths.items():
+        for name, rows in self._paths.items() if ".." not in path else ():
             if name.endswith("*") and path.startswith(name[:-1]):
                 return rows, path[len(name) - 1 :]
         raise RefusedError(ABSENT, f"there is no {path[:80]} here", f"{PREFIX}v1/openapi.json lists what there is")
@@ -260,8 +260,7 @@ class Service:
         if row.media != JSON:
             return data
         try:
-            data.decode()
-            told = parsed(data)
+            told = parsed(data.decode())
         except (ValueError, RecursionError) as error:
             raise RefusedError(BAD, f"the body is no JSON object: {_reason(error)}") from None
         return _read(row.body, told) if row.body is not None else told
