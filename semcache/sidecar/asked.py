@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from semcache.events import Event
+from semcache.explain import Explanation
 from semcache.sidecar.headers import Headers
+from semcache.sidecar.naming import below, own_tag
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Opened
 from semcache.sidecar.wishes import Wishes
@@ -21,6 +23,7 @@ class Asked:
 
     `where` is what it asks, with the headers that may change the answer, canonical; `send` asks a server the same, or,
     if it is given one, another body. `words` is a digest of all of it but what it wishes, once somebody has made it.
+    `owner` is the tenant whose token asks; empty where there are no tokens.
     """
 
     body: bytes
@@ -29,11 +32,37 @@ class Asked:
     wishes: Wishes
     send: Callable[[Server, bytes | None], Awaitable[Opened]]
     words: bytes = b""
+    owner: str = ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of its answer, as it named them and as its owner's own, and by which tenants above they go.
+
+        A header's tags are stripped of what SIGN is, so nobody can name what begins with it.
+        """
+        own = tuple(own_tag(self.owner, tag) for tag in self.wishes.tags) if self.owner else ()
+        parts = self.whose.split("/")
+        return (*self.wishes.tags, *own, *(below("/".join(parts[:end])) for end in range(1, len(parts))))
 
     @property
     def whose(self) -> str:
         """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
         return f"{self.tenant}/~{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+@dataclass(slots=True)
+class Explained:
+    """How a call would be answered now: as each explanation says, one for each input, or by none, as `reason` says.
+
+    `key` is that of the first, `tenant` whose answers it is given, and `mode` the one that holds.
+    """
+
+    tenant: str
+    key: bytes = b""
+    mode: str = ""
+    text: str | None = None
+    reason: str = ""
+    explanations: list[Explanation] = field(default_factory=list)
 
 
 class Pieces:
@@ -75,7 +104,7 @@ class Found:
         self.status = status
 
 
-def parsed(data: bytes) -> Json:
+def parsed(data: bytes | str) -> Json:
     """Return a body's parameters. Raises ValueError for what is no object, or has a number that is none.
 
     A name that stands twice means one thing to one reader and another to the next: no key can know which.

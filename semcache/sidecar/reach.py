@@ -9,38 +9,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import blake2b
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from semcache.keys import KEY_BYTES
 from semcache.marks import Mark, Pair
 from semcache.meter import name_of, read_name
 from semcache.model import Facets, Request
-
-# Begins the names that are ours to give: no caller's tag or document has it.
-SIGN = "\x1f"
-# What of a name is left as it is.
-_PLAIN = ""
-
-
-def own_name(tenant: str, name: str) -> str:
-    """Return the name under which a tag or document is a tenant's own, beside what was typed."""
-    return f"{SIGN}{tenant}/{quote(name, _PLAIN, errors='surrogatepass')}"
-
-
-def typed(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names that were typed, without those that are ours."""
-    return tuple(name for name in names if not name.startswith(SIGN))
+from semcache.sidecar.naming import SIGN, below, own_tag, quoted, typed
 
 
 class Reach:
-    """What one program means: `tenant` is its token's ("" without), `namespace` its own, `ours` the sidecar's."""
+    """What one program means: `tenant` is its token's ("" without), `namespace` its own, `ours` the sidecar's.
 
-    def __init__(self, tenant: str, namespace: str, ours: str, secret: bytes) -> None:
+    A program that is `trusted` is a sidecar itself, and says what its own programs mean as the cache keeps it.
+    """
+
+    def __init__(
+        self, tenant: str, namespace: str, ours: str, secret: bytes, *, is_trusted: bool = False
+    ) -> None:  # fmt: skip
+        self._is_trusted = is_trusted
         self.tenant = tenant
         self._namespace = namespace or ours
         self._ours = ours
         is_other = bool(namespace) and namespace != ours
-        self._owner = tenant + (f"@{quote(namespace, _PLAIN, errors='surrogatepass')}" if is_other else "")
+        self._owner = tenant + (f"@{quoted(namespace)}" if is_other else "")
         self._masks = tuple(self._mask(secret, what) for what in (b"key", b"scope", b"family"))
 
     def _mask(self, secret: bytes, what: bytes) -> int:
@@ -75,26 +67,31 @@ class Reach:
 
     def facets(self, facets: Facets) -> Facets:
         """Return an entry's facets as the cache keeps them."""
+        if self._is_trusted:
+            return replace(facets, namespace=self._ours)
         tags, documents = typed(facets.tags), typed(facets.documents)
         if not self._owner:
             return replace(facets, namespace=self._ours, tags=tags, documents=documents)
+        owners = dict.fromkeys(owner for owner in (self.tenant, self._owner) if owner)
         hidden = [self._hidden("namespace", "")]
+        if self.tenant and facets.tenant:
+            hidden.append(below(self.tenant))
         told = ("function", facets.function), ("version", facets.version), ("model", facets.model)
         hidden += [self._hidden(*one) for one in (*told, ("tenant", facets.tenant)) if one[1]]
         return replace(
             facets, namespace=self._ours, tenant=self.owner(facets.tenant),
-            tags=(*tags, *(own_name(self._owner, name) for name in tags), *hidden),
-            documents=(*documents, *(own_name(self._owner, name) for name in documents)),
+            tags=(*tags, *(own_tag(owner, name) for owner in owners for name in tags), *hidden),
+            documents=(*documents, *(own_tag(owner, name) for owner in owners for name in documents)),
         )  # fmt: skip
 
     def _hidden(self, facet: str, value: str) -> str:
-        return f"{SIGN}{self._owner}//{facet}={quote(value, _PLAIN, errors='surrogatepass')}"
+        return f"{SIGN}{self._owner}//{facet}={quoted(value)}"
 
     def owner(self, tenant: str) -> str:
         """Return a tenant of its own as the cache names it."""
         if not self.tenant:
             return tenant
-        return f"{self.tenant}/{quote(tenant, _PLAIN, errors='surrogatepass')}" if tenant else self.tenant
+        return f"{self.tenant}/{quoted(tenant)}" if tenant else self.tenant
 
     def pair(self, pair: Pair) -> Pair:
         """Return what it invalidates by as the cache does."""
@@ -104,7 +101,7 @@ class Reach:
         if not self._owner:
             return facet, self._ours if facet == "namespace" else value
         if facet in ("tag", "document"):
-            return facet, own_name(self._owner, value)
+            return facet, own_tag(self._owner, value)
         return "tag", self._hidden(facet, "" if facet == "namespace" else value)
 
     @property
@@ -140,8 +137,8 @@ class Reach:
 
     def told(self, facets: Facets | None) -> Facets | None:
         """Return an entry's facets as it gave them."""
-        if facets is None:
-            return None
+        if facets is None or self._is_trusted:
+            return facets
         tenant = facets.tenant
         if self.tenant:
             tenant = unquote(tenant[len(self.tenant) + 1 :], errors="surrogatepass")
@@ -153,6 +150,8 @@ class Reach:
     def mark(self, mark: Mark) -> Mark | None:
         """Return a mark as it means something to it; None for what is another's."""
         facet, value, position = mark
+        if self._is_trusted:
+            return mark
         if isinstance(value, bytes):
             return facet, self.key(value), position
         if facet == "namespace":
@@ -160,22 +159,29 @@ class Reach:
         if value.startswith(SIGN):
             return self._own_mark(facet, value, position)
         if facet == "tenant" and self.tenant:
-            if value == self.tenant:
-                return "namespace", self._namespace, position
-            begin = f"{self.tenant}/"
-            if not value.startswith(begin):
-                return None
-            value = unquote(value[len(begin) :], errors="surrogatepass")
-        return facet, value, position
+            return self._tenants_mark(value, position)
+        return mark
+
+    def _tenants_mark(self, tenant: str, position: int) -> Mark | None:
+        if tenant == self.tenant:
+            return "namespace", self._namespace, position
+        begin = f"{self.tenant}/"
+        if not tenant.startswith(begin):
+            return None
+        return "tenant", unquote(tenant[len(begin) :], errors="surrogatepass"), position
 
     def _own_mark(self, facet: str, value: str, position: int) -> Mark | None:
-        begin = f"{SIGN}{self._owner}/"
-        if not self._owner or not value.startswith(begin):
-            # A tenant's own tag, of a proxied call: what it typed is the same to a namespace of its own.
+        if self.tenant and value == below(self.tenant):
+            return "namespace", self._namespace, position
+        owners = (owner for owner in (self._owner, self.tenant) if owner)
+        begin = next((f"{SIGN}{owner}/" for owner in owners if value.startswith(f"{SIGN}{owner}/")), None)
+        if begin is None:
             return None
         name = value[len(begin) :]
         if not name.startswith("/"):
             return facet, unquote(name, errors="surrogatepass"), position
+        if begin != f"{SIGN}{self._owner}/":
+            return None  # of the tenant's programs of another namespace
         hidden, _, told = name[1:].partition("=")
         told = self._namespace if hidden == "namespace" else unquote(told, errors="surrogatepass")
         return hidden, told, position
