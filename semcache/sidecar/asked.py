@@ -9,6 +9,7 @@ from typing import Any
 
 from semcache.events import Event
 from semcache.sidecar.headers import Headers
+from semcache.sidecar.seen import Seen
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Opened
 from semcache.sidecar.wishes import Wishes
@@ -29,6 +30,7 @@ class Asked:
     wishes: Wishes
     send: Callable[[Server, bytes | None], Awaitable[Opened]]
     words: bytes = b""
+    seen: Seen | None = None
 
     @property
     def whose(self) -> str:

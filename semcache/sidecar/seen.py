@@ -1,0 +1,33 @@
+"""What a proxied call asked, and whose it is: noted with its event, for who looks at recent lookups.
+
+Laws: it stays in memory, for as long as its call is among the latest; a text is cut where it is taken, and redacted
+before anybody is shown it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# So many characters of a text are kept, and so many shown: what is cut inside a secret is far behind what is shown.
+KEPT, SHOWN = 600, 280
+
+
+class Seen(NamedTuple):
+    """Whose call it was, and its last text, cut; empty where there is none, or none is to be shown."""
+
+    tenant: str
+    text: str
+
+
+def text_of(body: Mapping[str, Any]) -> str:
+    """Return what a call's body asks last, cut; empty where that is no text."""
+    told = body.get("messages") or body.get("input")
+    last = told[-1] if isinstance(told, list) and told else told
+    content = last.get("content") if isinstance(last, dict) else last
+    if isinstance(content, str):
+        return content[:KEPT]
+    if not isinstance(content, list):
+        return ""
+    texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return " ".join(texts)[:KEPT]
