@@ -26,6 +26,8 @@ RIGHTS = ("proxy", "cache", "read", "admin")
 # Where callers put their keys, by header.
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 TOKEN_HEADER = b"x-semcache-token"
+EVERYBODY = "*"
+"""The tenant of a token that reaches all tenants: an operator's."""
 COOKIE = b"cookie"
 # What gateways in front of us have found out of who asks, or are asked by.
 _VOUCHED = (
@@ -80,8 +82,13 @@ class Token:
         if "tenant" not in table:
             raise ConfigurationError(f"{where}: whose is it? give it a tenant")
         rights = table.get("rights", ["proxy", "cache"])
-        if not isinstance(rights, list) or not rights or not set(rights) <= set(RIGHTS):
+        if not isinstance(rights, list) or not rights or not all(one in RIGHTS for one in rights):
             raise ConfigurationError(f"{where}: `rights` are some of {', '.join(RIGHTS)}; got {rights!r}")
+        if table["tenant"] == EVERYBODY and (not {"proxy", "cache"}.isdisjoint(rights) or "upstream_key_env" in table):
+            raise ConfigurationError(
+                f'{where}: tenant = "*" is an operator\'s token, which is for looking and switching: give it rights = '
+                '["read"] or ["read", "admin"], and no upstream_key_env; what calls has a tenant of its own'
+            )
         name = table.get("name") or table["tenant"]
         upstream = table.get("upstream", "").rstrip("/").removesuffix("/v1")
         return cls(name, digest, table["tenant"], frozenset(rights), table.get("upstream_key_env", ""), upstream)
@@ -92,12 +99,18 @@ class Caller:
     """Who asks: the tenant that was proved, and what it may do.
 
     `key_env` names the key that goes upstream in place of its own, to the server `upstream` alone, where that is said.
+    `reach` is the tenant whose entries, and those below it, it may look at and drop; empty for an operator: all.
     """
 
     tenant: str
     rights: frozenset[str]
     key_env: str = ""
     upstream: str = ""
+    reach: str = ""
+
+    def reaches(self, tenant: str) -> bool:
+        """Say whether an entry of this tenant is its own to look at, and to drop."""
+        return not self.reach or tenant == self.reach or tenant.startswith(f"{self.reach}/")
 
 
 class Credentials:
@@ -113,6 +126,7 @@ class Credentials:
                 raise ConfigurationError(
                     f"token {token.name}: its upstream_key_env is {token.upstream_key_env}, which the environment lacks"
                 )
+        self.has_tokens = bool(self._tokens)
         self._known: dict[bytes, Caller] = {}
         self._salt = secrets.token_bytes(_TOKEN_BYTES)
 
@@ -165,14 +179,15 @@ class Credentials:
                 )
         rights = frozenset(RIGHTS) if token is None else token.rights
         parts = [] if token is None else [quote(token.tenant, safe="")]
+        reach = "" if token is None or token.tenant == EVERYBODY else parts[0]
         if token is not None and token.upstream_key_env:
             vouched = [one for one in proofs if one[0] in _VOUCHED]
             parts += [f"key-{self._digest(vouched)}"] if vouched else []
-            return Caller("/".join(parts), rights, token.upstream_key_env, token.upstream)
+            return Caller("/".join(parts), rights, token.upstream_key_env, token.upstream, reach)
         # Where there is a key no cookie goes upstream; without one it may say who asks.
         told = [(name, _bare(value)) for name, value in proofs if name != TOKEN_HEADER and (name != COOKIE or not keys)]
         parts.append(f"key-{self._digest(told)}" if told else "nobody")
-        return Caller("/".join(parts), rights)
+        return Caller("/".join(parts), rights, reach=reach)
 
     def _token(self, told: bytes) -> Token | None:
         digest = sha256(told).digest()

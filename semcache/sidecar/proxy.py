@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +16,15 @@ from semcache.cache import Cache
 from semcache.keys import canonical
 from semcache.sidecar.asked import Asked, Found, parsed
 from semcache.sidecar.credentials import Caller, Credentials, UnknownCallerError
+from semcache.sidecar.doors import Doors
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
 from semcache.sidecar.events import bytes_of
 from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
+from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
+from semcache.sidecar.service import LOOKING, Service
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
 from semcache.sidecar.wishes import UnclearWishError, Wishes, wishes_of
@@ -32,7 +34,6 @@ from semcache.wrap.clients.options import ClientOptions
 from semcache.wrap.clients.responses import Responses
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
@@ -43,21 +44,15 @@ _BODYLESS = (204, 304)
 _MOST_KNOWN, _LONGEST_KNOWN = 1024, 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may be: bytes of its body, and how many calls there are at once."""
-
-    body_bytes: int
-    requests: int
-
-
 class Proxy:
     """The application; `longest` is the life, in seconds, that no caller's wish makes longer."""
 
     def __init__(
         self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
-        health: Health, longest: float,
+        health: Health, longest: float, doors: Doors,
     ) -> None:  # fmt: skip
+        self._doors = doors
+        self._service = Service(cache, credentials, doors, limits.body_bytes)
         self._upstream = upstream
         self._credentials = credentials
         self._limits = limits
@@ -85,6 +80,9 @@ class Proxy:
         path = scope["path"]
         try:
             if not path.startswith(_OURS):
+                if self._service.has(path):
+                    await self._service.answer(scope, receive, send)
+                    return
                 self._check_looking(scope, path)
                 if await self._health.answered(scope, send):
                     return
@@ -93,11 +91,9 @@ class Proxy:
             await _refuse(send, path, error.status, str(error))
 
     def _check_looking(self, scope: Scope, path: str) -> None:
-        """Refuse metrics, where there are tokens, to who may not look."""
+        """Refuse metrics to who may not look at what is all tenants'."""
         if path == "/metrics":
-            rights = self._caller(self._sorter.of(scope["headers"]).proofs).rights
-            if rights.isdisjoint(("read", "admin")):
-                raise RefusedError(FORBIDDEN, "this token may not look: it lacks the right `read`")
+            self._service.check(scope, LOOKING, is_of_all=True)
 
     def _caller(self, proofs: Headers) -> Caller:
         try:
@@ -120,6 +116,7 @@ class Proxy:
         if ".." in path.replace("\\", "/").split("/"):
             raise RefusedError(BAD, "a path leads down alone: there is no `..` in it")
         headers: Headers = list(scope["headers"])  # what comes behind the body is none of it
+        self._doors.check_call(scope)
         told = self._sorter.of(headers)
         caller = self._caller(told.proofs)
         if "proxy" not in caller.rights:
@@ -129,7 +126,7 @@ class Proxy:
         except UnclearWishError as error:
             raise RefusedError(BAD, str(error)) from None
         if any(name == b"content-length" and int(value) > self._limits.body_bytes for name, value in headers):
-            raise _too_large(self._limits)  # before any of it is handed on
+            raise too_large(self._limits.body_bytes)  # before any of it is handed on
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
         if endpoint is None:
             if wishes.is_only_cached:
@@ -144,7 +141,7 @@ class Proxy:
     ) -> None:  # fmt: skip
         """Answer a call of an endpoint that is cached."""
         path = scope["path"]
-        body = await _Incoming(receive, self._limits).whole()
+        body = await Incoming(receive, self._limits.body_bytes).whole()
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
@@ -219,7 +216,7 @@ class Proxy:
 
     async def _through(self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
         """Hand on what is none of the endpoints that are cached, as it comes, both ways."""
-        incoming = _Incoming(receive, self._limits)
+        incoming = Incoming(receive, self._limits.body_bytes)
         length = [one for one in headers if one[0] == b"content-length"]
         has_body = bool(length) or any(name == b"transfer-encoding" for name, _ in headers)
         body: bytes | AsyncIterator[bytes] = incoming.pieces() if has_body else b""
@@ -241,35 +238,6 @@ class Proxy:
             await while_there(receive, partial(_hand_on, response, send))
         finally:
             response.close()
-
-
-class _Incoming:
-    """A body as it comes; what was wrong with it is in `refusal`, whatever its reader makes of it."""
-
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive = receive
-        self._limits = limits
-        self.refusal: RefusedError | None = None
-
-    async def whole(self) -> bytes:
-        """Return all of it. Raises RefusedError."""
-        return b"".join([piece async for piece in self.pieces()])
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield it in pieces. Raises RefusedError."""
-        size, more = 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.refusal = RefusedError(BAD, "the caller has gone")
-                raise self.refusal
-            body: bytes = message.get("body", b"")
-            size += len(body)
-            if size > self._limits.body_bytes:
-                self.refusal = _too_large(self._limits)
-                raise self.refusal
-            more = message.get("more_body", False)
-            yield body
 
 
 async def _give(found: Found, send: Send) -> None:
@@ -334,10 +302,6 @@ async def _gone(receive: Receive) -> None:
     """Return when the caller has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _too_large(limits: Limits) -> RefusedError:
-    return RefusedError(LARGE, f"the body is over {limits.body_bytes} bytes (limit.body)")
 
 
 def _url(server: Server, path: str, query: bytes) -> str:

@@ -6,11 +6,13 @@ BAD, UNKNOWN, FORBIDDEN, ABSENT, LARGE, BUSY, NOT_CACHED = 400, 401, 403, 404, 4
 
 
 class RefusedError(Exception):
-    """A request that goes no further."""
+    """A request that goes no further: `message` says why, and `mend`, where there is one, what to do instead."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, message: str, mend: str = "") -> None:
+        super().__init__(f"{message}: {mend}" if mend else message)
         self.status = status
+        self.message = message
+        self.mend = mend
 
 
 def not_cached() -> RefusedError:

@@ -25,9 +25,11 @@ from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.recording import Recording
 from semcache.sidecar.credentials import Credentials
+from semcache.sidecar.doors import Doors
 from semcache.sidecar.health import Health, HealthOnly
+from semcache.sidecar.incoming import Limits
 from semcache.sidecar.protocol import bounded
-from semcache.sidecar.proxy import Limits, Proxy
+from semcache.sidecar.proxy import Proxy
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
@@ -233,8 +235,9 @@ def proxy_of(
         sampling=settings.sampling, tool_calls=settings.tool_calls, history="all", replay_rate=None, prompt_cache=None,
         documents=None,
     )  # fmt: skip
+    doors = Doors(settings.hosts, is_local=settings.is_local, has_tokens=credentials.has_tokens)
     limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
-    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings))
+    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings), doors)
 
 
 def _longest(settings: Settings) -> float:

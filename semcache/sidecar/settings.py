@@ -56,6 +56,9 @@ class Settings:
     upstream: tuple[Server, ...] = _setting((), "the server behind, without /v1, as https://api.openai.com", "URL")
     host: str = _setting("127.0.0.1", "the address to listen at; another than this machine's own wants tokens", "HOST")
     port: int = _setting(8400, "the port to listen at; 0 takes a free one", "PORT")
+    hosts: str = _setting(
+        "", "names that a gateway in front passes on, as llm.example.com, with commas between", "NAMES"
+    )
     unix: str = _setting("", "listen at a Unix socket too", "PATH")
     health_host: str = _setting("127.0.0.1", "where /livez and /readyz are served alone, without a token", "HOST")
     health_port: int = _setting(0, "the port of those; 0: none of its own, they are at --port", "PORT")

@@ -59,10 +59,12 @@ def test_every_metric_is_documented(sidecar):
 
 
 def test_metrics_want_a_token_with_the_right_where_there_are_tokens(serve):
-    """Who may look."""
-    sidecar = serve(tokens=(token("p", "acme", rights=["proxy"]), token("r", "ops", rights=["read"])))
+    """Who may look at what is all tenants': an operator."""
+    tenants = (token("p", "acme", rights=["proxy"]), token("a", "acme", rights=["read"]))
+    sidecar = serve(tokens=(*tenants, token("r", "*", rights=["read"])))
     assert sidecar.http.get("/metrics").status_code == 401
-    assert sidecar.http.get("/metrics", headers={"x-semcache-token": "p"}).status_code == 403
+    for name in ("p", "a"):
+        assert sidecar.http.get("/metrics", headers={"x-semcache-token": name}).status_code == 403
     assert sidecar.http.get("/metrics", headers={"x-semcache-token": "r"}).status_code == 200
     assert sidecar.http.get("/livez").status_code == 200
 

@@ -135,7 +135,8 @@ def test_what_callers_send_beside_the_call_is_in_the_key(sidecar, models):
     sidecar.chat()
     assert told(sidecar.chat(headers={"openai-organization": "other"})) == "miss"
     assert told(sidecar.chat(headers={"x-vendor-thing": "1"})) == "miss"
-    same = {"user-agent": "curl", "traceparent": "00-1", "cookie": "a=b", "x-forwarded-for": "10.0.0.1", "origin": "x"}
+    same = {"user-agent": "curl", "traceparent": "00-1", "cookie": "a=b", "x-forwarded-for": "10.0.0.1"}
+    same["origin"] = "http://localhost:3000"
     assert told(sidecar.chat(headers=same)) == "hit"
     assert told(sidecar.chat(temperature=0)) == "miss"
     assert told(sidecar.http.post(f"{PATHS['openai']}?api-version=2", content="{}")) == "miss"

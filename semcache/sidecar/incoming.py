@@ -1,0 +1,53 @@
+"""A request's body as it comes: in pieces or whole, and never more of it than is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from semcache.sidecar.refusals import BAD, LARGE, RefusedError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may be: bytes of its body, and how many calls there are at once."""
+
+    body_bytes: int
+    requests: int
+
+
+class Incoming:
+    """A body as it comes; what was wrong with it is in `refusal`, whatever its reader makes of it."""
+
+    def __init__(self, receive: Receive, most_bytes: int) -> None:
+        self._receive = receive
+        self._most_bytes = most_bytes
+        self.refusal: RefusedError | None = None
+
+    async def whole(self) -> bytes:
+        """Return all of it. Raises RefusedError."""
+        return b"".join([piece async for piece in self.pieces()])
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield it in pieces. Raises RefusedError."""
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.refusal = RefusedError(BAD, "the caller has gone")
+                raise self.refusal
+            body: bytes = message.get("body", b"")
+            size += len(body)
+            if size > self._most_bytes:
+                self.refusal = too_large(self._most_bytes)
+                raise self.refusal
+            more = message.get("more_body", False)
+            yield body
+
+
+def too_large(most_bytes: int) -> RefusedError:
+    """Return what is said of a body that is larger."""
+    return RefusedError(LARGE, f"the body is over {most_bytes} bytes (limit.body)")
