@@ -33,7 +33,7 @@ from semcache.sidecar.call import Head, Proxied, head_headers
 from semcache.sidecar.events import bytes_of, text_of
 from semcache.sidecar.headers import SHARED, Headers
 from semcache.sidecar.refusals import not_cached
-from semcache.sidecar.seen import Seen, text_of
+from semcache.sidecar.seen import Seen, last_text
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Answer, AnsweredError, Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
@@ -162,7 +162,7 @@ class Endpoint:
             body = parsed(asked.body)
         except (ValueError, RecursionError):
             return await self._past(asked, {}, "no JSON that is known")
-        asked.seen = Seen(asked.whose, text_of(body) if self._keeps_texts else "")
+        asked.seen = Seen(asked.whose, last_text(body) if self._keeps_texts else "")
         streams = body.get("stream")
         is_stream = streams is True
         server = self._upstream.of(body.get("model"))

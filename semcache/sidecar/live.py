@@ -1,7 +1,8 @@
 """What happens now: lookups by second and how long they took, of ten minutes; the latest of them; who never hits.
 
-Laws: a lookup is noted and nothing more (deque.append is atomic), and added up with others, later; all that is kept has
-a bound, whatever comes; texts are redacted before they are told, and one tenant is told of its own lookups alone.
+Laws: a lookup is noted and nothing more (deque.append is atomic), and added up with others, later; of the hits in memory
+of one second the first are looked at one by one, all are counted; all that is kept has a bound, whatever comes; texts
+are redacted before they are told, and one tenant is told of its own lookups alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _LOOKUPS = frozenset({"hit", "miss", "bypass", "refresh"})
 # So many lookups are noted before they are added up; so many of each kind are kept.
 _FOLD_AT, _MOST_NOTED = 512, 8192
 _LATEST = 200
+# So many hits in memory are looked at in a second; of more than these one of 64, and the first of each call.
+_LOOKED_AT, _SELDOM = 200, 63
 _MOST_CALLERS, _MOST_REASONS = 200, 12
 _MOST_KEYS = 8192
 _OTHER = "other"
@@ -75,7 +78,10 @@ class Live:
         self.since = clock()
         self._clock = clock
         self._lock = Lock()
-        self._noted: deque[tuple[float, Event, Any]] = deque(maxlen=_MOST_NOTED)
+        # When, what, in which context, and for how many it stands.
+        self._noted: deque[tuple[float, Event, Any, int]] = deque(maxlen=_MOST_NOTED)
+        self._hits = self._added = 0
+        self._turns, self._left = 0.0, 0
         self._number = 0
         self._counts: dict[int, dict[str, int]] = {}
         self._slots: dict[int, _Slot] = {}
@@ -86,8 +92,20 @@ class Live:
 
     def __call__(self, event: Event) -> None:
         """Note an event."""
+        now, weight = self._clock(), 1
+        if event.tier == "memory":
+            self._hits = hits = self._hits + 1
+            seen = event.seen
+            if seen is not None:
+                seen.hits += 1
+            if not 0 <= self._turns - now < 1:
+                self._turns, self._left = now + 1, _LOOKED_AT
+            if self._left <= 0 and hits & _SELDOM and (seen is None or seen.hits > 1):
+                return
+            self._left -= 1
+            weight, self._added = hits - self._added, hits
         noted = self._noted
-        noted.append((self._clock(), event, current.get()))
+        noted.append((now, event, current.get(), weight))
         if len(noted) >= _FOLD_AT and self._lock.acquire(blocking=False):
             # The collector may record a half-read stream in a thread that holds it: that one is added up later.
             try:
@@ -103,7 +121,7 @@ class Live:
         slot = _Slot()
         with suppress(IndexError):
             for _ in range(len(noted)):
-                at, event, context = noted.popleft()
+                at, event, context, weight = noted.popleft()
                 now = int(at)
                 if now != second:
                     second, counts = now, self._counts_of(now)
@@ -112,14 +130,14 @@ class Live:
                 for tier, _reason, _message in event.faults:
                     counts[f"fault {tier}"] = counts.get(f"fault {tier}", 0) + 1
                 if event.kind in _LOOKUPS:
-                    self._add(at, event, context, counts, slot)
+                    name = (event.tier or "") if event.kind == "hit" else event.kind
+                    counts[name] = counts.get(name, 0) + weight
+                    self._add(at, event, name, context, slot)
+                    if event.failed:
+                        counts["error"] = counts.get("error", 0) + 1
 
-    def _add(self, at: float, event: Event, context: Any, counts: dict[str, int], slot: _Slot) -> None:
+    def _add(self, at: float, event: Event, outcome: str, context: Any, slot: _Slot) -> None:
         kind = event.kind
-        outcome = (event.tier or "") if kind == "hit" else kind
-        counts[outcome] = counts.get(outcome, 0) + 1
-        if event.failed:
-            counts["error"] = counts.get("error", 0) + 1
         by = slot.by.get(outcome)
         if by is None:
             by = slot.by[outcome] = {"": {}}
@@ -142,7 +160,11 @@ class Live:
         caller = self._caller_of(event, tenant or "")
         caller.latest = at
         if kind == "hit":
-            caller.hits += 1
+            seen = event.seen if event.tier == "memory" else None
+            if seen is None:
+                caller.hits += 1
+            else:
+                caller.hits, seen.told = caller.hits + max(0, seen.hits - seen.told), seen.hits
         elif kind != "refresh":
             self._missed(caller, event)
 

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError, InvalidationError, TierError
 from semcache.sidecar.asked import parsed
+from semcache.sidecar.board import Board
 from semcache.sidecar.credentials import TOKEN_HEADER, Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
@@ -42,7 +43,7 @@ SWITCHING = ("admin",)
 JSON = "application/json"
 
 # Whose ROWS are the table, in the order of the document.
-_MODULES = ("semcache.sidecar.operating",)
+_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking")
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
 _SMALL = 64 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
@@ -135,10 +136,13 @@ class Table:
 
 
 class Service:
-    """The endpoints of one sidecar; `most_bytes` is as long as a body may be."""
+    """The endpoints of one sidecar; `most_bytes` is as long as a body may be, `board` what a person looks at."""
 
-    def __init__(self, cache: Cache, credentials: Credentials, doors: Doors, most_bytes: int) -> None:
+    def __init__(
+        self, cache: Cache, credentials: Credentials, doors: Doors, most_bytes: int, board: Board
+    ) -> None:  # fmt: skip
         self.cache = cache
+        self.board = board
         self.began = monotonic()
         self._credentials = credentials
         self._doors = doors
@@ -171,7 +175,9 @@ class Service:
         finally:
             self._running -= 1
         length = (b"content-length", b"%d" % len(given.body))
-        headers = [(b"content-type", given.media.encode()), length, *_OURS, *given.headers]
+        own = {name for name, _ in given.headers}
+        ours = [one for one in _OURS if one[0] not in own]
+        headers = [(b"content-type", given.media.encode()), length, *ours, *given.headers]
         await send({"type": "http.response.start", "status": given.status, "headers": headers})
         await send({"type": "http.response.body", "body": given.body})
 
