@@ -53,10 +53,11 @@ class Commands:
     semantic: SemanticTier | None
     store: DiskTier | RedisTier | None
     _own_mode: Mode
+    _switched: Mode
 
     def _switch_to(self, mode: Mode | None) -> None:
         """Take over the mode of all replicas where it is stricter than our own."""
-        self._switched: Mode = mode or "live"
+        self._switched = mode or "live"
         self.mode: Mode = stricter(self._own_mode, self._switched)
         self.is_read = self.mode not in ("off", "refresh")
 
@@ -135,15 +136,16 @@ class Commands:
             # Of those that cannot be looked into it may be any: they go too.
             others = set((yield from holder.lacking(keys, ("tenant", str(tenant)))))
             keys = [key for key in keys if key not in others]
+        return (yield from self.drop([("key", key) for key in keys], f"text: {_begun(text)}", dry_run=dry_run))
+
+    def drop(self, pairs: list[Pair], reason: str, *, dry_run: bool = False) -> Plan[int]:
+        """Drop what has any of some facet values, everywhere and durably, for a reason that is told; or count it."""
         dropped = 0
-        for at in range(0, len(keys), _PAGE):
-            pairs: list[Pair] = [("key", key) for key in keys[at : at + _PAGE]]
-            if dry_run:
-                dropped += yield from self._count_all(pairs)
-            else:
-                dropped += (yield from self._mark(pairs))[1]
+        for at in range(0, len(pairs), _PAGE):
+            page = pairs[at : at + _PAGE]
+            dropped += (yield from self._count_all(page)) if dry_run else (yield from self._mark(page))[1]
         if not dry_run:
-            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=f"text: {_begun(text)}"))
+            self.recorder.tell(Event("invalidated", namespace=self.namespace, reason=reason))
         return dropped
 
     def _mark(self, pairs: list[Pair]) -> Plan[tuple[int, int]]:
@@ -194,6 +196,11 @@ class Commands:
         return dropped
 
     # All replicas
+
+    @property
+    def modes(self) -> tuple[Mode, Mode]:
+        """The mode that this cache was made with, and that of all replicas, as far as it has heard of it."""
+        return self._own_mode, self._switched
 
     def set_mode(self, mode: Mode) -> None:
         """Set the mode of all processes that use the namespace, within a second: "live", "shadow", "exact" or "off".

@@ -175,7 +175,8 @@ class Reports(Commands, Accounts):
         self._settle_rows(kept)
         return kept.served(wanted)
 
-    def _named(self, response_id: str) -> bytes | None:
+    def named(self, response_id: str) -> bytes | None:
+        """Return the key of the entry whose answer has an id, of the last seven days. Raises TierError."""
         kept = self._kept
         if kept is None:
             return self.ledger.standing().names.get(id_digest(response_id))
@@ -251,7 +252,7 @@ class Reports(Commands, Accounts):
     def _of_response(self, response_id: str) -> _Found:
         if not isinstance(response_id, str) or not response_id:
             raise ConfigurationError(f"response_id= is the id of a client's answer, its `.id`; got {response_id!r}")
-        stored = self._named(response_id)
+        stored = self.named(response_id)
         if stored is None:
             return _Found(reason=f"no answer with the id {response_id!r} was loaded or given in the last seven days")
         # Who loaded it and who was given it nearly have one id: the report may be of any of them.
@@ -267,9 +268,8 @@ class Reports(Commands, Accounts):
         near = self._served({"words": words} | self._of_tenant(tenant))
         rows = run(self.semantic.within(text, _ITSELF))
         keys = [row.key for row in rows if words_of(row.text) == words]
-        holder = self.store or (self.memory if self.memcached is None else None)
-        if keys and owner is not None and owner is not SHARED and holder is not None:
-            others = set(run(_lacking(holder, keys, str(owner))))
+        for holder in (self.store, self.memory) if owner is not None and owner is not SHARED else ():
+            others = set(run(_lacking(holder, keys, str(owner)))) if keys and holder is not None else ()
             keys = [key for key in keys if key not in others]
         reason = "" if near or keys else "no answer to that text is known here: none stands, and none was given nearly"
         return _Found(near, keys, reason)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from semcache.events import Event
+from semcache.explain import Explanation
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.seen import Seen
 from semcache.sidecar.settings import Server
@@ -22,6 +24,7 @@ class Asked:
 
     `where` is what it asks, with the headers that may change the answer, canonical; `send` asks a server the same, or,
     if it is given one, another body. `words` is a digest of all of it but what it wishes, once somebody has made it.
+    `owner` is the tenant whose token asks; empty where there are no tokens.
     """
 
     body: bytes
@@ -31,11 +34,52 @@ class Asked:
     send: Callable[[Server, bytes | None], Awaitable[Opened]]
     words: bytes = b""
     seen: Seen | None = None
+    owner: str = ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of its answer, as it named them and as its owner's own, and by which tenants above they go.
+
+        A header's tags have no comma, so nobody can name what begins with one.
+        """
+        own = tuple(own_tag(self.owner, tag) for tag in self.wishes.tags) if self.owner else ()
+        parts = self.whose.split("/")
+        return (*self.wishes.tags, *own, *(below("/".join(parts[:end])) for end in range(1, len(parts))))
 
     @property
     def whose(self) -> str:
         """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
         return f"{self.tenant}/~{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+def own_tag(owner: str, tag: str) -> str:
+    """Return what a tag of a tenant's callers is called where no other tenant is meant."""
+    return f",{owner}/{quote(tag, safe='')}"
+
+
+def below(tenant: str) -> str:
+    """Return the tag of all that is of a tenant below this one."""
+    return f",{tenant}/"
+
+
+def typed(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return of an entry's tags those that callers have named."""
+    return tuple(tag for tag in tags if not tag.startswith(","))
+
+
+@dataclass(slots=True)
+class Explained:
+    """How a call would be answered now: as each explanation says, one for each input, or by none, as `reason` says.
+
+    `key` is that of the first, `tenant` whose answers it is given, and `mode` the one that holds.
+    """
+
+    tenant: str
+    key: bytes = b""
+    mode: str = ""
+    text: str | None = None
+    reason: str = ""
+    explanations: list[Explanation] = field(default_factory=list)
 
 
 class Pieces:

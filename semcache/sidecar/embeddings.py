@@ -14,17 +14,20 @@ from semcache.commands import stricter
 from semcache.context import context
 from semcache.errors import UnkeyableError
 from semcache.events import Event
+from semcache.explain import explain
 from semcache.finding import find
 from semcache.keys import canonical
 from semcache.plan import arun
-from semcache.sidecar.asked import Asked, Found, parsed
+from semcache.sidecar.asked import Asked, Explained, Found, parsed
 from semcache.sidecar.headers import Headers
-from semcache.sidecar.refusals import not_cached
+from semcache.sidecar.refusals import BAD, RefusedError, not_cached
 from semcache.sidecar.upstream import Answer, Upstream
 from semcache.wrap.clients.dialect import Json
 from semcache.wrap.clients.embeddings import Embeddings, gathered, items_of
 from semcache.wrap.clients.options import ClientOptions
 
+# Of so many inputs it is explained how each would be answered.
+_MOST = 100
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
@@ -62,6 +65,26 @@ class EmbeddingsEndpoint(Embeddings):
         """Each input is looked up by itself, in memory first of all."""
         return
 
+    async def explain(self, asked: Asked) -> Explained:
+        """Tell how a call would be answered now, input by input; nothing is loaded. Raises RefusedError."""
+        body = parsed(asked.body)
+        where = asked.where + canonical([self._upstream.of(body.get("model")).url, asked.wishes.namespace])
+        chain = self.cache.chain
+        with self._context(asked):
+            try:
+                given = {"body": body, "options": {}}
+                requests = self._requests(self.cache, (asked, where), given, items_of(body.get("input")))
+            except Exception as error:  # noqa: BLE001 - of other types than those that are documented
+                return Explained(asked.whose, reason=f"not understood: {type(error).__name__}")
+            told = [
+                await arun(explain(chain.tiers, chain.codec.decode, self.cache.blocks, one)) for one in requests[:_MOST]
+            ]
+        return Explained(asked.whose, requests.keys[0], requests.one.mode, explanations=told)
+
+    async def put(self, asked: Asked, text: str, *, is_pinned: bool) -> bytes:  # noqa: ARG002 - as the other endpoints
+        """Refuse it: a vector is no text."""
+        raise RefusedError(BAD, "what is put is a text, and embeddings have none", "put it for a call that has")
+
     async def answer(self, asked: Asked) -> Found:
         """Answer a call. Raises AnsweredError, and RefusedError."""
         try:
@@ -94,7 +117,7 @@ class EmbeddingsEndpoint(Embeddings):
         if wishes.oldest != inf:  # a vector is as good as new, but who asks for a new one is given it
             wishes = replace(wishes, mode=stricter(wishes.mode or "live", "refresh"))
         mode, ttl = wishes.within(self.cache.mode, self._longest)
-        return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=wishes.tags)
+        return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=asked.tags)
 
     async def _check(self, asked: Asked, where: bytes, given: Mapping[str, Any]) -> None:
         """See that nothing is to be loaded. Raises RefusedError."""

@@ -23,16 +23,17 @@ from semcache.commands import STRICTNESS
 from semcache.context import context
 from semcache.errors import UnkeyableError
 from semcache.events import Event
+from semcache.explain import explain
 from semcache.finding import find, probe
 from semcache.keys import canonical, digest
 from semcache.lookup import finish, load, lookup
 from semcache.model import Facets, Request
 from semcache.plan import Outcome, Plan, arun
-from semcache.sidecar.asked import Asked, Found, Pieces, parsed
+from semcache.sidecar.asked import Asked, Explained, Found, Pieces, parsed
 from semcache.sidecar.call import Head, Proxied, head_headers
 from semcache.sidecar.events import bytes_of, text_of
 from semcache.sidecar.headers import SHARED, Headers
-from semcache.sidecar.refusals import not_cached
+from semcache.sidecar.refusals import BAD, RefusedError, not_cached
 from semcache.sidecar.seen import Seen, last_text
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Answer, AnsweredError, Opened, Upstream
@@ -154,6 +155,30 @@ class Endpoint:
             )  # fmt: skip
         return asked.words
 
+    # For who operates
+
+    async def explain(self, asked: Asked) -> Explained:
+        """Tell how a call would be answered now; nothing is loaded. Raises RefusedError."""
+        body = parsed(asked.body)
+        meant = self._meant(asked, body, self._upstream.of(body.get("model")))
+        if isinstance(meant, str):
+            return Explained(asked.whose, reason=meant)
+        _, request = meant
+        told = await arun(explain(self.cache.chain.tiers, self.cache.chain.codec.decode, self.cache.blocks, request))
+        return Explained(asked.whose, request.key, request.mode, request.text, request.exact_only or "", [told])
+
+    async def put(self, asked: Asked, text: str, *, is_pinned: bool) -> bytes:
+        """Put a text as the answer to a call; returns its key. Raises RefusedError, and as `Cache.put` does."""
+        from semcache.sidecar.curated import answer_of
+
+        body = parsed(asked.body)
+        meant = self._meant(asked, body, self._upstream.of(body.get("model")))
+        if isinstance(meant, str):
+            raise RefusedError(BAD, f"such a call goes by the cache: {meant}", "put it for one that is looked up")
+        _, request = meant
+        await self.cache.aput(request, value=answer_of(self.dialect.name, body, text), pinned=is_pinned)
+        return request.key
+
     # By a lookup
 
     async def answer(self, asked: Asked) -> Found:
@@ -163,21 +188,11 @@ class Endpoint:
         except (ValueError, RecursionError):
             return await self._past(asked, {}, "no JSON that is known")
         asked.seen = Seen(asked.whose, last_text(body) if self._keeps_texts else "")
-        streams = body.get("stream")
-        is_stream = streams is True
-        server = self._upstream.of(body.get("model"))
-        if not isinstance(streams, bool | None):  # some servers take it for one, some do not
-            return await self._past(asked, body, "not understood: stream")
-        try:
-            with_usage = is_stream and self.dialect.asks_usage(body)
-            why_not = passed_by(self.dialect, self._settings, body)
-            call = Proxied(self, body, partial(asked.send, server, None), is_stream=is_stream, with_usage=with_usage)
-            if why_not is not None:
-                return await self._past(asked, body, why_not)
-            request = self._request(asked, server, body, call)
-        except Exception as error:  # noqa: BLE001 - of other types than those that are documented: the server says so
-            is_ours = isinstance(error, UnkeyableError)
-            return await self._past(asked, body, "unkeyable" if is_ours else f"not understood: {type(error).__name__}")
+        meant = self._meant(asked, body, self._upstream.of(body.get("model")))
+        if isinstance(meant, str):
+            return await self._past(asked, body, meant)
+        call, request = meant
+        is_stream, with_usage = call.is_stream, call.with_usage
         self._learn(asked, Known(request.key, is_stream, with_usage, asked.seen))
         event = self.cache.event(request)
         event.seen = asked.seen
@@ -188,6 +203,21 @@ class Endpoint:
             return await self._past(asked, body, reason, event)
         ways = self._found_only if asked.wishes.is_only_cached else self._streamed if is_stream else self._plain
         return await ways(call, request, event)
+
+    def _meant(self, asked: Asked, body: Json, server: Server) -> tuple[Proxied, Request] | str:
+        """Return a call and what it means to the cache, or why it goes by."""
+        streams = body.get("stream")
+        if not isinstance(streams, bool | None):  # some servers take it for one, some do not
+            return "not understood: stream"
+        is_stream = streams is True
+        try:
+            with_usage = is_stream and self.dialect.asks_usage(body)
+            why_not = passed_by(self.dialect, self._settings, body)
+            call = Proxied(self, body, partial(asked.send, server, None), is_stream=is_stream, with_usage=with_usage)
+            return why_not or (call, self._request(asked, server, body, call))
+        except Exception as error:  # noqa: BLE001 - of other types than those that are documented: the server says so
+            is_ours = isinstance(error, UnkeyableError)
+            return "unkeyable" if is_ours else f"not understood: {type(error).__name__}"
 
     def _learn(self, asked: Asked, known: Known) -> None:
         if len(self._known) >= _MOST_KNOWN:
@@ -203,7 +233,7 @@ class Endpoint:
         key = digest(self._prefix, meant.whole, cache.tenant_bytes(tenant))
         text, around, exact_only = meant.text()
         rest = around() if cache.semantic is not None and text is not None else b""
-        facets = Facets(cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=wishes.tags)
+        facets = Facets(cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=asked.tags)
         with _options(wishes, cache, self._longest):
             request = cache.complete(
                 key, self._prefix, rest, text, tenant, None, facets, exact_only, self.dialect.name
@@ -331,10 +361,10 @@ def _unwrapped(outcome: Outcome[Any], call: Proxied) -> Any:
 
 def _options(wishes: Wishes, cache: Cache, longest: float) -> Any:
     """Return the context that a caller's wishes are: only narrower than what the cache was made with."""
-    if wishes is NONE or (wishes.mode is None and wishes.ttl is None and not wishes.tags):
+    if wishes is NONE or (wishes.mode is None and wishes.ttl is None):
         return nullcontext()
     mode, ttl = wishes.within(cache.mode, longest)
-    return context(mode=mode, ttl=ttl, tags=wishes.tags)
+    return context(mode=mode, ttl=ttl)
 
 
 def _is_stored(event: Event, cache: Cache) -> bool:

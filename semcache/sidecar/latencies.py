@@ -1,4 +1,4 @@
-"""Times in buckets that are an eighth of a doubling wide: a few numbers, of which quantiles are told to some percent."""
+"""Times in buckets an eighth of a doubling wide: a few numbers, of which quantiles are told to some percent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What happens now: lookups by second and how long they took, of ten minutes; the latest of them; who never hits.
 
-Laws: a lookup is noted and nothing more (deque.append is atomic), and added up with others, later; of the hits in memory
-of one second the first are looked at one by one, all are counted; all that is kept has a bound, whatever comes; texts
-are redacted before they are told, and one tenant is told of its own lookups alone.
+Laws: a lookup is noted and nothing more (deque.append is atomic), and added up with others, later; of the hits in
+memory of one second the first are looked at one by one, all are counted; all that is kept has a bound, whatever comes;
+texts are redacted before they are told, and one tenant is told of its own lookups alone.
 """
 
 from __future__ import annotations

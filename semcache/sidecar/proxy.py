@@ -53,7 +53,7 @@ class Proxy:
         health: Health, longest: float, doors: Doors, board: Board,
     ) -> None:  # fmt: skip
         self._doors = doors
-        self._service = Service(cache, credentials, doors, limits.body_bytes, board)
+        self._service = Service(cache, credentials, doors, limits.body_bytes, self._asked, board)
         self._upstream = upstream
         self._credentials = credentials
         self._limits = limits
@@ -123,10 +123,7 @@ class Proxy:
         caller = self._caller(told.proofs)
         if "proxy" not in caller.rights:
             raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
-        try:
-            wishes = wishes_of(told.wishes)
-        except UnclearWishError as error:
-            raise RefusedError(BAD, str(error)) from None
+        wishes = _wishes(told)
         if any(name == b"content-length" and int(value) > self._limits.body_bytes for name, value in headers):
             raise too_large(self._limits.body_bytes)  # before any of it is handed on
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
@@ -147,7 +144,7 @@ class Proxy:
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
-            partial(self._send, path, query, headers, caller, body),
+            partial(self._send, path, query, headers, caller, body), owner=caller.reach,
         )  # fmt: skip
         found = endpoint.remembered(asked)
         if found is not None:
@@ -170,6 +167,25 @@ class Proxy:
             await while_there(receive, partial(_give, found, send))
         finally:
             await found.blocks.close()
+
+    def _asked(
+        self, target: str, headers: Headers, body: bytes, tenant: str
+    ) -> tuple[Endpoint | EmbeddingsEndpoint, Asked]:
+        """Return a call as it would be if it were posted to a target with these headers, by a tenant, else by who asks.
+
+        Raises RefusedError.
+        """
+        path, _, query = target.partition("?")
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            raise RefusedError(BAD, f"calls of {path[:80]} go by the cache", f"there are {', '.join(self._endpoints)}")
+        told = self._sorter.of(headers)
+        wishes = _wishes(told)
+        caller = self._caller(told.proofs)
+        whose, query_bytes = tenant or caller.tenant, query.encode("utf-8", "replace")
+        owner = caller.reach or (whose.partition("/")[0] if self._credentials.has_tokens else "")
+        send = partial(self._send, path, query_bytes, headers, caller, body)
+        return endpoint, Asked(body, self._where_of(path, query_bytes, told.keyed), whose, wishes, send, owner=owner)
 
     def _leave(self, answering: asyncio.Future[Found]) -> None:
         """Let a call go on whose caller has gone: its answer is paid for, and is kept for the next.
@@ -304,6 +320,14 @@ async def _gone(receive: Receive) -> None:
     """Return when the caller has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _wishes(told: Sorted) -> Wishes:
+    """Return what headers ask for. Raises RefusedError."""
+    try:
+        return wishes_of(told.wishes)
+    except UnclearWishError as error:
+        raise RefusedError(BAD, str(error)) from None
 
 
 def _url(server: Server, path: str, query: bytes) -> str:

@@ -11,18 +11,18 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
 from semcache.cache import Cache
-from semcache.errors import ConfigurationError, InvalidationError, TierError
-from semcache.sidecar.asked import parsed
+from semcache.errors import CodecError, ConfigurationError, InvalidationError, TierError
+from semcache.sidecar.asked import Asked, Explained, parsed
 from semcache.sidecar.board import Board
-from semcache.sidecar.credentials import TOKEN_HEADER, Caller, Credentials, UnknownCallerError
+from semcache.sidecar.credentials import PROOFS, TOKEN_HEADER, Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.incoming import Incoming, Receive, too_large
@@ -43,7 +43,7 @@ SWITCHING = ("admin",)
 JSON = "application/json"
 
 # Whose ROWS are the table, in the order of the document.
-_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking")
+_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking", "semcache.sidecar.watching")
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
 _SMALL = 64 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
@@ -108,6 +108,13 @@ class Row:
     most_bytes: int = _SMALL
 
 
+class Proxying(Protocol):
+    """An endpoint of proxied calls, as an operator asks it."""
+
+    async def explain(self, asked: Asked) -> Explained: ...
+    async def put(self, asked: Asked, text: str, *, is_pinned: bool) -> bytes: ...
+
+
 class Table:
     """The rows, and what reads and writes for them."""
 
@@ -136,11 +143,16 @@ class Table:
 
 
 class Service:
-    """The endpoints of one sidecar; `most_bytes` is as long as a body may be, `board` what a person looks at."""
+    """The endpoints of one sidecar; `most_bytes` is as long as a body may be, `board` what a person looks at.
+
+    `asked` makes of a target, headers, a body and a tenant the call that they would be, with its endpoint.
+    """
 
     def __init__(
-        self, cache: Cache, credentials: Credentials, doors: Doors, most_bytes: int, board: Board
+        self, cache: Cache, credentials: Credentials, doors: Doors, most_bytes: int,
+        asked: Callable[[str, Headers, bytes, str], tuple[Proxying, Asked]], board: Board,
     ) -> None:  # fmt: skip
+        self._asked = asked
         self.cache = cache
         self.board = board
         self.began = monotonic()
@@ -159,6 +171,24 @@ class Service:
         """All endpoints."""
         return Table()
 
+    def tenant_of(self, call: Call) -> str:
+        """Return whose answers a proxied call with the headers of this request would be given."""
+        return self._credentials.of([one for one in call.headers if one[0] in PROOFS]).tenant
+
+    async def explain(self, call: Call, target: str, body: bytes, tenant: str) -> Explained:
+        """Tell how a call would be answered now, of a tenant, or of who asks. Raises RefusedError."""
+        endpoint, asked = self._asked(target, call.headers, body, tenant)
+        return await endpoint.explain(asked)
+
+    async def put(
+        self, call: Call, target: str, body: bytes, text: str, tenant: str, *, tags: tuple[str, ...],
+        ttl: float | None, is_pinned: bool,
+    ) -> tuple[bytes, str]:  # fmt: skip
+        """Put a text as the answer to a call; returns its key, and whose it is. Raises as `Cache.put` does."""
+        endpoint, asked = self._asked(target, call.headers, body, tenant)
+        asked.wishes = replace(asked.wishes, tags=(*asked.wishes.tags, *tags), ttl=ttl or asked.wishes.ttl)
+        return await endpoint.put(asked, text, is_pinned=is_pinned), asked.whose
+
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, whatever comes."""
         self._running += 1
@@ -166,8 +196,8 @@ class Service:
             given = await self._given(scope, receive)
         except RefusedError as error:
             given = _refused(error)
-        except (ConfigurationError, InvalidationError, TierError) as error:
-            status = BAD if isinstance(error, ConfigurationError) else BUSY
+        except (ConfigurationError, CodecError, InvalidationError, TierError) as error:
+            status = BAD if isinstance(error, ConfigurationError | CodecError) else BUSY
             given = _refused(RefusedError(status, str(error)))
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"][:80])

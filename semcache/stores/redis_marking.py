@@ -7,7 +7,7 @@ from typing import Any
 
 from semcache.errors import InvalidationError, TierError
 from semcache.marks import Pair
-from semcache.model import Mode
+from semcache.model import Facets, Mode
 from semcache.plan import Exchange, Plan
 from semcache.stores import header
 from semcache.stores.link import PATIENT_SECONDS, Command
@@ -144,6 +144,17 @@ class Marking(RedisBase):
                 if is_lacking:
                     found.append(key)
         return found
+
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of what stands at a key, or waits to be written there. Raises TierError."""
+        asked: list[Command] = [
+            ("GETRANGE", name, 0, _PEEK_BYTES) for name in (self.names.of_pinned(key), self.names.of(key))
+        ]
+        heads = yield Exchange(self._steady, asked, PATIENT_SECONDS)
+        waiting = self.writer.pending.get(key)
+        found = [None if waiting is None else waiting.data, *map(self._checked, heads.values)]
+        told = next((told for told in map(header.peek, filter(None, found)) if told is not None), None)
+        return None if told is None else told[2].of(self._namespace)
 
     def _sweep(self, pairs: list[Pair], position: int, *, drops: bool) -> Plan[int]:
         """Look at every entry of the namespace, a page a trip; drop, or only count, what the pairs mean."""

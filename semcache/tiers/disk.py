@@ -19,7 +19,7 @@ from zlib import crc32
 from semcache.blocks import Blocks
 from semcache.errors import ConfigurationError, TierError
 from semcache.marks import Between, Changes, Mark, Marks, Pair
-from semcache.model import FACETS, MODES, Entry, Evidence, Hit, Miss, Mode, Request
+from semcache.model import FACETS, MODES, Entry, Evidence, Facets, Hit, Miss, Mode, Request
 from semcache.plan import Plan, Wait
 from semcache.tier import Clock
 
@@ -209,6 +209,11 @@ class DiskTier:
     def lacking(self, keys: list[bytes], pair: Pair) -> Plan[list[bytes]]:
         """Return those of some keys whose entries are here, and have not a facet value."""
         return self._store.lacking(keys, pair)
+        yield
+
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key, written or not; None where there is none."""
+        return self._store.facets_of(key)
         yield
 
     def keys_of(self, pairs: list[Pair]) -> list[bytes]:

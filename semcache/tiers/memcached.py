@@ -112,6 +112,15 @@ class MemcachedTier:
         lives = Lives(stale_while_revalidate=grace)
         return (yield from self.get(Request(key, facets=Facets(self._namespace), lives=lives)))
 
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key; None where there is none, or the log is not followed."""
+        self._check_open()
+        if self._names is None:
+            return None
+        replies = yield Exchange(self._link, [("gets", _name(self._names, key))], self._timeout)
+        told = header.peek(replies.values[0][0] or b"")
+        return None if told is None else told[2].of(self._namespace)
+
     def _judge(self, request: Request, data: bytes, waited_ns: int) -> Hit | Miss:
         from semcache.stores.memcached import buried_at
 

@@ -308,6 +308,13 @@ class MemoryTier:
         return [key for key, kept in standing.items() if kept is not None and not kept.facets.has(*pair)]
         yield
 
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key; None where there is none."""
+        with self._lock:
+            kept = self._standing(key)
+        return None if kept is None else kept.facets
+        yield
+
     def stats(self) -> Mapping[str, int | float]:
         """Return entries, bytes, evictions, and how many answers were larger than the tier."""
         with self._lock:

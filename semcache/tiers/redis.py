@@ -146,6 +146,10 @@ class RedisTier:
         """Return those of some keys whose entries are here, and have not a facet value. Raises TierError."""
         return (yield from self._store.lacking(keys, pair))
 
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key; None where there is none. Raises TierError."""
+        return (yield from self._store.facets_of(key))
+
     def switch(self, mode: Mode) -> Plan[None]:
         """Set the mode of all who use the namespace. Raises TierError."""
         yield from self._store.switch(mode)
