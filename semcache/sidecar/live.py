@@ -346,10 +346,10 @@ def _latencies(slots: Iterable[_Slot]) -> Iterator[dict[str, Any]]:
 
 def _whole(slots: Iterable[_Slot]) -> dict[str, list[float]]:
     """Return how long hits took, and all lookups with their loads: half of them, and 99 of 100, in milliseconds."""
-    whole: dict[str, list[Buckets]] = {"hits": [], "lookups": []}
+    kinds: dict[str, list[Buckets]] = {"hits": [], "lookups": []}
     for slot in slots:
         for outcome, stages in slot.by.items():
-            whole["lookups"].append(stages[""])
-            if outcome not in _LOOKUPS:  # it is a tier
-                whole["hits"].append(stages[""])
-    return {name: quantiles(added(told), (0.5, 0.99)) for name, told in whole.items()}
+            kinds["lookups"].append(stages[""])
+            if outcome not in _LOOKUPS and outcome != "flight":  # a tier that had it, and waited for no load
+                kinds["hits"].append(stages[""])
+    return {name: quantiles(added(told), (0.5, 0.99)) for name, told in kinds.items()}
