@@ -48,9 +48,7 @@ class Model:
         said = str(messages[-1]["content"])
         whole = [(call, call["request"]["messages"]) for call in self._answers.values()]
         found = [
-            call
-            for call, own in whole
-            if own[:-1] == messages[:-1] and str(own[-1]["content"]).rstrip("?!. ") in said
+            call for call, own in whole if own[:-1] == messages[:-1] and str(own[-1]["content"]).rstrip("?!. ") in said
         ]
         return max(found, key=lambda call: len(str(call["request"]["messages"][-1]["content"])), default={})
 

@@ -98,7 +98,7 @@ class Live:
             seen = event.seen
             if seen is not None:
                 seen.hits += 1
-            if not 0 <= self._turns - now < 1:
+            if not 0 < self._turns - now <= 1:  # or the clock was set back
                 self._turns, self._left = now + 1, _LOOKED_AT
             if self._left <= 0 and hits & _SELDOM and (seen is None or seen.hits > 1):
                 return

@@ -20,7 +20,7 @@ export const took = (milliseconds) => {
 export const span = (seconds) => {
   const size = Math.abs(seconds);
   if (size < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (size < 120) return `${Math.round(seconds)} s`;
+  if (size < 100) return `${Math.round(seconds)} s`;
   if (size < 7200) return `${Math.round(seconds / 60)} min`;
   if (size < 172_800) return `${(seconds / 3600).toFixed(1)} h`;
   return `${(seconds / 86_400).toFixed(1)} days`;

@@ -126,6 +126,7 @@ const policy = (told) => {
   const budget = told.budget ?? null;
   const parts = [h('p', { class: 'lead' }, told.told)];
   for (const obstacle of told.obstacles ?? []) parts.push(h('p', { class: 'warn' }, obstacle));
+  if (told.kind === 'threshold') parts.push(h('p', {}, `A fixed cut: near matches from ${told.cut} on are served, and nothing bounds how many are wrong. A budget would (budget:0.01).`));
   if (told.alarms) parts.push(h('p', { class: 'bad' }, `${times(told.alarms, 'alarm')}: what had opened was closed, until new labels open it anew.`));
   if (told.wrong?.wrong_labels) {
     const most = Math.min(1, Math.max(told.wrong.high, 2 * (budget ?? 0)) * 1.05 || 1);
@@ -136,7 +137,7 @@ const policy = (told) => {
   if (asked.length) {
     parts.push(h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Families' }, h('table', {},
       h('thead', {}, h('tr', {}, ['family', 'state', 'labels', 'wrong'].map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'clip', title: family.name }, family.name), h('td', {}, word(family)),
+      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'wrap' }, family.name, h('small', {}, ` ${family.is_by_itself === false && family.name.startsWith('all ') ? '' : (family.id ?? '')}`)), h('td', {}, word(family)),
         cell(`${count(family.labels)}${needed(family)}`), cell(family.share === null ? '' : percent(family.share))))))));
   }
   const offers = (told.families ?? [])[0]?.offers ?? [];
@@ -160,7 +161,7 @@ const drawn = (place, told, make) => {
 
 const saved = ({ rows, since, sums }, namespace, currency) => {
   tell($('saved-since'), `${since === 'start' ? 'since it began' : 'in 30 days'}${namespace ? `, ${namespace}` : ''}`);
-  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', {}, name, one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
+  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', { class: 'wrap' }, name, one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
     cell(count(one.saved_prompt_tokens + one.saved_completion_tokens)), cell(span(one.saved_seconds)), cell(money(one.saved_money, currency)));
   $('saved').replaceChildren(...(rows.length ? [...rows.slice(0, 8).map((one) => row(one, one.stage || '–')), row(sums, 'all', { class: 'this' })]
     : [h('tr', {}, h('td', { colspan: 5 }, 'Nothing yet.'))]));
