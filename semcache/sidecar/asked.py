@@ -11,6 +11,7 @@ from semcache.events import Event
 from semcache.explain import Explanation
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.naming import below, own_tag
+from semcache.sidecar.seen import Seen
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Opened
 from semcache.sidecar.wishes import Wishes
@@ -32,6 +33,7 @@ class Asked:
     wishes: Wishes
     send: Callable[[Server, bytes | None], Awaitable[Opened]]
     words: bytes = b""
+    seen: Seen | None = None
     owner: str = ""
 
     @property

@@ -34,6 +34,7 @@ from semcache.sidecar.call import Head, Proxied, head_headers
 from semcache.sidecar.events import bytes_of, text_of
 from semcache.sidecar.headers import SHARED, Headers
 from semcache.sidecar.refusals import BAD, RefusedError, not_cached
+from semcache.sidecar.seen import Seen, last_text
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import Answer, AnsweredError, Opened, Upstream
 from semcache.sidecar.wishes import NONE, Wishes
@@ -59,6 +60,7 @@ class Known:
     key: bytes
     is_stream: bool
     with_usage: bool
+    seen: Seen | None = None
 
 
 class Ready(NamedTuple):
@@ -73,8 +75,9 @@ class Endpoint:
     """The calls of one dialect, in one cache."""
 
     def __init__(
-        self, cache: Cache, dialect: Dialect, settings: ClientOptions, upstream: Upstream, longest: float
-    ) -> None:
+        self, cache: Cache, dialect: Dialect, settings: ClientOptions, upstream: Upstream, longest: float, *,
+        keeps_texts: bool = True,
+    ) -> None:  # fmt: skip
         self.cache = cache
         self._upstream = upstream
         self.dialect = dialect
@@ -83,6 +86,7 @@ class Endpoint:
         self.streams_lock = RLock()
         self._settings = settings
         self._longest = longest
+        self._keeps_texts = keeps_texts
         self._prefix = cache.prefix(dialect.name, settings.version)
         self._known: dict[bytes, Known] = {}
         self._ready: dict[bytes, Ready] = {}
@@ -114,6 +118,7 @@ class Endpoint:
         key_ns, memory_ns = keyed - began, perf_counter_ns() - keyed
         event = memory_event(cache, self.dialect.name, known.key, kept, key_ns, memory_ns, self.dialect.name)
         event.call = None if recorder.recording is None else call
+        event.seen = known.seen
         recorder.lookup(event)
         return Found(event, ready.head, body=ready.body, is_ours=True)
 
@@ -182,13 +187,15 @@ class Endpoint:
             body = parsed(asked.body)
         except (ValueError, RecursionError):
             return await self._past(asked, {}, "no JSON that is known")
+        asked.seen = Seen(asked.whose, last_text(body) if self._keeps_texts else "")
         meant = self._meant(asked, body, self._upstream.of(body.get("model")))
         if isinstance(meant, str):
             return await self._past(asked, body, meant)
         call, request = meant
         is_stream, with_usage = call.is_stream, call.with_usage
-        self._learn(asked, Known(request.key, is_stream, with_usage))
+        self._learn(asked, Known(request.key, is_stream, with_usage, asked.seen))
         event = self.cache.event(request)
+        event.seen = asked.seen
         if call.copied is not None:
             event.call = call
         if request.mode == "off" and not asked.wishes.is_only_cached:
@@ -300,6 +307,7 @@ class Endpoint:
             event = bypass_event(self.cache, self.dialect.name, self.dialect.name, reason)
             event.model = str(body.get("model") or "")
         event.kind, event.reason = "bypass", reason
+        event.seen = asked.seen or Seen(asked.whose, "")
         chain, server = self.cache.chain, self._upstream.of(body.get("model"))
         outcome = await arun(load(Origin(partial(asked.send, server, None)), None, event))
         event.failed = outcome.value is None or not outcome.value.is_success

@@ -38,6 +38,11 @@ class Health:
             self._fault = f"{type(error).__name__}: {error}"
         self.is_ready = True
 
+    @property
+    def state(self) -> str:
+        """Whether it takes traffic: "ok", or why not yet, or no more."""
+        return "draining" if self.is_draining else "ok" if self.is_ready else "loading"
+
     async def answered(
         self, scope: MutableMapping[str, Any], send: Callable[[Mapping[str, Any]], Awaitable[None]]
     ) -> bool:
@@ -48,8 +53,8 @@ class Health:
         if path == "/metrics":
             await _send(send, 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry))
             return True
-        is_well = path == "/livez" or (self.is_ready and not self.is_draining)
-        told: dict[str, Any] = {"status": "ok" if is_well else ("draining" if self.is_draining else "loading")}
+        is_well = path == "/livez" or self.state == "ok"
+        told: dict[str, Any] = {"status": "ok" if is_well else self.state}
         if path == "/readyz":
             told["tiers"] = [tier.name for tier in self._cache.tiers]
             if self._fault:

@@ -15,6 +15,7 @@ from typing import Any
 from semcache.cache import Cache
 from semcache.keys import canonical
 from semcache.sidecar.asked import Asked, Found, parsed
+from semcache.sidecar.board import Board
 from semcache.sidecar.credentials import Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
@@ -50,10 +51,10 @@ class Proxy:
 
     def __init__(
         self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
-        health: Health, longest: float, doors: Doors,
+        health: Health, longest: float, doors: Doors, board: Board,
     ) -> None:  # fmt: skip
         self._doors = doors
-        self._service = Service(cache, credentials, doors, limits, self._asked)
+        self._service = Service(cache, credentials, doors, limits, self._asked, board)
         self._upstream = upstream
         self._credentials = credentials
         self._limits = limits
@@ -65,10 +66,11 @@ class Proxy:
         self._left: set[asyncio.Future[Found]] = set()
         self._closing: set[asyncio.Future[None]] = set()
         credentials.check([server.url for server in upstream.servers])
+        texts = board.live.texts
         self._endpoints: Mapping[str, Endpoint | EmbeddingsEndpoint] = {
-            "/v1/chat/completions": Endpoint(cache, ChatCompletions(), options, upstream, longest),
-            "/v1/responses": Endpoint(cache, Responses(), options, upstream, longest),
-            "/v1/messages": Endpoint(cache, Messages(), options, upstream, longest),
+            "/v1/chat/completions": Endpoint(cache, ChatCompletions(), options, upstream, longest, keeps_texts=texts),
+            "/v1/responses": Endpoint(cache, Responses(), options, upstream, longest, keeps_texts=texts),
+            "/v1/messages": Endpoint(cache, Messages(), options, upstream, longest, keeps_texts=texts),
             "/v1/embeddings": EmbeddingsEndpoint(cache, options, upstream, longest),
         }
 

@@ -24,10 +24,12 @@ import uvicorn
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
 from semcache.recording import Recording
+from semcache.sidecar.board import Board
 from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.incoming import Limits
+from semcache.sidecar.live import Live
 from semcache.sidecar.programs import Programs
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Proxy
@@ -245,7 +247,10 @@ def proxy_of(
     )  # fmt: skip
     doors = Doors(settings.hosts, is_local=settings.is_local, has_tokens=credentials.has_tokens)
     limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
-    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings), doors)
+    live = Live(cache.clock.time, texts=settings.dashboard_texts)
+    cache.recorder.add_observer(live)
+    board = Board(cache, live, health)
+    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings), doors, board)
 
 
 def _longest(settings: Settings) -> float:

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl
 from semcache.cache import Cache
 from semcache.errors import CodecError, ConfigurationError, InvalidationError, TierError
 from semcache.sidecar.asked import Asked, Explained, parsed
+from semcache.sidecar.board import Board
 from semcache.sidecar.credentials import PROOFS, TOKEN_HEADER, Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
@@ -43,7 +44,7 @@ SWITCHING = ("admin",)
 JSON = "application/json"
 
 # Whose ROWS are the table, in the order of the document.
-_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking")
+_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking", "semcache.sidecar.watching")
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
 _SMALL = 64 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
@@ -143,17 +144,18 @@ class Table:
 
 
 class Service:
-    """The endpoints of one sidecar; `limits` are of bodies and calls.
+    """The endpoints of one sidecar; `limits` are of bodies and calls, `board` is what a person looks at.
 
     `asked` makes of a target, headers, a body and a tenant the call that they would be, with its endpoint.
     """
 
     def __init__(
         self, cache: Cache, credentials: Credentials, doors: Doors, limits: Limits,
-        asked: Callable[[str, Headers, bytes, str], tuple[Proxying, Asked]],
+        asked: Callable[[str, Headers, bytes, str], tuple[Proxying, Asked]], board: Board,
     ) -> None:  # fmt: skip
         self._asked = asked
         self.cache = cache
+        self.board = board
         self.began = monotonic()
         self._credentials = credentials
         self._doors = doors
@@ -277,7 +279,9 @@ class Service:
 
 async def _give(given: Given, send: Send) -> None:
     length = (b"content-length", b"%d" % len(given.body))
-    headers = [(b"content-type", given.media.encode()), length, *_OURS, *given.headers]
+    own = {name for name, _ in given.headers}
+    ours = [one for one in _OURS if one[0] not in own]
+    headers = [(b"content-type", given.media.encode()), length, *ours, *given.headers]
     await send({"type": "http.response.start", "status": given.status, "headers": headers})
     await send({"type": "http.response.body", "body": given.body})
 

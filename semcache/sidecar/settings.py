@@ -87,6 +87,7 @@ class Settings:
     compress: str = _setting("", "zstd: answers over 1 kB are packed", "zstd")
     prices: str = _setting("", "a table of prices of your own, as a TOML file", "FILE")
     record: str = _setting("", "record what is asked in this file, redacted", "FILE")
+    dashboard_texts: bool = _setting(True, "the dashboard shows what the latest lookups asked, redacted", "BOOL")  # noqa: FBT003 - a default
     log: str = _setting("text", "text, or json: a line for each event", "FORM")
     ttl_memory: str = _setting("5m", "how long memory keeps an answer", "TIME", name="ttl.memory")
     ttl_disk: str = _setting("1d", "how long the file does", "TIME", name="ttl.disk")
