@@ -223,11 +223,12 @@ class Recorder:
         if self.observers:
             self.tell(event)
 
-    def relay(self, event: Event) -> None:
-        """Take the event of a lookup for another process, which counts it itself."""
+    def relay(self, event: Event, *, is_told: bool = True) -> None:
+        """Take the event of a lookup for another process, which counts it itself; observers may be told of it."""
         if self.ledger is not None and event.near is not None:
             self.ledger.note(event, None)
-        self.tell(event)
+        if is_told:
+            self.tell(event)
 
     def fault(self, tier: str, reason: str, error: BaseException) -> None:
         """Take a fault met away from any lookup: in a writer, a worker, a sweep."""

@@ -18,6 +18,7 @@ from semcache.errors import SemcacheError
 from semcache.policy.status import FamilyStatus, PolicyStatus, Share, ThresholdStatus, TunedStatus
 from semcache.sidecar.health import Health
 from semcache.sidecar.live import Live
+from semcache.stats import Stats
 
 # How old what is told may be, in seconds: of the cache, and of what all processes saved.
 _FRESH, _USAGE_FRESH = 0.8, 10.0
@@ -38,24 +39,39 @@ class Board:
         self._until = self._usage_until = 0.0
         self._usage: list[dict[str, Any]] = []
 
+    async def stats(self) -> Stats:
+        """Return the sums of all processes of this sidecar."""
+        stats, crowd = await asyncio.to_thread(self._cache.stats), self._health.crowd  # it may ask the store
+        return stats if crowd is None else await crowd.stats(stats)
+
+    async def lookups(
+        self, search: str, kind: str, limit: int, reach: str, reaches: Callable[[str], bool] | None
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return the latest lookups of all processes of this sidecar, newest first."""
+        rows, crowd = self.live.lookups(search, kind, limit, reaches), self._health.crowd
+        if crowd is None:
+            return rows
+        return await crowd.lookups(rows, limit, search=search, kind=kind, reach=reach)
+
     async def told(self) -> dict[str, Any]:
         """Return all that is shown, as JSON."""
         async with self._lock:
             if monotonic() >= self._until:
-                self._told = await asyncio.to_thread(self._asked)
+                crowd = self._health.crowd
+                stats, live = await self.stats(), self.live if crowd is None else await crowd.live(self.live)
+                self._told = await asyncio.to_thread(self._asked, stats, live)
                 self._until = monotonic() + _FRESH
             return self._told
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self, stats: Stats, live: Live) -> dict[str, Any]:
         cache = self._cache
-        stats = cache.stats()
         return {
             "version": __version__, "namespace": cache.namespace, "mode": cache.mode, "at": cache.clock.time(),
             "uptime": monotonic() - self._began, "state": self._health.state, "texts": self.live.texts,
             "hits": stats.hits, "misses": stats.misses, "bypasses": stats.bypasses, "loads": stats.loads,
             "load_errors": stats.load_errors, "not_served": stats.not_served, "faults": stats.faults,
             "hit_rate": stats.hit_rate, "saved": self._saved(), "prices": stats.prices,
-            "tiers": list(self._tiers(stats.tiers)), "policy": policy_told(cache.policy), **self.live.told(),
+            "tiers": list(self._tiers(stats.tiers)), "policy": policy_told(cache.policy), **live.told(),
         }  # fmt: skip
 
     def _tiers(self, counted: dict[str, dict[str, int | float]]) -> Iterator[dict[str, Any]]:

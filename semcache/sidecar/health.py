@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -16,14 +16,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from semcache.cache import Cache
 from semcache.telemetry.prometheus import Metrics
 
+if TYPE_CHECKING:
+    from semcache.sidecar.crowd import Crowd
+
 _UNREADY, _ABSENT = 503, 404
 
 
 class Health:
     """What is known of the sidecar's state, and what it counts."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, crowd: Crowd | None = None) -> None:
         self._cache = cache
+        self.crowd = crowd
         self._registry = CollectorRegistry()
         self._metrics = Metrics(cache, self._registry)
         self._fault = ""
@@ -38,6 +42,11 @@ class Health:
             self._fault = f"{type(error).__name__}: {error}"
         self.is_ready = True
 
+    def metrics(self) -> bytes:
+        """Return what this process counts, as Prometheus reads it."""
+        told: bytes = generate_latest(self._registry)
+        return told
+
     @property
     def state(self) -> str:
         """Whether it takes traffic: "ok", or why not yet, or no more."""
@@ -51,7 +60,8 @@ class Health:
         if path not in ("/livez", "/readyz", "/metrics") or scope["method"] not in ("GET", "HEAD"):
             return False
         if path == "/metrics":
-            await _send(send, 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry))
+            metrics = self.metrics() if self.crowd is None else await self.crowd.metrics(self.metrics())
+            await _send(send, 200, CONTENT_TYPE_LATEST.encode(), metrics)
             return True
         is_well = path == "/livez" or self.state == "ok"
         told: dict[str, Any] = {"status": "ok" if is_well else self.state}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
@@ -207,6 +207,46 @@ class Live:
                 name = (_OTHER, _OTHER, _OTHER, _OTHER)
             found = self._callers.setdefault(name, _Caller())
         return found
+
+    # Of several processes
+
+    def state(self) -> dict[str, Any]:
+        """Return what is added up, as plain data."""
+        with self._lock:
+            self._fold()
+            return {
+                "counts": self._counts,
+                "slots": {number: slot.by for number, slot in self._slots.items()},
+                "callers": [
+                    [*name, one.hits, one.misses, one.bypasses, one.latest, dict(one.reasons)]
+                    for name, one in self._callers.items()
+                ],
+            }  # fmt: skip
+
+    def with_others(self, states: Iterable[Mapping[str, Any]]) -> Live:
+        """Return what happens here and in other processes, by their states."""
+        whole = Live(self._clock, texts=self.texts)
+        for state in (self.state(), *states):
+            whole._take(state)
+        return whole
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        for second, counts in state.get("counts", {}).items():
+            own = self._counts.setdefault(second, {})
+            for name, count in counts.items():
+                own[name] = own.get(name, 0) + count
+        for number, by in state.get("slots", {}).items():
+            slot = self._slots.setdefault(number, _Slot())
+            for outcome, stages in by.items():
+                held = slot.by.setdefault(outcome, {"": {}})
+                for stage, buckets in stages.items():
+                    own_buckets: Buckets = held.get(stage, {})
+                    held[stage] = added([own_buckets, buckets])
+        for *name, hits, misses, bypasses, latest, reasons in state.get("callers", ()):
+            one = self._callers.setdefault((name[0], name[1], name[2], name[3]), _Caller())
+            one.hits, one.misses, one.bypasses = one.hits + hits, one.misses + misses, one.bypasses + bypasses
+            one.latest = max(one.latest, latest)
+            one.reasons.update(reasons)
 
     # Telling
 

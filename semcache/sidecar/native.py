@@ -143,7 +143,7 @@ class Native:
             return {"reason": f"mode: {request.mode}"} | where
         event = cache.event(request)
         found, _, evidence = yield from find(cache.chain, request, event, audits=True)
-        cache.recorder.relay(event)
+        cache.recorder.relay(event, is_told=not reach.is_trusted)  # a worker tells of its own lookups
         if found is None or not reach.has(found.entry.facets):
             found, audited = None, None if evidence is None else evidence.audited
             if evidence is not None:

@@ -58,7 +58,7 @@ class StatsTold(BaseModel):
 async def stats_of(call: Call) -> StatsTold:
     """Tell what `Cache.stats` does."""
     cache = call.cache
-    stats = await asyncio.to_thread(cache.stats)  # it may ask the store
+    stats = await call.service.board.stats()
     breakers: dict[str, Any] = {tier.name: "open" if one.is_open else "closed" for tier, one in cache.chain.tiers}
     return StatsTold.model_construct(
         version=__version__, namespace=cache.namespace, mode=cache.mode, uptime=monotonic() - call.service.began,

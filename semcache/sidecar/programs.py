@@ -39,9 +39,16 @@ Check = Callable[[Mapping[str, Any]], Caller]
 
 
 class Programs:
-    """Answers programs; `check` says who asks, or raises RefusedError, `secret` parts tenants' keys."""
+    """Answers programs; `check` says who asks, or raises RefusedError, `secret` parts tenants' keys.
 
-    def __init__(self, cache: Cache, check: Check, secret: bytes, most_bytes: int, most_requests: int) -> None:
+    Those that are trusted are workers of this sidecar.
+    """
+
+    def __init__(
+        self, cache: Cache, check: Check, secret: bytes, most_bytes: int, most_requests: int, *,
+        is_trusted: bool = False,
+    ) -> None:  # fmt: skip
+        self._is_trusted = is_trusted
         self._cache = cache
         self._check = check
         self._secret = secret
@@ -104,7 +111,9 @@ class Programs:
                 raise RefusedError(BAD, f"x-semcache-namespace is over {_LONGEST_NAMESPACE} characters")
             if len(self._reaches) >= _MOST_REACHES:
                 self._reaches.clear()
-            reach = Reach(caller.reach, namespace, self._cache.namespace, self._secret)
+            reach = Reach(
+                caller.reach, namespace, self._cache.namespace, self._secret, is_trusted=self._is_trusted
+            )  # fmt: skip
             self._reaches[caller.reach, namespace] = reach
         return reach
 

@@ -37,6 +37,7 @@ from semcache.wrap.clients.responses import Responses
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Elsewhere = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 _OURS = "/v1/"
@@ -47,13 +48,17 @@ _MOST_KNOWN, _LONGEST_KNOWN = 1024, 4096
 
 
 class Proxy:
-    """The application; `longest` is the life, in seconds, that no caller's wish makes longer."""
+    """The application; `longest` is the life, in seconds, that no caller's wish makes longer.
+
+    What is no call goes `elsewhere`, where another process holds the cache.
+    """
 
     def __init__(
         self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
-        health: Health, longest: float, doors: Doors, board: Board,
+        health: Health, longest: float, doors: Doors, board: Board, elsewhere: Elsewhere | None = None,
     ) -> None:  # fmt: skip
         self._doors = doors
+        self._elsewhere = elsewhere
         self._service = Service(cache, credentials, doors, limits, self._asked, board)
         self._upstream = upstream
         self._credentials = credentials
@@ -88,6 +93,9 @@ class Proxy:
         path = scope["path"]
         try:
             if not path.startswith(_OURS):
+                if self._elsewhere is not None and path != "/livez" and not self.programs.has(path):
+                    await self._elsewhere(scope, receive, send)
+                    return
                 if self._service.has(path):
                     await self._service.answer(scope, receive, send)
                     return

@@ -27,7 +27,7 @@ class Reach:
     def __init__(
         self, tenant: str, namespace: str, ours: str, secret: bytes, *, is_trusted: bool = False
     ) -> None:  # fmt: skip
-        self._is_trusted = is_trusted
+        self.is_trusted = is_trusted
         self.tenant = tenant
         self._namespace = namespace or ours
         self._ours = ours
@@ -67,7 +67,7 @@ class Reach:
 
     def facets(self, facets: Facets) -> Facets:
         """Return an entry's facets as the cache keeps them."""
-        if self._is_trusted:
+        if self.is_trusted:
             return replace(facets, namespace=self._ours)
         tags, documents = typed(facets.tags), typed(facets.documents)
         if not self._owner:
@@ -137,7 +137,7 @@ class Reach:
 
     def told(self, facets: Facets | None) -> Facets | None:
         """Return an entry's facets as it gave them."""
-        if facets is None or self._is_trusted:
+        if facets is None or self.is_trusted:
             return facets
         tenant = facets.tenant
         if self.tenant:
@@ -150,7 +150,7 @@ class Reach:
     def mark(self, mark: Mark) -> Mark | None:
         """Return a mark as it means something to it; None for what is another's."""
         facet, value, position = mark
-        if self._is_trusted:
+        if self.is_trusted:
             return mark
         if isinstance(value, bytes):
             return facet, self.key(value), position

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -32,13 +32,16 @@ from semcache.sidecar.incoming import Limits
 from semcache.sidecar.live import Live
 from semcache.sidecar.programs import Programs
 from semcache.sidecar.protocol import bounded
-from semcache.sidecar.proxy import Proxy
+from semcache.sidecar.proxy import Elsewhere, Proxy
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
 from semcache.wrap.clients.options import client_options
 from semcache.wrap.default import policy_of
+
+if TYPE_CHECKING:
+    from semcache.sidecar.crowd import Crowd
 
 logger = logging.getLogger("semcache.sidecar")
 
@@ -52,12 +55,11 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
     Raises ConfigurationError, and OSError where it cannot listen.
     """
-    _log(settings.log)
-    _allow_connections()
-    sidecar = Sidecar(settings)
+    begin_process(settings)
+    sidecar = _sidecar_of(settings)
     sidecar.listen()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             loop = runner.get_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, sidecar.end)
@@ -66,17 +68,41 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         sidecar.close()
 
 
-class Sidecar:
-    """One sidecar: `listen`, `run` until `end` is called, `close`. Raises ConfigurationError."""
+def _sidecar_of(settings: Settings) -> Sidecar:
+    if settings.workers == 1:
+        return Sidecar(settings)
+    from semcache.sidecar.owner import Owner
 
-    def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
+    return Owner(settings)
+
+
+def begin_process(settings: Settings) -> None:
+    """Do what is done once in a process of a sidecar: log as the settings say, let many connections be open."""
+    _log(settings.log)
+    _allow_connections()
+
+
+class Sidecar:
+    """One sidecar: `listen`, `run` until `end` is called, `close`. Raises ConfigurationError.
+
+    `elsewhere` is given what is no call, where another process holds the cache; `crowd` is those that answer calls for
+    this one.
+    """
+
+    def __init__(
+        self, settings: Settings, cache: Cache | None = None, *, elsewhere: Elsewhere | None = None,
+        crowd: Crowd | None = None,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._credentials = Credentials(settings.tokens, settings.secret)
         self._upstream = upstream_of(settings)
         self.cache = cache_of(settings) if cache is None else cache
-        self._health = Health(self.cache)
+        self._health = Health(self.cache, crowd)
+        self.live = Live(self.cache.clock.time, texts=settings.dashboard_texts)
         try:
-            self._proxy = proxy = proxy_of(settings, self.cache, self._upstream, self._credentials, self._health)
+            self._proxy = proxy = proxy_of(
+                settings, self.cache, self._upstream, self._credentials, self._health, self.live, elsewhere
+            )
             self._config = _config(settings, proxy)
             self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
         except ConfigurationError:
@@ -112,8 +138,17 @@ class Sidecar:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self._sockets[0].getsockname()[:2]
+        host, port = self._listens_at.getsockname()[:2]
         return f"{'https' if self._settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def _listens_at(self) -> socket.socket:
+        return self._sockets[0]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether no secret was set."""
+        return self._credentials.is_random
 
     def told(self) -> str:
         """Return in a line where it listens."""
@@ -124,7 +159,7 @@ class Sidecar:
     async def run(self, say: Callable[[], None]) -> None:
         """Serve until `end` is called, and until what was being answered then has ended; `say` when it listens."""
         cache, upstream = self.cache, self._upstream
-        if self._credentials.is_random and cache.store is not None:
+        if self.is_random and cache.store is not None:
             logger.warning(
                 "no secret is set, so callers' keys have digests of this start alone, and what the store holds for "
                 "them is found no more after it: set SEMCACHE_SECRET to one secret for all sidecars of the store"
@@ -237,7 +272,8 @@ def upstream_of(settings: Settings) -> Upstream:
 
 
 def proxy_of(
-    settings: Settings, cache: Cache, upstream: Upstream, credentials: Credentials, health: Health
+    settings: Settings, cache: Cache, upstream: Upstream, credentials: Credentials, health: Health, live: Live,
+    elsewhere: Elsewhere | None,
 ) -> Proxy:  # fmt: skip
     """Make the application. Raises ConfigurationError."""
     options = client_options(
@@ -247,10 +283,11 @@ def proxy_of(
     )  # fmt: skip
     doors = Doors(settings.hosts, is_local=settings.is_local, has_tokens=credentials.has_tokens)
     limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
-    live = Live(cache.clock.time, texts=settings.dashboard_texts)
     cache.recorder.add_observer(live)
     board = Board(cache, live, health)
-    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings), doors, board)
+    return Proxy(
+        cache, upstream, credentials, options, limits, health, _longest(settings), doors, board, elsewhere
+    )  # fmt: skip
 
 
 def _longest(settings: Settings) -> float:
@@ -320,6 +357,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Beside:
+    """A server that runs beside another, until `end` is awaited."""
+
+    def __init__(self, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        self._server = server
+        self._serving = asyncio.ensure_future(server.serve(sockets))
+
+    async def end(self) -> None:
+        """Take no more requests, and end with those that are being answered."""
+        self._server.should_exit = True
+        await self._serving
+
+
+def served_at(application: Any, sockets: list[socket.socket]) -> Beside:
+    """Serve an application at sockets that other processes of ours connect to."""
+    return Beside(_Server(_config(Settings(), application)), sockets)
+
+
 def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> uvicorn.Config:
     has_tls = bool(settings.tls_cert) and not is_plain
     try:
@@ -328,6 +383,7 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
             http=bounded(
                 seconds(settings.timeout_headers, "timeout.headers"), seconds(settings.timeout_body, "timeout.body")
             ),
+            interface="asgi3",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -371,7 +427,8 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _loop_factory() -> Any:
+def loop_factory() -> Any:
+    """Return what makes event loops here; None for asyncio's own."""
     try:
         import uvloop
     except ImportError:  # there is none for this system

@@ -68,6 +68,7 @@ class Settings:
     secret: str = _setting(
         "", "what keyed digests of callers' keys are made with; sidecars with one store share it", is_secret=True
     )
+    workers: int = _setting(1, "processes that answer calls; above 1 the cache has a process of its own", "N")
     namespace: str = _setting("", "whose answers; needed as soon as a store is shared", "NAME")
     memory: str = _setting("64MB", "the bound of the memory tier", "SIZE")
     disk: str = _setting("", "an SQLite file: the embedded exact store", "FILE")
@@ -98,6 +99,7 @@ class Settings:
     timeout_memcached: str = _setting("25ms", "for memcached", "TIME", name="timeout.memcached")
     timeout_disk: str = _setting("25ms", "for the file", "TIME", name="timeout.disk")
     timeout_semantic: str = _setting("250ms", "for a near match", "TIME", name="timeout.semantic")
+    timeout_owner: str = _setting("300ms", "for the process with the cache", "TIME", name="timeout.owner")
     timeout_flight: str = _setting("2m", "for the same call of another", "TIME", name="timeout.flight")
     timeout_connect: str = _setting("5s", "for a connection upstream", "TIME", name="timeout.connect")
     timeout_upstream: str = _setting("10m", "for the next bytes from upstream", "TIME", name="timeout.upstream")
@@ -210,7 +212,7 @@ def _check(settings: Settings) -> None:
             f"host: whoever reaches {settings.host} could ask and read; give [[token]] tables in the file (`semcache "
             "serve --new-token` makes one), or tls_client_ca, or listen at 127.0.0.1"
         )
-    for name in ("limit_requests", "limit_connections"):
+    for name in ("workers", "limit_requests", "limit_connections"):
         if getattr(settings, name) < 1:
             raise ConfigurationError(f"{name.replace('_', '.')}: it is at least 1; got {getattr(settings, name)}")
     if settings.log not in ("text", "json"):

@@ -86,7 +86,7 @@ async def _live(call: Call) -> Any:
 async def _lookups(call: Call) -> Any:
     sought: Sought = call.query or Sought()
     reach = call.caller.reaches if call.caller.reach else None
-    rows = call.service.board.live.lookups(sought.search, sought.kind, sought.limit, reach)
+    rows = await call.service.board.lookups(sought.search, sought.kind, sought.limit, call.caller.reach, reach)
     return Lookups(lookups=[Lookup(**row) for row in rows])
 
 
