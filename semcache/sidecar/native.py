@@ -24,7 +24,7 @@ from semcache.keep import keep
 from semcache.keys import of_embedder
 from semcache.ledger import Taken
 from semcache.lookup import compare
-from semcache.model import Evidence, Miss, Request
+from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Plan, arun
 from semcache.seed import seat
 from semcache.sidecar.reach import Reach
@@ -32,7 +32,6 @@ from semcache.sidecar.says import says_of
 from semcache.stores.wire import (
     decision_told,
     entry_of,
-    facets_of,
     found_told,
     key_of,
     neighbour_told,
@@ -148,22 +147,18 @@ class Native:
             found, audited = None, None if evidence is None else evidence.audited
             if evidence is not None:
                 self._remember(request.key, evidence)
-            missed = found_told(Miss(event.reason, evidence), None if audited is None else audited[0])
-            return self._told(reach, missed) | where
-        return self._told(reach, found_told(found)) | where
+            hit = None if audited is None else self._own(reach, request, audited[0])
+            return found_told(Miss(event.reason, evidence), hit) | where
+        return found_told(self._own(reach, request, found)) | where
 
     @staticmethod
-    def _told(reach: Reach, told: dict[str, Any]) -> dict[str, Any]:
-        """Return what was found in the words of who asks."""
-        for one in (told, told.get("audited") or {}):
-            if "facets" in one:
-                facets = reach.told(facets_of([*map(_listed, one["facets"])]))
-                one["facets"] = None if facets is None else [
-                    facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents
-                ]  # fmt: skip
-            if "neighbour" in one:
-                one["neighbour"] = reach.key(one["neighbour"])
-        return told
+    def _own(reach: Reach, request: Request, hit: Hit) -> Hit:
+        """Return a hit in the words of who asks; facets that are those of the request are not told again."""
+        entry = hit.entry
+        entry.facets = None if entry.facets == request.facets else reach.told(entry.facets)
+        if hit.similarity is not None:
+            hit.key = reach.key(hit.key)
+        return hit
 
     def _remember(self, key: bytes, evidence: Evidence) -> None:
         self._evidence[key] = evidence
@@ -305,10 +300,6 @@ class Native:
         whose = reach.owner(text_of(tenant, "tenant")) if tenant is not None else None
         rows = self._cache.blast(reach.key(key_of(told.get("key"))), whose)
         return [row._replace(asked=reach.key(row.asked), stored=reach.key(row.stored)) for row in rows]
-
-
-def _listed(one: Any) -> Any:
-    return list(one) if isinstance(one, tuple) else one
 
 
 def _list(told: Any, length: int | None = None) -> list[Any]:

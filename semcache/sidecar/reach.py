@@ -69,6 +69,9 @@ class Reach:
         """Return an entry's facets as the cache keeps them."""
         if self.is_trusted:
             return replace(facets, namespace=self._ours)
+        if not self._owner and not facets.tags and not facets.documents:
+            facets.namespace = self._ours  # they were read for this request alone
+            return facets
         tags, documents = typed(facets.tags), typed(facets.documents)
         if not self._owner:
             return replace(facets, namespace=self._ours, tags=tags, documents=documents)
@@ -137,7 +140,8 @@ class Reach:
 
     def told(self, facets: Facets | None) -> Facets | None:
         """Return an entry's facets as it gave them."""
-        if facets is None or self.is_trusted:
+        is_plain = not self._owner and (facets is None or not (facets.tags or facets.documents))
+        if facets is None or is_plain or self.is_trusted:
             return facets
         tenant = facets.tenant
         if self.tenant:

@@ -14,7 +14,7 @@ from semcache.stores.sidecar_answer import Answer, GoneError
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 256
 
 
 class _Wire(asyncio.Protocol):

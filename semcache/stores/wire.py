@@ -9,7 +9,7 @@ told as seconds that remain, never as a clock reading (law 5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf, isnan
 from typing import Any, get_args
 
@@ -18,7 +18,6 @@ from semcache.keys import KEY_BYTES
 from semcache.marks import Mark, Pair
 from semcache.model import (
     FACETS,
-    FOREVER,
     Decision,
     Entry,
     Evidence,
@@ -49,7 +48,9 @@ def _checked(told: object, kind: type | tuple[type, ...], what: str) -> Any:
 
 def number_of(told: object, what: str) -> float:
     """Return a number. Raises DecodeError."""
-    value = float(_checked(told, (int, float), what))
+    if type(told) is not float and type(told) is not int:
+        raise DecodeError(f"{what} is no number: {type(told).__name__}")
+    value = float(told)
     if isnan(value):
         raise DecodeError(f"{what} is no number")
     return value
@@ -77,12 +78,19 @@ def facets_told(facets: Facets) -> list[Any]:
 
 def facets_of(told: object, namespace: str = "") -> Facets:
     """Return facets as they were sent. Raises DecodeError."""
-    listed = _checked(told, list, "facets")
-    if len(listed) != _FACETS_TOLD:
-        raise DecodeError("facets are function, version, tenant, model, tags and documents")
-    function, version, tenant, model = (text_of(one, "a facet") for one in listed[:4])
-    tags, documents = (_names(one) for one in listed[4:])
-    return Facets(namespace, function, version, tenant, model, tags, documents)
+    # Of each lookup there are some: what is right is looked at once, what is wrong twice.
+    if type(told) is list and len(told) == _FACETS_TOLD:
+        function, version, tenant, model, tags, documents = told
+        is_right = type(function) is type(version) is type(tenant) is type(model) is str
+        if is_right and max(len(function), len(version), len(tenant), len(model)) <= _LONGEST_NAME:
+            return Facets(
+                namespace, function, version, tenant, model, _names(tags) if tags else (),
+                _names(documents) if documents else (),
+            )  # fmt: skip
+    raise DecodeError(
+        f"facets are function, version, tenant and model, texts of at most {_LONGEST_NAME} characters, and lists of "
+        "tags and documents"
+    )
 
 
 def _names(told: object) -> tuple[str, ...]:
@@ -138,25 +146,37 @@ def request_told(request: Request) -> dict[str, Any]:
 def request_of(told: object, namespace: str = "") -> Request:
     """Return a request as it was sent, its scope without an embedder. Raises DecodeError."""
     asked: Mapping[str, Any] = _checked(told, dict, "a request")
-    mode, scope, text = asked.get("mode", "live"), asked.get("scope"), asked.get("text")
-    if mode not in _MODES:
+    request = Request(key_of(asked.get("key")), facets=facets_of(asked.get("facets"), namespace))
+    for name in asked.keys() - _PLAIN:
+        read = _READ.get(name)
+        if read is not None:
+            setattr(request, name, read(asked[name]))
+    if "grace" in asked or "stale" in asked:
+        stale, grace = (number_of(asked.get(name, 0.0), name) for name in ("stale", "grace"))
+        request.lives = Lives(stale_while_revalidate=stale, stale_if_error=grace)
+    if (request.scope is None) is not (request.text is None):
+        raise DecodeError("a scope and a text go together")
+    return request
+
+
+def _mode_of(told: object) -> Mode:
+    if told not in _MODES:
         raise DecodeError(f"mode is one of {', '.join(_MODES)}")
-    stale, grace = (number_of(asked.get(name, 0.0), name) for name in ("stale", "grace"))
-    exact_only = asked.get("exact_only")
-    return Request(
-        key_of(asked.get("key")),
-        None if scope is None else key_of(scope, "scope"),
-        None if scope is None else _checked(text, str, "text"),
-        facets_of(asked.get("facets"), namespace),
-        tenanted=_checked(asked.get("tenanted", False), bool, "tenanted"),
-        lives=Lives(stale_while_revalidate=stale, stale_if_error=grace) if grace or stale else FOREVER,
-        mode=mode,
-        exact_only=None if exact_only is None else text_of(exact_only, "exact_only"),
-        stage=text_of(asked.get("stage", ""), "stage"),
-        family=_checked(asked.get("family", b""), bytes, "family"),
-        least=number_of(asked.get("least", -1.0), "least"),
-        oldest=number_of(asked.get("oldest", inf), "oldest"),
-    )
+    return told  # type: ignore[return-value]
+
+
+_PLAIN = frozenset({"key", "facets"})
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    "scope": lambda told: key_of(told, "scope"),
+    "text": lambda told: _checked(told, str, "text"),
+    "family": lambda told: _checked(told, bytes, "family"),
+    "tenanted": lambda told: _checked(told, bool, "tenanted"),
+    "mode": _mode_of,
+    "exact_only": lambda told: text_of(told, "exact_only"),
+    "stage": lambda told: text_of(told, "stage"),
+    "least": lambda told: number_of(told, "least"),
+    "oldest": lambda told: number_of(told, "oldest"),
+}
 
 
 # Entries
@@ -183,17 +203,14 @@ def entry_of(told: object, namespace: str = "") -> Entry:
     lives = _checked(listed.get("lives"), list, "lives")
     if len(lives) != len(_LIVES):
         raise DecodeError(f"lives are {', '.join(_LIVES)}")
-    numbers = dict(zip(_LIVES, (number_of(one, name) for one, name in zip(lives, _LIVES, strict=True)), strict=True))
+    life, age, load_seconds, grace, slide, limit = (number_of(one, "a life") for one in lives)
     facets, usage = listed.get("facets"), listed.get("usage")
     return Entry(
-        _checked(listed.get("value"), bytes, "value"),
-        own_ttl=_checked(listed.get("own_ttl", False), bool, "own_ttl"),
-        born=_checked(listed.get("born"), int, "born"),
-        is_pinned=_checked(listed.get("pinned", False), bool, "pinned"),
-        facets=None if facets is None else facets_of(facets, namespace),
-        usage=None if usage is None else _usage_of(usage),
-        **numbers,
-    )
+        _checked(listed.get("value"), bytes, "value"), life, listed.get("own_ttl") is True,
+        _checked(listed.get("born"), int, "born"), age, load_seconds, grace, slide, limit,
+        listed.get("pinned") is True, None if facets is None else facets_of(facets, namespace),
+        None if usage is None else _usage_of(usage),
+    )  # fmt: skip
 
 
 def _usage_of(told: object) -> Usage:
