@@ -41,7 +41,10 @@ def started(stack, *command, stream):
     )  # fmt: skip
     stack.enter_context(process)
     stack.callback(process.send_signal, signal.SIGKILL)
-    return getattr(process, stream).readline()
+    told = getattr(process, stream)
+    line = told.readline()
+    while stream == "stderr" and "listens" not in line:  # a policy may have been warned of first
+        line = told.readline()
 
 
 def program(stack, path, **settings):

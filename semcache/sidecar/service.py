@@ -44,7 +44,12 @@ SWITCHING = ("admin",)
 JSON = "application/json"
 
 # Whose ROWS are the table, in the order of the document.
-_MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking", "semcache.sidecar.watching", "semcache.sidecar.spoken")
+_MODULES = (
+    "semcache.sidecar.operating",
+    "semcache.sidecar.looking",
+    "semcache.sidecar.watching",
+    "semcache.sidecar.spoken",
+)
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
 _SMALL = 64 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
