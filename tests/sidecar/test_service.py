@@ -123,7 +123,8 @@ def test_path_that_is_not_there_is_404(sidecar, path):
 def test_other_method_is_405(sidecar):
     """With what there is; a preflight of another site is answered so too."""
     refused = sidecar.http.post(STATS, json={})
-    assert (refused.status_code, error_of(refused)["message"]) == (405, f"{STATS} takes GET, not POST")
+    assert (refused.status_code, error_of(refused)["message"]) == (405, f"{STATS} takes GET, HEAD, not POST")
+    assert refused.headers["allow"] == "GET, HEAD"
     assert sidecar.http.options(STATS).status_code == 405
 
 
