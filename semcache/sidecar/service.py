@@ -44,7 +44,8 @@ JSON = "application/json"
 # Whose ROWS are the table, in the order of the document.
 _MODULES = ("semcache.sidecar.operating", "semcache.sidecar.looking")
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
-_SMALL = 64 << 10
+# The longest text that a row takes, however it is escaped, and what stands around it.
+_SMALL = 256 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
 _MOST_AT_ONCE = 64
 _MOST_QUERY = 32

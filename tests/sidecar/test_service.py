@@ -120,6 +120,13 @@ def test_path_that_is_not_there_is_404(sidecar, path):
         assert (answer.status, "openapi.json" in json.load(answer)["error"]["mend"]) == (404, True)
 
 
+def test_longest_text_is_taken_however_it_is_escaped(sidecar):
+    """What the document allows is none too large."""
+    body = json.dumps({"text": "\U0001f600" * (16 << 10)})
+    refused = sidecar.http.post(INVALIDATE, content=body, headers={"content-type": "application/json"})
+    assert "embedder" in error_of(refused)["message"]
+
+
 def test_other_method_is_405(sidecar):
     """With what there is; a preflight of another site is answered so too."""
     refused = sidecar.http.post(STATS, json={})
@@ -161,11 +168,11 @@ def test_body_of_a_form_is_a_415(sidecar, kind):
 @pytest.mark.parametrize("form", ["length", "chunks"])
 def test_body_that_is_too_large_is_a_413(sidecar, form):
     """By what it says of itself, and by what comes; where a call belongs into it, it may be as long as a call."""
-    body = json.dumps({"mode": "off", "x": "y" * 100_000}).encode()
+    body = json.dumps({"mode": "off", "x": "y" * 300_000}).encode()
     content = body if form == "length" else (body[at : at + 1000] for at in range(0, len(body), 1000))
     headers = {"content-type": "application/json"}
     assert error_of(sidecar.http.post(MODE, content=content, headers=headers))["status"] == 413
-    call = {"model": "m", "messages": [{"role": "user", "content": "y" * 100_000}]}
+    call = {"model": "m", "messages": [{"role": "user", "content": "y" * 300_000}]}
     assert sidecar.http.post(EXPLAIN, json={"path": PATHS["openai"], "body": call}).status_code == 200
 
 
