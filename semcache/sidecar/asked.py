@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from semcache.cache import Cache
 from semcache.events import Event
 from semcache.explain import Explanation
 from semcache.sidecar.headers import Headers
@@ -48,6 +49,12 @@ class Asked:
     def whose(self) -> str:
         """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
         return f"{self.tenant}/~{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+def tags_in(cache: Cache, asked: Asked) -> tuple[str, ...]:
+    """Return the tags of an answer: a memcached that stands alone keeps none that has any."""
+    is_alone = cache.memcached is not None and cache.store is None
+    return asked.wishes.tags if is_alone else asked.tags
 
 
 def own_tag(owner: str, tag: str) -> str:

@@ -245,6 +245,20 @@ def test_curated_answer_is_put_for_ones_own_tenant(serve, models):
     assert models.calls == 1
 
 
+def test_memcached_that_stands_alone_keeps_what_tenants_ask(serve, models, memcached_url):
+    """It takes no tags, of ours either, and knows whose a key is."""
+    first, second = (serve(cache={"memcached": memcached_url}, tokens=TOKENS, secret="s") for _ in range(2))
+    answer = first.chat("a", headers=by("acme"))
+    assert first.cache.flush(GUARD)
+    assert told(second.chat("a", headers=by("acme"))) == "hit"
+    key = {"key": answer.headers["x-semcache-key"]}
+    second.cache.memory.clear()
+    for name, status in (("bolt", 404), ("acme", 200)):
+        assert second.http.post("/semcache/v1/invalidate", json=key, headers=by(name)).status_code == status
+    first.cache.memory.clear()
+    assert told(first.chat("a", headers=by("acme"))) == "miss"
+
+
 def test_operators_token_is_none_for_calls(serve):
     """It is for looking and switching, and is refused with more when it is configured."""
     sidecar = serve(tokens=TOKENS)
