@@ -245,6 +245,17 @@ def test_curated_answer_is_put_for_ones_own_tenant(serve, models):
     assert models.calls == 1
 
 
+def test_token_is_none_in_another_header(serve, monkeypatch):
+    """Where an SDK puts its key it is for calls alone, and a cookie is none anywhere."""
+    monkeypatch.setenv("TEST_KEY", "sk-real")
+    sidecar = serve(tokens=(token("v", "acme", rights=ALL, upstream_key_env="TEST_KEY"),))
+    body = {"json": {"key": "0" * 40}}
+    for headers in ({"authorization": "Bearer v"}, {"x-api-key": "v"}, {"cookie": "x-semcache-token=v"}):
+        assert sidecar.http.post("/semcache/v1/blast", headers=headers, **body).status_code == 401
+    assert sidecar.chat(key="v").status_code == 200
+    assert sidecar.http.post("/semcache/v1/blast", headers=by("v"), **body).status_code == 200
+
+
 def test_memcached_that_stands_alone_keeps_what_tenants_ask(serve, models, memcached_url):
     """It takes no tags, of ours either, and knows whose a key is."""
     first, second = (serve(cache={"memcached": memcached_url}, tokens=TOKENS, secret="s") for _ in range(2))
