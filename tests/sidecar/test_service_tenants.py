@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from instruments import GUARD
-from proxies import PATHS, told
+from proxies import PATHS, Running, told
 from test_credentials import token
 
 import semcache
 from semcache.sidecar.service import Table
+from semcache.sidecar.settings import Server, Settings
+from semcache.testing import StandIn
 
 ROWS = [row for row in Table().rows if not row.path.endswith("*")]
 ALL = ["proxy", "cache", "read", "admin"]
@@ -42,12 +44,7 @@ def expected(row, name):
 
 @pytest.fixture(scope="module")
 def shared():
-    """A sidecar that is asked, and keeps nothing."""
-    from proxies import Running
-
-    from semcache.sidecar.settings import Server, Settings
-    from semcache.testing import StandIn
-
+    """A sidecar for all tests that ask who may: its cache is closed with the first of them."""
     with StandIn() as models, semcache.Cache("tests") as cache:
         running = Running(Settings(upstream=(Server(models.url),), port=0, tokens=TOKENS), cache)
         yield running
