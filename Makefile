@@ -8,6 +8,9 @@ EXTRAS ?= semantic,offline,compress,cli,report,sidecar
 TOOLS ?= dev
 # Files or folders, instead of all tests:  make test TESTS=tests/tiers
 TESTS =
+# How long `make soak` loads a sidecar, and which of its parts it runs: interface, decoders, load.
+SOAK_SECONDS ?= 600
+PARTS =
 # Handed to pytest:  make test ARGS='-k disk -x'
 # The tests run in a process for each core, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
 ARGS =
@@ -53,7 +56,7 @@ quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Behind all else on the PATH, what `make servers` has put there.
 export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
 
-.PHONY: help venv servers test oldest oldest-venv demo bench lint types pyright layers docs check clean
+.PHONY: help venv servers test oldest oldest-venv soak soak-parts demo bench lint types pyright layers docs check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -71,6 +74,12 @@ oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (w
 
 oldest-venv:
 	@$(MAKE) venv $(with_oldest)
+
+soak: ## fuzz the sidecar's interface and its decoders, then load it for SOAK_SECONDS (600); PARTS='decoders load'
+	@$(MAKE) soak-parts VENV=.venv-soak EXTRAS=sidecar,cli TOOLS=soak
+
+soak-parts: $(installed)
+	SOAK_SECONDS=$(SOAK_SECONDS) $(bin)/python tests/soak/run.py $(PARTS)
 
 demo: $(installed) ## replay a support desk's requests through memory, disk and near matches; writes report.html
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)

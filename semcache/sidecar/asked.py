@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from semcache.cache import Cache
 from semcache.events import Event
 from semcache.explain import Explanation
 from semcache.sidecar.headers import Headers
@@ -50,6 +51,12 @@ class Asked:
     def whose(self) -> str:
         """The tenant whose answers may meet: the caller's own, and what it said to part that further."""
         return f"{self.tenant}/~{self.wishes.tenant}" if self.wishes.tenant else self.tenant
+
+
+def tags_in(cache: Cache, asked: Asked) -> tuple[str, ...]:
+    """Return the tags of an answer: a memcached that stands alone keeps none that has any."""
+    is_alone = cache.memcached is not None and cache.store is None
+    return asked.wishes.tags if is_alone else asked.tags
 
 
 @dataclass(slots=True)

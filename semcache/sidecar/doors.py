@@ -8,13 +8,14 @@ Clients that are no browsers say no `origin`, and are asked for nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from semcache.sidecar.refusals import BAD, FORBIDDEN, RefusedError
 
+_ORIGIN = re.compile(r"https?://((?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)", re.ASCII)
 _UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 _MEND = "give callers tokens ([[token]] tables in the file), or name it in `hosts`"
 
@@ -78,11 +79,8 @@ def _host_of(scope: Mapping[str, Any]) -> str:
 
 def _place(origin: str) -> str:
     """Return host and port of an origin; empty for one that has none, as `null`."""
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return ""
-    return parts.netloc.lower() if parts.scheme in ("http", "https") and "@" not in parts.netloc else ""
+    found = _ORIGIN.fullmatch(origin.lower())
+    return found[1] if found else ""
 
 
 def _name(place: str) -> str:

@@ -18,7 +18,7 @@ from semcache.explain import explain
 from semcache.finding import find
 from semcache.keys import canonical
 from semcache.plan import arun
-from semcache.sidecar.asked import Asked, Explained, Found, parsed
+from semcache.sidecar.asked import Asked, Explained, Found, parsed, tags_in
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.refusals import BAD, RefusedError, not_cached
 from semcache.sidecar.upstream import Answer, Upstream
@@ -117,7 +117,7 @@ class EmbeddingsEndpoint(Embeddings):
         if wishes.oldest != inf:  # a vector is as good as new, but who asks for a new one is given it
             wishes = replace(wishes, mode=stricter(wishes.mode or "live", "refresh"))
         mode, ttl = wishes.within(self.cache.mode, self._longest)
-        return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=asked.tags)
+        return context(tenant=asked.whose, mode=mode, ttl=ttl, tags=tags_in(self.cache, asked))
 
     async def _check(self, asked: Asked, where: bytes, given: Mapping[str, Any]) -> None:
         """See that nothing is to be loaded. Raises RefusedError."""

@@ -29,7 +29,7 @@ from semcache.keys import canonical, digest
 from semcache.lookup import finish, load, lookup
 from semcache.model import Facets, Request
 from semcache.plan import Outcome, Plan, arun
-from semcache.sidecar.asked import Asked, Explained, Found, Pieces, parsed
+from semcache.sidecar.asked import Asked, Explained, Found, Pieces, parsed, tags_in
 from semcache.sidecar.call import Head, Proxied, head_headers
 from semcache.sidecar.events import bytes_of, text_of
 from semcache.sidecar.headers import SHARED, Headers
@@ -233,7 +233,9 @@ class Endpoint:
         key = digest(self._prefix, meant.whole, cache.tenant_bytes(tenant))
         text, around, exact_only = meant.text()
         rest = around() if cache.has_near and text is not None else b""
-        facets = Facets(cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=asked.tags)
+        facets = Facets(
+            cache.namespace, self.dialect.name, self._settings.version, model=meant.model, tags=tags_in(cache, asked)
+        )
         with _options(wishes, cache, self._longest):
             request = cache.complete(
                 key, self._prefix, rest, text, tenant, None, facets, exact_only, self.dialect.name

@@ -26,7 +26,7 @@ from semcache.sidecar.standing import found, own_of
 from semcache.stats import Stats
 
 _LONGEST_NAME = 1024
-_LONGEST_TEXT = 32 << 10
+_LONGEST_TEXT = 16 << 10
 
 Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 Text = Annotated[str, Field(min_length=1, max_length=_LONGEST_TEXT)]

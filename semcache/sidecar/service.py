@@ -51,7 +51,8 @@ _MODULES = (
     "semcache.sidecar.spoken",
 )
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
-_SMALL = 64 << 10
+# The longest text that a row takes, however it is escaped, and what stands around it.
+_SMALL = 256 << 10
 # So many are answered at once, beside the calls: whoever switches is not to wait for those.
 _MOST_AT_ONCE = 64
 _MOST_QUERY = 32
@@ -251,8 +252,7 @@ class Service:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         row = rows.get(method)
         if row is None:
-            there = ", ".join(rows)
-            raise RefusedError(_NOT_ALLOWED, f"{scope['path'][:80]} takes {there}, not {method[:20]}")
+            return _not_allowed(scope["path"], method, rows)
         caller = self.check(scope, row.rights, is_of_all=row.is_of_all)
         headers: Headers = list(scope["headers"])
         call = Call(self, caller, headers, rest=rest)
@@ -330,6 +330,13 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     return str(error)[:200]
+
+
+def _not_allowed(path: str, method: str, rows: Mapping[str, Row]) -> Given:
+    there = ", ".join([*rows, *(["HEAD"] if "GET" in rows else [])])
+    given = _refused(RefusedError(_NOT_ALLOWED, f"{path[:80]} takes {there}, not {method[:20]}"))
+    given.headers.append((b"allow", there.encode()))
+    return given
 
 
 def _refused(error: RefusedError) -> Given:

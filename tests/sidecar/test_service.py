@@ -12,11 +12,25 @@ from http.client import HTTPConnection
 import httpx
 import pytest
 from instruments import GUARD
-from proxies import PATHS, told
+from proxies import PATHS, Running, told
 from test_credentials import token
+
+import semcache
+from semcache.sidecar.settings import Server, Settings
+from semcache.testing import StandIn
 
 STATS, MODE, INVALIDATE = "/semcache/v1/stats", "/semcache/v1/mode", "/semcache/v1/invalidate"
 EXPLAIN = "/semcache/v1/explain"
+
+
+@pytest.fixture(scope="module")
+def standing():
+    """A sidecar for all tests that only ask what is refused: its cache is closed with the first of them."""
+    with StandIn() as models, semcache.Cache("tests") as cache:
+        settings = Settings(upstream=(Server(models.url),), port=0, hosts="llm.example")
+        running = Running(settings, cache)
+        yield running
+        running.close()
 
 
 def error_of(response):
@@ -110,9 +124,9 @@ def test_invalidation_that_could_not_be_kept_is_a_503_with_the_mend(serve, own_r
     "path",
     ["/semcache/v1/none", "/semcache/", "/semcache/v1/stats/", "/semcache/../v1/models", "/semcache/static/../../x"],
 )
-def test_path_that_is_not_there_is_404(sidecar, path):
+def test_path_that_is_not_there_is_404(standing, path):
     """With where to look."""
-    host, port = sidecar.url.removeprefix("http://").split(":")
+    host, port = standing.url.removeprefix("http://").split(":")
     connection = HTTPConnection(host, int(port), timeout=GUARD)
     with closing(connection):
         connection.request("GET", path)
@@ -120,10 +134,18 @@ def test_path_that_is_not_there_is_404(sidecar, path):
         assert (answer.status, "openapi.json" in json.load(answer)["error"]["mend"]) == (404, True)
 
 
+def test_longest_text_is_taken_however_it_is_escaped(sidecar):
+    """What the document allows is none too large."""
+    body = json.dumps({"text": "\U0001f600" * (16 << 10)})
+    refused = sidecar.http.post(INVALIDATE, content=body, headers={"content-type": "application/json"})
+    assert "embedder" in error_of(refused)["message"]
+
+
 def test_other_method_is_405(sidecar):
     """With what there is; a preflight of another site is answered so too."""
     refused = sidecar.http.post(STATS, json={})
-    assert (refused.status_code, error_of(refused)["message"]) == (405, f"{STATS} takes GET, not POST")
+    assert (refused.status_code, error_of(refused)["message"]) == (405, f"{STATS} takes GET, HEAD, not POST")
+    assert refused.headers["allow"] == "GET, HEAD"
     assert sidecar.http.options(STATS).status_code == 405
 
 
@@ -137,34 +159,34 @@ def test_other_method_is_405(sidecar):
     ],
     ids=range(20),
 )  # fmt: skip
-def test_body_that_cannot_be_meant_is_a_400(sidecar, body):
+def test_body_that_cannot_be_meant_is_a_400(standing, body):
     """Whatever it is, in words, and nothing is done."""
-    refused = sidecar.http.post(MODE, content=body, headers={"content-type": "application/json"})
+    refused = standing.http.post(MODE, content=body, headers={"content-type": "application/json"})
     assert refused.status_code == 400
     assert error_of(refused)["message"]
-    assert sidecar.cache.mode == "live"
+    assert standing.http.get(MODE).json()["all"] == "live"
 
 
 @pytest.mark.parametrize(
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"]
 )
-def test_body_of_a_form_is_a_415(sidecar, kind):
+def test_body_of_a_form_is_a_415(standing, kind):
     """No page of another site can send JSON without asking first."""
     headers = {} if kind is None else {"content-type": kind}
-    refused = sidecar.http.post(MODE, content=b'{"mode": "off"}', headers=headers)
+    refused = standing.http.post(MODE, content=b'{"mode": "off"}', headers=headers)
     assert (refused.status_code, error_of(refused)["mend"]) == (415, "send content-type: application/json")
     with_charset = {"content-type": "Application/JSON; charset=utf-8"}
-    assert sidecar.http.post(MODE, content=b'{"mode": "live"}', headers=with_charset).status_code == 200
+    assert standing.http.post(MODE, content=b'{"mode": "live"}', headers=with_charset).status_code == 200
 
 
 @pytest.mark.parametrize("form", ["length", "chunks"])
 def test_body_that_is_too_large_is_a_413(sidecar, form):
     """By what it says of itself, and by what comes; where a call belongs into it, it may be as long as a call."""
-    body = json.dumps({"mode": "off", "x": "y" * 100_000}).encode()
+    body = json.dumps({"mode": "off", "x": "y" * 300_000}).encode()
     content = body if form == "length" else (body[at : at + 1000] for at in range(0, len(body), 1000))
     headers = {"content-type": "application/json"}
     assert error_of(sidecar.http.post(MODE, content=content, headers=headers))["status"] == 413
-    call = {"model": "m", "messages": [{"role": "user", "content": "y" * 100_000}]}
+    call = {"model": "m", "messages": [{"role": "user", "content": "y" * 300_000}]}
     assert sidecar.http.post(EXPLAIN, json={"path": PATHS["openai"], "body": call}).status_code == 200
 
 
@@ -255,9 +277,9 @@ OWN = "http://127.0.0.1:{port}"
         ("file://", None, 403, 403), ("http://a@127.0.0.1", None, 403, 403), ("http://[::1", None, 403, 403),
     ],
 )  # fmt: skip
-def test_foreign_page_uses_no_sidecar_without_tokens(serve, origin, host, service, calls):
+def test_foreign_page_uses_no_sidecar_without_tokens(standing, origin, host, service, calls):
     """By its origin, and by a name of its own that leads here; what a gateway in front passes on, the settings name."""
-    sidecar = serve(hosts="llm.example")
+    sidecar = standing
     headers = {} if host is None else {"host": host}
     if origin is not None:
         headers["origin"] = sidecar.url if origin == "own" else origin

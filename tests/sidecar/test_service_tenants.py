@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from instruments import GUARD
-from proxies import PATHS, told
+from proxies import PATHS, Running, told
 from test_credentials import token
 
 import semcache
 from semcache.sidecar.service import Table
+from semcache.sidecar.settings import Server, Settings
+from semcache.testing import StandIn
 
 ROWS = [row for row in Table().rows if not row.path.endswith("*")]
 ALL = ["proxy", "cache", "read", "admin"]
@@ -42,12 +44,7 @@ def expected(row, name):
 
 @pytest.fixture(scope="module")
 def shared():
-    """A sidecar that is asked, and keeps nothing."""
-    from proxies import Running
-
-    from semcache.sidecar.settings import Server, Settings
-    from semcache.testing import StandIn
-
+    """A sidecar for all tests that ask who may: its cache is closed with the first of them."""
     with StandIn() as models, semcache.Cache("tests") as cache:
         running = Running(Settings(upstream=(Server(models.url),), port=0, tokens=TOKENS), cache)
         yield running
@@ -243,6 +240,31 @@ def test_curated_answer_is_put_for_ones_own_tenant(serve, models):
     assert sidecar.http.post("/semcache/v1/entries", json=other, headers=by("bolt")).status_code == 403
     assert sidecar.http.post("/semcache/v1/entries", json=other, headers=by("operator")).json()["key"] == put["key"]
     assert models.calls == 1
+
+
+def test_token_is_none_in_another_header(serve, monkeypatch):
+    """Where an SDK puts its key it is for calls alone, and a cookie is none anywhere."""
+    monkeypatch.setenv("TEST_KEY", "sk-real")
+    sidecar = serve(tokens=(token("v", "acme", rights=ALL, upstream_key_env="TEST_KEY"),))
+    body = {"json": {"key": "0" * 40}}
+    for headers in ({"authorization": "Bearer v"}, {"x-api-key": "v"}, {"cookie": "x-semcache-token=v"}):
+        assert sidecar.http.post("/semcache/v1/blast", headers=headers, **body).status_code == 401
+    assert sidecar.chat(key="v").status_code == 200
+    assert sidecar.http.post("/semcache/v1/blast", headers=by("v"), **body).status_code == 200
+
+
+def test_memcached_that_stands_alone_keeps_what_tenants_ask(serve, models, memcached_url):
+    """It takes no tags, of ours either, and knows whose a key is."""
+    first, second = (serve(cache={"memcached": memcached_url}, tokens=TOKENS, secret="s") for _ in range(2))
+    answer = first.chat("a", headers=by("acme"))
+    assert first.cache.flush(GUARD)
+    assert told(second.chat("a", headers=by("acme"))) == "hit"
+    key = {"key": answer.headers["x-semcache-key"]}
+    second.cache.memory.clear()
+    for name, status in (("bolt", 404), ("acme", 200)):
+        assert second.http.post("/semcache/v1/invalidate", json=key, headers=by(name)).status_code == status
+    first.cache.memory.clear()
+    assert told(first.chat("a", headers=by("acme"))) == "miss"
 
 
 def test_operators_token_is_none_for_calls(serve):
