@@ -85,10 +85,12 @@ class Chain:
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""
         facets = request.facets
-        return Event(
+        event = Event(
             kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
             tenant=facets.tenant if self.names_tenants else "", identify=request.identify,
         )  # fmt: skip
+        self.recorder.follow(event)
+        return event
 
 
 @dataclass(slots=True)

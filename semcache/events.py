@@ -14,12 +14,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal
 
 from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import BELOW, Decision, Entry, Facets, Usage
 from semcache.stats import Stats
-from semcache.trace import tracing
+from semcache.trace import Watch, tracing
 from semcache.warning import warn
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Event:
     near: Near | None = field(default=None, repr=False, compare=False)
     identify: Callable[[Any], str | None] | None = field(default=None, repr=False, compare=False)
     response_id: str | None = None
+    watch: Watch | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_hit(self) -> bool:
@@ -95,9 +97,11 @@ class Event:
         """Note what made a tier a miss."""
         self.faults.append((tier, getattr(error, "reason", None) or type(error).__name__, str(error)))
 
-    def took(self, stage: str, nanoseconds: int) -> None:
-        """Add to a stage's time."""
+    def took(self, stage: str, nanoseconds: int, ended: int = 0) -> None:
+        """Add to a stage's time, which ended at that reading of `perf_counter_ns`, or just now."""
         self.stages[stage] = self.stages.get(stage, 0) + nanoseconds
+        if self.watch is not None:
+            self.watch.took(stage, nanoseconds, ended or perf_counter_ns())
 
 
 Observer = Callable[[Event], None]
@@ -145,6 +149,14 @@ class Recorder:
     def add_observer(self, observer: Observer) -> None:
         """Tell `observer` every event from now on."""
         self.observers.append(observer)
+
+    def follow(self, event: Event) -> None:
+        """Have a lookup that begins followed while it goes on, where an observer wants that: the first that does."""
+        for observer in self.observers:
+            watch = getattr(observer, "__semcache_watch__", None)
+            if watch is not None:
+                event.watch = watch(event)
+                return
 
     def fold(self) -> None:
         """Sum the lookups noted so far."""

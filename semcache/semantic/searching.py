@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def search_all(
-    index: VectorIndex, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int,
+    index: VectorIndex, searches: list[Search], known: dict[str, Vector | Exception], embedding: tuple[int, int],
     clock: Callable[[], float], *, before: Callable[[], None],
 ) -> None:  # fmt: skip
     """Search for all of these at once, and end their futures; `before` is called before any hears what was found.
 
-    `known` are the vectors of their texts, or why there is none. Raises what the index raises, once they have heard.
+    `known` are the vectors of their texts, or why there is none; `embedding` says what those took, and when that ended.
+    Raises what the index raises, once they have heard.
     """
     import numpy as np
 
@@ -51,10 +52,10 @@ def search_all(
         for search in asked:
             end(search.future, as_exception(error))
         raise
-    search_ns = perf_counter_ns() - began
+    searched, (embed_ns, embedded) = perf_counter_ns(), embedding
     before()
     for search, vector, neighbours in zip(asked, vectors, found, strict=True):
-        end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
+        end(search.future, Found(vector, neighbours[: search.k], embed_ns, searched - began, embedded, searched))
 
 
 def end(future: Future[Any], outcome: object) -> None:

@@ -72,7 +72,7 @@ def _facts(event: Event, *, texts: bool) -> dict[str, Any]:
         "neighbour": event.neighbour.hex() if event.neighbour else None,
         "age_seconds": event.age,
         "load_seconds": event.load_seconds,
-        "reason": event.reason if texts else _unquoted(event),
+        "reason": event.reason if texts else unquoted(event),
         "shared": event.shared or None,
         "failed": event.failed or None,
         "microseconds": sum(event.stages.values()) / 1000 if event.stages else None,
@@ -86,7 +86,7 @@ def _facts(event: Event, *, texts: bool) -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def _unquoted(event: Event) -> str | None:
+def unquoted(event: Event) -> str | None:
     """Return an event's reason without what it quotes at its end; a facet's value is no text."""
     if event.reason is None or event.kind == "invalidated":
         return event.reason

@@ -23,4 +23,6 @@ def memory_event(
 def bypass_event(cache: Cache, name: str, stage: str, reason: str) -> Event:
     """Begin the event of a function's call, booked on the stage that the context says, else on this one."""
     told = current.get()
-    return Event("bypass", name, cache.namespace, reason=reason, stage=(told and told.stage) or stage)
+    event = Event("bypass", name, cache.namespace, reason=reason, stage=(told and told.stage) or stage)
+    cache.recorder.follow(event)
+    return event
