@@ -88,6 +88,7 @@ class Chain:
         event = Event(
             kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
             tenant=facets.tenant if self.names_tenants else "", identify=request.identify,
+            text=request.text,
         )  # fmt: skip
         self.recorder.follow(event)
         return event

@@ -83,6 +83,7 @@ class Event:
     identify: Callable[[Any], str | None] | None = field(default=None, repr=False, compare=False)
     response_id: str | None = None
     watch: Watch | None = field(default=None, repr=False, compare=False)
+    text: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_hit(self) -> bool:

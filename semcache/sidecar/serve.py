@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -30,16 +30,22 @@ from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Limits, Proxy
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
+from semcache.sidecar.watched import Watched
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
 from semcache.wrap.clients.options import client_options
 from semcache.wrap.default import policy_of
+
+if TYPE_CHECKING:
+    from semcache.sidecar.tracing import Calls
+    from semcache.telemetry.otlp import Export
 
 logger = logging.getLogger("semcache.sidecar")
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 _SOCKET_MODE = 0o660
+_FLUSH_SECONDS = 5.0
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -69,10 +75,14 @@ class Sidecar:
         self._credentials = Credentials(settings.tokens, settings.secret)
         self._upstream = upstream_of(settings)
         self.cache = cache_of(settings) if cache is None else cache
-        self._health = Health(self.cache)
+        self._health = Health(self.cache, settings.limit_requests)
+        self._export: Export | None = None
+        self._upstream.heard = self._health.counts.asked
         try:
             proxy = proxy_of(settings, self.cache, self._upstream, self._credentials, self._health)
-            self._config = _config(settings, proxy)
+            calls = self._traced(settings.otlp) if settings.otlp else None
+            watched = Watched(proxy, self._health.counts, calls, names=settings.log == "json")
+            self._config = _config(settings, watched)
             self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
         except ConfigurationError:
             if cache is None:
@@ -83,6 +93,19 @@ class Sidecar:
         self._file: _SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
+
+    def _traced(self, endpoint: str) -> Calls:
+        """Have all that is done told to a collector. Raises MissingExtraError."""
+        from semcache.sidecar.tracing import Calls
+        from semcache.telemetry.otlp import Export
+        from semcache.telemetry.tracing import Tracing
+
+        self._export = export = Export(endpoint)
+        self.cache.recorder.add_observer(Tracing(export.provider, usage=True))
+        self._health.counts.spans = lambda: export.counts
+        calls = Calls(export.provider)
+        self._upstream.carried = calls.carried
+        return calls
 
     def listen(self) -> None:
         """Take addresses, before anything slow begins. Raises OSError, with the mend."""
@@ -134,6 +157,8 @@ class Sidecar:
                 if other is not None:
                     await other
                 await upstream.close()
+        if self._export is not None:
+            await asyncio.to_thread(self._export.close, _FLUSH_SECONDS)
 
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
@@ -196,7 +221,7 @@ def cache_of(settings: Settings) -> Cache:
         compress=settings.compress or None,
         prices=settings.prices or None,
         record=Recording(settings.record) if settings.record else None,
-        observers=[LoggingObserver()] if settings.log == "json" else (),
+        observers=[LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
         ttl=TTL(
             memory=settings.ttl_memory,
             disk=settings.ttl_disk,

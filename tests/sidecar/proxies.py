@@ -30,6 +30,11 @@ class Running:
         self.http = httpx.Client(base_url=self.url, timeout=GUARD, verify=False)
 
     @property
+    def counts(self):
+        """What it counts beside its cache."""
+        return self._sidecar._health.counts
+
+    @property
     def openai_url(self):
         """The `base_url` of an OpenAI client, as of the stand-in."""
         return f"{self.url}/v1"

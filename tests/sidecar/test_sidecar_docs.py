@@ -28,7 +28,7 @@ def test_every_setting_is_documented_with_its_default():
     defaults = Settings()
     for name, default in documented.items():
         field = name.replace(".", "_")
-        assert default == (str(getattr(defaults, field)).lower() if name == "tool_calls" else
+        assert default == (str(getattr(defaults, field)).lower() if name in ("tool_calls", "log_texts") else
                            "" if name == "upstream" else str(getattr(defaults, field)))  # fmt: skip
 
 
