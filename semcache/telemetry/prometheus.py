@@ -106,7 +106,10 @@ class Metrics(Collector):
         yield from self._stages.collect()
         cache = self._cache()
         if cache is not None:
-            yield from self._counted(cache.stats())
+            stats = cache.stats()
+            # What is not there yet is 0: else the first hit of a tier would be none that a rate sees.
+            stats.hits = dict.fromkeys((*(tier.name for tier in cache.tiers), "flight"), 0) | stats.hits
+            yield from self._counted(stats)
             yield from self._state(cache)
 
     def _counted(self, stats: Stats) -> Iterator[Metric]:
