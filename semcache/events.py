@@ -54,7 +54,8 @@ class Event:
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
     is told only by a cache that was made with `tenant_usage=True`. `call` is there for a recording, which takes it.
     `near` tells both texts of a near match that was served, for `report_wrong` and the ledger; `identify` finds the id
-    of a client's answer, `response_id`, which is told where it was loaded or given for a near match.
+    of a client's answer, `response_id`, which is told where it was loaded or given for a near match. `watch` follows
+    the lookup while it goes on, `text` is the part that may match nearly, where there was a request.
     """
 
     kind: Kind

@@ -9,6 +9,7 @@ from contextlib import suppress
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.ranges import ranged
 from semcache.semantic.texts import as_exception
 from semcache.semantic.work import Found
 
@@ -44,7 +45,8 @@ def search_all(
     began = perf_counter_ns()
     try:
         most = max(search.k for search in asked)
-        found = index.search([search.scope for search in asked], np.stack(vectors), most, clock())
+        with ranged("search"):
+            found = index.search([search.scope for search in asked], np.stack(vectors), most, clock())
         for search, neighbours in zip(asked, found, strict=True):
             for neighbour in neighbours[: search.k] if search.with_vectors else ():  # here no row is written meanwhile
                 neighbour.vector = index.vector(neighbour.key)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from threading import Lock, Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 from semcache.errors import MissingExtraError
@@ -102,14 +103,14 @@ class _Told(SpanExporter):
     """An exporter whose successes and failures are counted, and logged when one comes after the other."""
 
     def __init__(self, exporter: SpanExporter, where: str, ended: Callable[[int, str], None]) -> None:
-        self._exporter = exporter
+        self._exporter: Any = exporter  # whose `shutdown` has no types
         self._where = where
         self._ended = ended
         self._is_away = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send some spans."""
-        result = SpanExportResult.FAILURE
+        result: SpanExportResult = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
         finally:
