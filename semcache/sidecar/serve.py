@@ -360,6 +360,7 @@ def _log(form: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter("semcache: %(message)s"))
     handler.addFilter(_is_worth_a_trace)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what is not sent we tell ourselves, once
     if form == "json":
         logging.getLogger("semcache.events").setLevel(logging.INFO)
 

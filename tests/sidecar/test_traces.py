@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
+import re
 import socket
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from collectors import Collector
@@ -17,7 +21,8 @@ from proxies import PATHS, told
 import semcache
 from semcache.errors import ConfigurationError
 from semcache.sidecar.settings import read
-from semcache.telemetry import otlp
+from semcache.telemetry import conventions, otlp
+from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
@@ -238,3 +243,27 @@ def test_concurrent_calls_are_traces_of_their_own(traced, collector):
     assert len({one.trace for one in requests}) == 8
     assert [len(collector.below(one)) for one in requests] == [1] * 8
     assert len(collector.named("chat m")) == 1
+
+
+def test_lines_of_a_call_have_the_ids_of_its_trace_and_request(serve, collector):
+    """So that a slow trace leads to its lines, and back."""
+    logger, lines = logging.Logger("t", logging.INFO), io.StringIO()  # noqa: LOG001 - not of the tree
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    sidecar = serve(cache={"observers": [LoggingObserver(logger)]}, otlp=collector.url, log="json")
+    for number in range(2):
+        sidecar.chat(headers={"traceparent": SAMPLED, "x-request-id": f"req-{number}"})
+    sidecar.close()
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [(one["semcache_kind"], one["request_id"]) for one in told] == [("miss", "req-0"), ("hit", "req-1")]
+    assert {one["trace_id"] for one in told} == {TRACE}
+    assert [one["span_id"] for one in told] == [one.id for one in collector.named("POST /v1/chat/completions")]
+
+
+def test_version_of_the_conventions_is_documented():
+    """The one that is pinned."""
+    docs = (Path(__file__).parents[2] / "docs" / "sidecar.md").read_text(encoding="utf-8")
+    assert f"version {conventions.VERSION}" in docs
+    names = re.findall(r"`(gen_ai[a-z_.]+|http\.[a-z_.]+|server\.[a-z]+|error\.type)`", docs)
+    assert set(names) <= {value for value in vars(conventions).values() if isinstance(value, str)}
