@@ -361,6 +361,33 @@ def test_calls_of_models_are_told_in_the_words_of_the_conventions(open_cache, ke
     assert load.attributes["gen_ai.response.id"]
 
 
+def test_stale_answer_in_place_of_an_error_tells_no_tokens(open_cache, kept, clock):
+    """What is served was paid for before; the load that failed cost none."""
+    cache = open_cache(observers=[Tracing(kept.provider, usage=True)])
+    answers = iter([1])
+
+    @semcache.cached(
+        cache, version="1", ttl="10s", stale_if_error="1h", usage=lambda _: semcache.Usage(prompt_tokens=7)
+    )  # fmt: skip
+    def answer():
+        return next(answers)
+
+    answer()
+    assert kept.named("semcache.load").attributes["gen_ai.usage.input_tokens"] == 7
+    kept.taken()
+    clock.advance(20)
+    assert answer() == 1
+    assert kept.named("semcache.lookup").attributes["semcache.stale"]
+    assert kept.named("semcache.load").attributes["error.type"] == "StopIteration"
+    assert not any(name.startswith("gen_ai.usage") for span in kept.spans for name in span.attributes)
+
+
+def test_event_that_is_kept_keeps_no_span(traced):
+    """Traces of ours and `last` hold events for long."""
+    traced.get_or_load(traced.request("a"), lambda: 1)
+    assert semcache.last().watch is None
+
+
 def test_names_are_those_of_the_conventions():
     """As the package that is generated of them has them; the version is told with the spans."""
     for name, known in (

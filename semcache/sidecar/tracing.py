@@ -6,6 +6,7 @@ that asks it as the parent; what the caller does not sample is handed on as it c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from semcache.sidecar.headers import Headers
 from semcache.telemetry import conventions as told
+
+logger = logging.getLogger("semcache.sidecar")
 
 _TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _OURS_TO_MEND = 500
@@ -39,6 +42,13 @@ class Calls:
 
     def begin(self, scope: MutableMapping[str, Any], route: str) -> Begun:
         """Begin a request's span, below its caller's, and make it the current one."""
+        try:
+            return self._begin(scope, route)
+        except Exception as error:  # noqa: BLE001 - a sampler may be the owner's own (law 10)
+            logger.warning("a call cannot be traced: %r", error)
+            return Begun(None, None)
+
+    def _begin(self, scope: MutableMapping[str, Any], route: str) -> Begun:
         carried = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE_CONTEXT}
         above = self._words.extract(carried, Context())
         parent = get_current_span(above).get_span_context()
@@ -54,7 +64,8 @@ class Calls:
     @staticmethod
     def end(begun: Begun, status: int, error: BaseException | None) -> None:
         """End a request's span; without a status its caller had gone before there was an answer."""
-        contexts.detach(begun.token)
+        if begun.token is not None:
+            contexts.detach(begun.token)
         span = begun.span
         if span is None:
             return

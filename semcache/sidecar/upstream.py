@@ -156,26 +156,28 @@ class Upstream:
             self._session._retry_connection = False  # noqa: SLF001 - there is no public way, and once is once
         told = sent.headers if self.carried is None else self.carried(sent.headers, sent.url)
         headers = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in told)
-        url, began, status = URL(sent.url, encoded=True), perf_counter(), 0
+        url, began = URL(sent.url, encoded=True), perf_counter()
         try:
             response = await self._session.request(
                 sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False,
                 proxy=self._proxies.get(sent.server),
             )  # fmt: skip
-            status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self._tell(sent.server, 0, began)
             failure = _unanswered(error, url)
             if sent.server not in self._away:  # the first of many alike
                 self._away.add(sent.server)
                 logger.warning("%s; callers are told so", failure.answer.body.decode())
             raise failure from error
-        finally:
-            if self.heard is not None:
-                self.heard(sent.server, status, perf_counter() - began)
+        self._tell(sent.server, response.status, began)
         if sent.server in self._away:
             self._away.discard(sent.server)
             logger.warning("%s answers again", url.host)
         return Opened(response)
+
+    def _tell(self, server: str, status: int, began: float) -> None:
+        if self.heard is not None:
+            self.heard(server, status, perf_counter() - began)
 
     async def close(self) -> None:
         """Close the connections."""

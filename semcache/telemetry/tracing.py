@@ -72,6 +72,7 @@ class Tracing:
             followed = event.watch
             if isinstance(followed, _Followed):
                 followed.end(event)
+                event.watch = None  # who keeps the event shall not keep its spans
             elif followed is None and not _is_unsampled():
                 _Followed.at_once(self, event).end(event)
         elif event.kind == "fault" and (span := get_current_span()).is_recording():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from collectors import Collector
+from instruments import GUARD
 from opentelemetry.sdk.trace import TracerProvider
 from proxies import PATHS, told
 
@@ -191,8 +192,9 @@ def test_nothing_of_what_was_asked_is_in_a_trace(traced, collector):
 
 
 @pytest.mark.parametrize("how", ["away", "refuses"])
-def test_collector_that_is_away_or_refuses_harms_no_call(serve, how):
-    """What it does not take is counted."""
+def test_collector_that_is_away_or_refuses_harms_no_call(serve, how, monkeypatch):
+    """What it does not take is lost, and counted where it said so."""
+    monkeypatch.setattr("semcache.sidecar.serve._FLUSH_SECONDS", GUARD if how == "refuses" else 0.05)
     refusing = Collector(status=400)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         absent = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -201,7 +203,8 @@ def test_collector_that_is_away_or_refuses_harms_no_call(serve, how):
         assert sidecar.chat().status_code == 200
     sidecar.close()
     refusing.close()
-    assert sidecar.counts.spans()["sent"] == 0
+    counts = sidecar.counts.spans()
+    assert (counts["sent"], counts["failed"] > 0) == (0, how == "refuses")
 
 
 def test_what_finds_no_room_is_dropped_and_counted(monkeypatch):
