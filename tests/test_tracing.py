@@ -147,6 +147,20 @@ def test_streams_origin_runs_inside_its_load(traced, kept):
     assert load.end_time >= kept.named("the client's 2").end_time
 
 
+def test_stream_that_breaks_off_is_the_status_of_its_load(traced, kept):
+    """At what it failed; the load ended there, however late its reader hears of it."""
+
+    @semcache.cached(traced, version="1")
+    def answer():
+        yield 1
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        list(answer())
+    assert kept.named("semcache.load").attributes["error.type"] == "LookupError"
+    assert kept.named("semcache.lookup").attributes["error.type"] == "LookupError"
+
+
 def test_async_streams_origin_runs_inside_its_load(traced, kept):
     """In the one task that it has."""
 

@@ -16,14 +16,18 @@ from pathlib import Path
 import pytest
 from collectors import Collector
 from instruments import GUARD
+from opentelemetry import context as contexts
 from opentelemetry.sdk.trace import TracerProvider
 from proxies import PATHS, told
 
 import semcache
 from semcache.errors import ConfigurationError
+from semcache.sidecar.counts import Counts
 from semcache.sidecar.settings import read
+from semcache.sidecar.tracing import Calls
+from semcache.sidecar.watched import Watched
 from semcache.telemetry import conventions, otlp
-from semcache.telemetry.logging import JsonFormatter, LoggingObserver
+from semcache.telemetry.logging import JsonFormatter, LoggingObserver, joined
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
@@ -270,3 +274,30 @@ def test_version_of_the_conventions_is_documented():
     assert f"version {conventions.VERSION}" in docs
     names = re.findall(r"`(gen_ai[a-z_.]+|http\.[a-z_.]+|server\.[a-z]+|error\.type)`", docs)
     assert set(names) <= {value for value in vars(conventions).values() if isinstance(value, str)}
+
+
+def test_call_leaves_its_context_as_it_was_and_tells_one_trace_upstream():
+    """Where a server answers two calls in one task, the second is no part of the first."""
+    calls = Calls(TracerProvider(shutdown_on_exit=False))
+    told = []
+
+    async def application(scope, receive, send):
+        headers = [(b"traceparent", SAMPLED.encode()), (b"tracestate", b"a=1"), (b"x-a", b"1")]
+        told.append(calls.carried(headers, "http://a"))
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        pass
+
+    async def ask():
+        watched, before = Watched(application, Counts(), calls, names=True), contexts.get_current()
+        scope = {"type": "http", "method": "GET", "path": "/v1/x", "scheme": "http", "headers": []}
+        for _ in range(2):
+            await watched(scope, None, send)
+            assert contexts.get_current() == before
+            assert joined.get() is None
+
+    asyncio.run(ask())
+    assert [[name for name, _ in one] for one in told] == [[b"x-a", b"traceparent"]] * 2
+    first, second = (dict(one)[b"traceparent"].split(b"-")[1] for one in told)
+    assert first != second
