@@ -56,6 +56,8 @@ class Export:
         closing = Thread(target=self.provider.shutdown, name="semcache-otlp", daemon=True)
         closing.start()
         closing.join(seconds)
+        if closing.is_alive():
+            self._sending.give_up()
 
 
 class _Sending(SpanProcessor):
@@ -65,8 +67,9 @@ class _Sending(SpanProcessor):
         self._counts = Counter({"sent": 0, "failed": 0, "dropped": 0})
         self._lock = Lock()
         self._waiting = 0
+        self._told = _Told(exporter, where, self._ended)
         self._batches = BatchSpanProcessor(
-            _Told(exporter, where, self._ended), max_queue_size=_MOST_WAITING, max_export_batch_size=_AT_ONCE,
+            self._told, max_queue_size=_MOST_WAITING, max_export_batch_size=_AT_ONCE,
             schedule_delay_millis=_EVERY_SECONDS * 1000,
         )  # fmt: skip
 
@@ -93,6 +96,10 @@ class _Sending(SpanProcessor):
     def shutdown(self) -> None:
         """Send what waits, and end."""
         self._batches.shutdown()
+
+    def give_up(self) -> None:
+        """Try no more to send what waits."""
+        self._told.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what waits."""

@@ -208,7 +208,8 @@ def test_collector_that_is_away_or_refuses_harms_no_call(serve, how, monkeypatch
     sidecar.close()
     refusing.close()
     counts = sidecar.counts.spans()
-    assert (counts["sent"], counts["failed"] > 0) == (0, how == "refuses")
+    assert counts["sent"] == 0
+    assert counts["failed"] > 0 or how == "away"
 
 
 def test_what_finds_no_room_is_dropped_and_counted(monkeypatch):
