@@ -68,7 +68,7 @@ class _Sending(SpanProcessor):
         self._lock = Lock()
         self._waiting = 0
         self._told = _Told(exporter, where, self._ended)
-        self._batches = BatchSpanProcessor(
+        self._batches: Any = BatchSpanProcessor(  # whose `shutdown` has no types
             self._told, max_queue_size=_MOST_WAITING, max_export_batch_size=_AT_ONCE,
             schedule_delay_millis=_EVERY_SECONDS * 1000,
         )  # fmt: skip
@@ -103,14 +103,14 @@ class _Sending(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what waits."""
-        return self._batches.force_flush(timeout_millis)
+        return bool(self._batches.force_flush(timeout_millis))
 
 
 class _Told(SpanExporter):
     """An exporter whose successes and failures are counted, and logged when one comes after the other."""
 
     def __init__(self, exporter: SpanExporter, where: str, ended: Callable[[int, str], None]) -> None:
-        self._exporter: Any = exporter  # whose `shutdown` has no types
+        self._exporter: Any = exporter  # as above
         self._where = where
         self._ended = ended
         self._is_away = False
