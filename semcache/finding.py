@@ -191,14 +191,16 @@ def note_stale(chain: Chain, request: Request, event: Event, stale: Hit) -> None
 
 
 def note_time(event: Event, tier: Tier, nanoseconds: int, evidence: Evidence | None = None) -> None:
-    """Book a tier's time, which ended just now; a near tier tells its own stages, and what is between is waiting."""
-    if tier.exact:
-        event.took("memory" if tier.name == "memory" else "store", nanoseconds)
-        return
+    """Book a tier's time, which ended just now: what it tells of stages as theirs, what is between as its own."""
+    own = "wait" if not tier.exact else "memory" if tier.name == "memory" else "store"
     ended = perf_counter_ns()
     reached = ended - nanoseconds
-    for stage, took, until in () if evidence is None else evidence.stages:
-        event.took("wait", max(0, until - took - reached), until - took)
+    told = [] if evidence is None else evidence.stages
+    left = sum(took for _, took, _ in told)
+    for stage, took, until in told:
+        left -= took
+        until = until or ended - left  # noqa: PLW2901 - another process's clock is not ours
+        event.took(own, max(0, until - took - reached), until - took)
         event.took(stage, took, until)
         reached = until
-    event.took("wait", max(0, ended - reached), ended)
+    event.took(own, max(0, ended - reached), ended)

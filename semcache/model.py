@@ -277,7 +277,7 @@ class Evidence:
 
     `vector` is a float32[d] unit vector of the request's text, `neighbours` the nearest rows, nearest first, and
     `stages` what embed, search and decide took, in turn, each until when: nanoseconds, and a reading of
-    `perf_counter_ns`. `match` is there for a policy that learns, `audited`
+    `perf_counter_ns`, or 0 where another process took them. `match` is there for a policy that learns, `audited`
     what would have been served, with its answer, and is loaded to be compared. `is_drawn` says whether the request is
     one of a shadow embedder's sample; None until it was drawn or not.
     """

@@ -19,6 +19,9 @@ from opentelemetry.semconv.attributes import error_attributes, http_attributes, 
 from opentelemetry.trace import SpanKind, StatusCode
 
 import semcache
+from semcache.events import Event
+from semcache.finding import note_time
+from semcache.model import Evidence
 from semcache.telemetry import conventions
 from semcache.telemetry.tracing import Tracing
 from semcache.testing import StandIn
@@ -426,3 +429,21 @@ def test_spans_tell_the_version_of_the_conventions(traced, kept):
     traced.get_or_load(traced.request("a"), lambda: 1)
     scope = kept.named("semcache.lookup").instrumentation_scope
     assert scope.schema_url == conventions.SCHEMA_URL == f"https://opentelemetry.io/schemas/{conventions.VERSION}"
+
+
+def test_stages_of_another_process_lie_at_the_end_of_the_trip_to_it(kept):
+    """Its clock is not ours: how long they took is known, and that they had ended when its answer came."""
+
+    class Far:
+        name, exact = "redis", True
+
+    tracing = Tracing(kept.provider)
+    event = Event("hit", key=b"k", tier="redis")
+    event.watch = tracing.__semcache_watch__(event)
+    note_time(event, Far(), 10_000, Evidence(stages=[("embed", 3000, 0), ("search", 2000, 0)]))
+    tracing(event)
+    below = kept.below(kept.named("semcache.lookup"))
+    assert [(one.name, one.end_time - one.start_time) for one in below if one.end_time > one.start_time] == [
+        ("semcache.store", 5000), ("semcache.embed", 3000), ("semcache.search", 2000),
+    ]  # fmt: skip
+    assert event.stages == {"store": 5000, "embed": 3000, "search": 2000}
