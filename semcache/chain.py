@@ -16,6 +16,7 @@ from semcache.plan import Crew
 from semcache.shadowing import Shadowing
 from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
+from semcache.trace import followed
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class Chain:
             tenant=facets.tenant if self.names_tenants else "", identify=request.identify,
             text=request.text,
         )  # fmt: skip
-        self.recorder.follow(event)
+        event.watch = followed(self.recorder.observers, event)
         return event
 
 

@@ -152,14 +152,6 @@ class Recorder:
         """Tell `observer` every event from now on."""
         self.observers.append(observer)
 
-    def follow(self, event: Event) -> None:
-        """Have a lookup that begins followed while it goes on, where an observer wants that: the first that does."""
-        for observer in self.observers:
-            watch = getattr(observer, "__semcache_watch__", None)
-            if watch is not None:
-                event.watch = watch(event)
-                return
-
     def fold(self) -> None:
         """Sum the lookups noted so far."""
         with self._lock:

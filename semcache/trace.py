@@ -5,7 +5,7 @@ Context variables, so a trace takes what this thread or task does, and the tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,6 +37,15 @@ class Watch(Protocol):
     def loaded(self, error: BaseException | None) -> None:
         """Hear that the origin has answered; an error that is no Exception ends the whole lookup."""
         ...
+
+
+def followed(observers: Iterable[Any], event: Event) -> Watch | None:
+    """Return what follows a lookup that begins while it goes on: the first observer that does so makes it."""
+    for observer in observers:
+        watch: Callable[[Event], Watch | None] | None = getattr(observer, "__semcache_watch__", None)
+        if watch is not None:
+            return watch(event)
+    return None
 
 
 class Trace:
