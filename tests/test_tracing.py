@@ -334,6 +334,16 @@ def test_broken_tracer_fails_no_lookup(open_cache, caplog):
     assert [record.message.split(":")[0] for record in caplog.records] == ["tracing"]
 
 
+def test_parent_that_is_not_sampled_costs_no_span(open_cache, caplog):
+    """Its word is enough: no sampler is asked, and no span begun, for a hit as for a miss."""
+    cache = open_cache(observers=[Tracing(Kept(sampler=Broken()).provider)])
+    unsampled = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=True))
+    with trace.use_span(unsampled):
+        for _ in range(2):
+            assert cache.get_or_load(cache.request("a"), lambda: 1) == 1
+    assert caplog.records == []
+
+
 def test_key_tenant_and_texts_are_told_only_where_asked_for(open_cache, kept):
     """Whoever reads traces is not always whoever may read what was asked."""
     for number, settings in enumerate(({}, {"keys": True, "tenants": True})):

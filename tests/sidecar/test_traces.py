@@ -21,9 +21,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from proxies import PATHS, told
 
 import semcache
-from semcache.errors import ConfigurationError
+from semcache.errors import ConfigurationError, MissingExtraError
 from semcache.sidecar.counts import Counts
-from semcache.sidecar.settings import read
+from semcache.sidecar.serve import Sidecar
+from semcache.sidecar.settings import Server, Settings, read
 from semcache.sidecar.tracing import Calls
 from semcache.sidecar.watched import Watched
 from semcache.telemetry import conventions, otlp
@@ -275,6 +276,14 @@ def test_version_of_the_conventions_is_documented():
     assert f"version {conventions.VERSION}" in docs
     names = re.findall(r"`(gen_ai[a-z_.]+|http\.[a-z_.]+|server\.[a-z]+|error\.type)`", docs)
     assert set(names) <= {value for value in vars(conventions).values() if isinstance(value, str)}
+
+
+def test_without_the_extra_it_says_which_it_is(models, open_cache, monkeypatch):
+    """Before anything listens."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.delitem(sys.modules, "semcache.telemetry.otlp")
+    with pytest.raises(MissingExtraError, match=r"pip install 'tiered-semcache\[otel\]'"):
+        Sidecar(Settings(upstream=(Server(models.url),), port=0, otlp="http://127.0.0.1:9"), open_cache())
 
 
 def test_call_leaves_its_context_as_it_was_and_tells_one_trace_upstream():
