@@ -15,13 +15,18 @@ from semcache.semantic import ranges
 class Cuda:
     """What torch.cuda says of a device, and the ranges that were opened in it."""
 
-    def __init__(self, *, is_used):
+    def __init__(self, *, is_used, has_nvtx=True):
         self.is_used = is_used
+        self.has_nvtx = has_nvtx
         self.opened = []
         self.nvtx = self
 
     def is_initialized(self):
         return self.is_used
+
+    def mark(self, name):
+        if not self.has_nvtx:
+            raise RuntimeError("NVTX functions not installed. Are you sure you have a CUDA build?")
 
     @contextmanager
     def range(self, name):
@@ -34,6 +39,7 @@ def lookup(open_near):
     cache.get_or_load(cache.request(text="stored"), Origin())
     cache.flush()
     cache.get_or_load(cache.request(text="asked"), Origin())
+    return cache
 
 
 @pytest.mark.semantic
@@ -68,3 +74,13 @@ def test_tokenizing_is_a_range(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     Tokens(Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]"))).prepare(["a", "b"])
     assert cuda.opened == ["semcache.tokenize"]
+
+
+@pytest.mark.semantic
+def test_torch_without_nvtx_embeds_all_the_same(open_near, monkeypatch):
+    """As on AMD's GPUs: there is no range, and no fault either."""
+    cuda = Cuda(is_used=True, has_nvtx=False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    cache = lookup(open_near)
+    assert cuda.opened == []
+    assert cache.stats().faults == {}
