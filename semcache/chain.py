@@ -16,6 +16,7 @@ from semcache.plan import Crew
 from semcache.shadowing import Shadowing
 from semcache.sources import Birth
 from semcache.tier import Breaker, Tier
+from semcache.trace import followed
 
 
 @dataclass(slots=True)
@@ -85,10 +86,13 @@ class Chain:
     def begin(self, kind: Kind, request: Request) -> Event:
         """Begin the event of a request."""
         facets = request.facets
-        return Event(
+        event = Event(
             kind, facets.function, facets.namespace, key=request.key, stage=request.stage, model=facets.model,
             tenant=facets.tenant if self.names_tenants else "", identify=request.identify,
+            text=request.text,
         )  # fmt: skip
+        event.watch = followed(self.recorder.observers, event)
+        return event
 
 
 @dataclass(slots=True)

@@ -14,12 +14,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal
 
 from semcache.meter import Amounts, Meter, model_of, total_of
 from semcache.model import BELOW, Decision, Entry, Facets, Usage
 from semcache.stats import Stats
-from semcache.trace import tracing
+from semcache.trace import Watch, tracing
 from semcache.warning import warn
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Event:
     is told only by a cache that was made with `tenant_usage=True`. `call` is there for a recording, which takes it.
     `seen` is what its asker tells of it to who looks at recent lookups (`semcache.sidecar.seen`).
     `near` tells both texts of a near match that was served, for `report_wrong` and the ledger; `identify` finds the id
-    of a client's answer, `response_id`, which is told where it was loaded or given for a near match.
+    of a client's answer, `response_id`, which is told where it was loaded or given for a near match. `watch` follows
+    the lookup while it goes on, `text` is the part that may match nearly, where there was a request.
     """
 
     kind: Kind
@@ -83,6 +85,8 @@ class Event:
     identify: Callable[[Any], str | None] | None = field(default=None, repr=False, compare=False)
     response_id: str | None = None
     seen: Any = field(default=None, repr=False, compare=False)
+    watch: Watch | None = field(default=None, repr=False, compare=False)
+    text: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_hit(self) -> bool:
@@ -97,9 +101,11 @@ class Event:
         """Note what made a tier a miss."""
         self.faults.append((tier, getattr(error, "reason", None) or type(error).__name__, str(error)))
 
-    def took(self, stage: str, nanoseconds: int) -> None:
-        """Add to a stage's time."""
+    def took(self, stage: str, nanoseconds: int, ended: int = 0) -> None:
+        """Add to a stage's time, which ended at that reading of `perf_counter_ns`, or just now."""
         self.stages[stage] = self.stages.get(stage, 0) + nanoseconds
+        if self.watch is not None:
+            self.watch.took(stage, nanoseconds, ended or perf_counter_ns())
 
 
 Observer = Callable[[Event], None]

@@ -45,7 +45,7 @@ def find(
         found, value = yield from ask(chain, tier, breaker, request, event)
         if found.evidence is not None:
             evidence = found.evidence
-            note_evidence(event, evidence, "store" if tier.exact else "wait")
+            event.decision = evidence.decision
         if is_noted(chain, tier, request, found) and audits and is_audited(chain, request, event, found, value):
             continue
         if isinstance(found, Hit) and found.entry.life <= 0:
@@ -72,13 +72,13 @@ def ask(
     if not breaker.allows():
         event.fault(tier.name, TierError("open", "it failed too often and is left alone for a while"))
         return Miss(), None
-    began = perf_counter_ns()
+    began, found = perf_counter_ns(), None
     try:
         found = yield from tier.get(request)
         breaker.succeeded()
         if found.waited_ns:  # for a connection: no time of the store's
-            event.took("pool", found.waited_ns)
             began += found.waited_ns
+            event.took("pool", found.waited_ns, began)
         if not isinstance(found, Hit):
             return found, None
         value = chain.codec.decode(found.entry.value)
@@ -88,7 +88,7 @@ def ask(
     except Exception as error:  # noqa: BLE001 - a tier may fail in any way
         note_failure(event, tier, breaker, error)
     finally:
-        note_time(event, tier, perf_counter_ns() - began)
+        note_time(event, tier, perf_counter_ns() - began, None if found is None else found.evidence)
     return Miss(), None
 
 
@@ -190,18 +190,17 @@ def note_stale(chain: Chain, request: Request, event: Event, stale: Hit) -> None
         note_hit(chain, request, event, stale.tier, stale)
 
 
-def note_time(event: Event, tier: Tier, nanoseconds: int) -> None:
-    """Book a tier's time; a near tier tells its own stages, and what is left over is waiting."""
-    if tier.exact:
-        event.took("memory" if tier.name == "memory" else "store", nanoseconds)
-    else:
-        event.took("wait", nanoseconds)
-
-
-def note_evidence(event: Event, evidence: Evidence, booked: str) -> None:
-    """Take over what a near tier learned: its stages were booked as another so far, most of it as waiting."""
-    for stage, nanoseconds in evidence.stages.items():
-        event.took(stage, nanoseconds)
-    told = sum(evidence.stages.values())
-    event.stages[booked] = max(0, event.stages.get(booked, 0) - told)
-    event.decision = evidence.decision
+def note_time(event: Event, tier: Tier, nanoseconds: int, evidence: Evidence | None = None) -> None:
+    """Book a tier's time, which ended just now: what it tells of stages as theirs, what is between as its own."""
+    own = "wait" if not tier.exact else "memory" if tier.name == "memory" else "store"
+    ended = perf_counter_ns()
+    reached = ended - nanoseconds
+    told = [] if evidence is None else evidence.stages
+    left = sum(took for _, took, _ in told)
+    for stage, took, until in told:
+        left -= took
+        until = until or ended - left  # noqa: PLW2901 - another process's clock is not ours
+        event.took(own, max(0, until - took - reached), until - took)
+        event.took(stage, took, until)
+        reached = until
+    event.took(own, max(0, ended - reached), ended)

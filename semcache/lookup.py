@@ -283,15 +283,24 @@ def load_past(chain: Chain, request: Request, origin: Origin, event: Event) -> P
 
 def load(origin: Origin, flight: Flight[Landing] | None, event: Event) -> Plan[Outcome[Any]]:
     """Call the origin, marked as the inside of its flight, so that it cannot wait for itself."""
-    began = perf_counter_ns()
+    began, watch = perf_counter_ns(), event.watch
     token = enter(flight) if flight is not None else None
+    entered = watch.enter() if watch is not None else None
     try:
         outcome: Outcome[Any] = yield Load(origin.load)
+    except BaseException as error:
+        if watch is not None:
+            watch.loaded(error)
+        raise
     finally:
+        if watch is not None:
+            watch.leave(entered)
         if token is not None:
             leave(token)
     took = perf_counter_ns() - began
     event.took("load", took)
+    if watch is not None:
+        watch.loaded(outcome.error)
     event.load_seconds = took / 1e9 / outcome.shares
     if outcome.error is None:
         event.usage = usage_of(origin.usage, outcome.value, event)

@@ -276,7 +276,8 @@ class Evidence:
     """What a miss learned on its way, so that the store that follows computes nothing twice.
 
     `vector` is a float32[d] unit vector of the request's text, `neighbours` the nearest rows, nearest first, and
-    `stages` the nanoseconds that embed, search and decide took. `match` is there for a policy that learns, `audited`
+    `stages` what embed, search and decide took, in turn, each until when: nanoseconds, and a reading of
+    `perf_counter_ns`, or 0 where another process took them. `match` is there for a policy that learns, `audited`
     what would have been served, with its answer, and is loaded to be compared. `is_drawn` says whether the request is
     one of a shadow embedder's sample; None until it was drawn or not.
     """
@@ -284,7 +285,7 @@ class Evidence:
     vector: Any = None
     neighbours: list[Neighbour] = field(default_factory=list)
     decision: Decision | None = None
-    stages: dict[str, int] = field(default_factory=dict)
+    stages: list[tuple[str, int, int]] = field(default_factory=list)
     match: Match | None = None
     audited: tuple[Hit, Any] | None = None
     is_drawn: bool | None = None

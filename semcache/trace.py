@@ -5,15 +5,47 @@ Context variables, so a trace takes what this thread or task does, and the tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from semcache.stages import Span, StageRow, findings, rows, table
 
 if TYPE_CHECKING:
     from semcache.events import Event
+
+
+class Watch(Protocol):
+    """What follows one lookup while it goes on, for an observer that has `__semcache_watch__`; none of it may raise.
+
+    Times are nanoseconds, and moments readings of `perf_counter_ns`.
+    """
+
+    def took(self, stage: str, nanoseconds: int, ended: int) -> None:
+        """Hear that a stage took so long, until then."""
+        ...
+
+    def enter(self) -> Any:
+        """Hear that the origin is about to be called, in this context; returns what `leave` takes."""
+        ...
+
+    def leave(self, entered: Any) -> None:
+        """Leave the origin's call, in the context of `enter`."""
+        ...
+
+    def loaded(self, error: BaseException | None) -> None:
+        """Hear that the origin has answered; an error that is no Exception ends the whole lookup."""
+        ...
+
+
+def followed(observers: Iterable[Any], event: Event) -> Watch | None:
+    """Return what follows a lookup that begins while it goes on: the first observer that does so makes it."""
+    for observer in observers:
+        watch: Callable[[Event], Watch | None] | None = getattr(observer, "__semcache_watch__", None)
+        if watch is not None:
+            return watch(event)
+    return None
 
 
 class Trace:

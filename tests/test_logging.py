@@ -11,7 +11,7 @@ import pytest
 import semcache
 from semcache.events import Event
 from semcache.model import Decision, Verdict
-from semcache.telemetry.logging import JsonFormatter, LoggingObserver
+from semcache.telemetry.logging import JsonFormatter, LoggingObserver, joined, names_of
 
 
 class Kept(logging.Handler):
@@ -116,8 +116,9 @@ def test_reason_without_its_quotation_is_kept(logger):
 
 
 @pytest.mark.semantic
-def test_text_and_answer_of_a_lookup_are_nowhere_in_its_records(logger):
-    """Law of the observer: a lookup with near matches logs neither what was asked nor what was answered."""
+@pytest.mark.parametrize("texts", [False, True])
+def test_answer_of_a_lookup_is_nowhere_in_its_records_and_its_text_only_where_asked_for(logger, texts):
+    """Law of the observer: a lookup with near matches logs what was asked if that is wanted, and no answer ever."""
 
     class Embedder:
         identity = "one"
@@ -130,7 +131,7 @@ def test_text_and_answer_of_a_lookup_are_nowhere_in_its_records(logger):
     handler = logging.StreamHandler(io.StringIO())
     handler.setFormatter(JsonFormatter())
     logger.addHandler(handler)
-    observers = [LoggingObserver(logger, texts=True)]
+    observers = [LoggingObserver(logger, texts=texts)]
     with semcache.Cache(embedder=Embedder(), tenant=semcache.SHARED, observers=observers) as cache:
         cache.warm()
         for text in ("secret one", "secret two"):
@@ -139,7 +140,8 @@ def test_text_and_answer_of_a_lookup_are_nowhere_in_its_records(logger):
     first, second = (json.loads(line) for line in handler.stream.getvalue().splitlines())
     assert first["semcache_kind"] == "miss"
     assert second["semcache_similarity"] == pytest.approx(1.0)
-    assert "secret" not in handler.stream.getvalue()
+    assert ("secret two" in handler.stream.getvalue()) == texts
+    assert "secret answer" not in handler.stream.getvalue()
 
 
 def test_decision_without_a_hit_tells_its_similarity_and_cut(logger):
@@ -183,3 +185,53 @@ def test_json_formatter_tells_an_exception():
     except ValueError as error:
         record = logging.makeLogRecord({"msg": "m", "exc_info": (type(error), error, error.__traceback__)})
     assert "ValueError: invalid literal" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+def test_texts_are_logged_without_the_secrets_in_them(logger):
+    """Keys, addresses and card numbers are marks; a long text is cut."""
+    event = Event(
+        "miss", reason="exact only: 'ask ann@example.com'", text="my key is sk-abcdefghijklmnopqrst" + "x" * 9000
+    )
+    event.fault("disk", OSError("cannot write for ann@example.com"))
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    LoggingObserver(logger, texts=True)(event)
+    line = handler.stream.getvalue()
+    assert "my key is [key:" in line
+    assert line.count("[email:") >= 2
+    assert "ann@" not in line
+    assert "sk-aaa" not in line
+    assert len(line) < 4000
+
+
+def formatted():
+    return json.loads(JsonFormatter().format(logging.makeLogRecord({"msg": "m"})))
+
+
+def test_lines_of_one_request_have_its_ids():
+    """Its own id where it has one that is no more than that, else one that is made up; and that of its trace."""
+    trace = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+    token = joined.set(names_of([(b"x-request-id", b"req-1"), (b"traceparent", trace)]))
+    try:
+        told = formatted()
+    finally:
+        joined.reset(token)
+    assert (told["request_id"], told["trace_id"]) == ("req-1", "a" * 32)
+    assert "request_id" not in formatted()
+    for wrong in ([], [(b"x-request-id", b"a b")], [(b"x-request-id", b"x" * 200)], [(b"x-request-id", b"\xff")]):
+        made = names_of([*wrong, (b"traceparent", b"00-no")])
+        assert made.keys() == {"request_id"}
+        assert len(made["request_id"]) == 16
+
+
+def test_line_inside_a_span_has_its_ids():
+    """So logs and traces can be joined, in a program of one's own too."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    with tracer.start_as_current_span("one") as span:
+        told = formatted()
+    context = span.get_span_context()
+    assert (told["trace_id"], told["span_id"]) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+    assert "trace_id" not in formatted()

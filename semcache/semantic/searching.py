@@ -9,6 +9,7 @@ from contextlib import suppress
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.ranges import ranged
 from semcache.semantic.texts import as_exception
 from semcache.semantic.work import Found
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def search_all(
-    index: VectorIndex, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int,
+    index: VectorIndex, searches: list[Search], known: dict[str, Vector | Exception], embedding: tuple[int, int],
     clock: Callable[[], float], *, before: Callable[[], None],
 ) -> None:  # fmt: skip
     """Search for all of these at once, and end their futures; `before` is called before any hears what was found.
 
-    `known` are the vectors of their texts, or why there is none. Raises what the index raises, once they have heard.
+    `known` are the vectors of their texts, or why there is none; `embedding` says what those took, and when that ended.
+    Raises what the index raises, once they have heard.
     """
     import numpy as np
 
@@ -43,7 +45,8 @@ def search_all(
     began = perf_counter_ns()
     try:
         most = max(search.k for search in asked)
-        found = index.search([search.scope for search in asked], np.stack(vectors), most, clock())
+        with ranged("search"):
+            found = index.search([search.scope for search in asked], np.stack(vectors), most, clock())
         for search, neighbours in zip(asked, found, strict=True):
             for neighbour in neighbours[: search.k] if search.with_vectors else ():  # here no row is written meanwhile
                 neighbour.vector = index.vector(neighbour.key)
@@ -51,10 +54,10 @@ def search_all(
         for search in asked:
             end(search.future, as_exception(error))
         raise
-    search_ns = perf_counter_ns() - began
+    searched, (embed_ns, embedded) = perf_counter_ns(), embedding
     before()
     for search, vector, neighbours in zip(asked, vectors, found, strict=True):
-        end(search.future, Found(vector, neighbours[: search.k], embed_ns, search_ns))
+        end(search.future, Found(vector, neighbours[: search.k], embed_ns, searched - began, embedded, searched))
 
 
 def end(future: Future[Any], outcome: object) -> None:

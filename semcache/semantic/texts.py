@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
+from semcache.semantic.ranges import ranged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -84,7 +85,8 @@ class Texts:
         if not texts:
             return {}
         try:
-            matrix = self._embedder(texts)
+            with ranged("embed"):
+                matrix = self._embedder(texts)
             self.tell_troubles(self._embedder)
         except BaseException as error:  # noqa: BLE001 - an embedder may raise anything, and the thread lives on
             self._report("embed", error)

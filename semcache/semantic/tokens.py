@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.ranges import ranged
 from semcache.semantic.threads import usable_cpus
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Tokens:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Split many texts at once, ahead of who asks for each."""
+        with ranged("tokenize"):
+            self._prepare(texts)
+
+    def _prepare(self, texts: Sequence[str]) -> None:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if self._words is not None:
             for text in missing:

@@ -263,7 +263,8 @@ class Worker:
         ]
         began = perf_counter_ns()
         known = self._texts.vectors(texts)
-        embed_ns = perf_counter_ns() - began
+        embedded = perf_counter_ns()
+        embedding = embedded - began, embedded
         if texts:
             self._counts["batches"] += 1
             self._counts["batched"] += len(texts)
@@ -273,17 +274,17 @@ class Worker:
                 searches.append(item)
                 continue
             if not isinstance(item, Add | Take | Embed):
-                self._search(searches, known, embed_ns)
+                self._search(searches, known, embedding)
                 searches = []
             self._apply(item, known)
-        self._search(searches, known, embed_ns)
+        self._search(searches, known, embedding)
         self._loaded.sweep(self._clock())
 
-    def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embed_ns: int) -> None:
+    def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embedding: tuple[int, int]) -> None:
         index = self._loaded
         try:
             search_all(
-                index, searches, known, embed_ns, self._clock, before=lambda: self._texts.tell_troubles(index)
+                index, searches, known, embedding, self._clock, before=lambda: self._texts.tell_troubles(index)
             )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from semcache.cache import Cache
+from semcache.sidecar.counts import Counts
 from semcache.telemetry.prometheus import Metrics
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ _UNREADY, _ABSENT = 503, 404
 class Health:
     """What is known of the sidecar's state, and what it counts."""
 
-    def __init__(self, cache: Cache, crowd: Crowd | None = None) -> None:
+    def __init__(self, cache: Cache, most: int = 0, crowd: Crowd | None = None) -> None:
         self._cache = cache
         self.crowd = crowd
+        self.counts = Counts(most)
         self._registry = CollectorRegistry()
         self._metrics = Metrics(cache, self._registry)
+        self._registry.register(self.counts)
         self._fault = ""
         self.is_ready = False
         self.is_draining = False

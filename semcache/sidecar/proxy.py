@@ -104,6 +104,7 @@ class Proxy:
                     return
             await self._admitted(scope, path, receive, send)
         except RefusedError as error:
+            self._health.counts.refused(error.status)
             await _refuse(send, path, error.status, str(error))
 
     def _check_looking(self, scope: Scope, path: str) -> None:
@@ -248,6 +249,7 @@ class Proxy:
 
     async def _through(self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
         """Hand on what is none of the endpoints that are cached, as it comes, both ways."""
+        self._health.counts.handed_through += 1
         incoming = Incoming(receive, self._limits.body_bytes)
         length = [one for one in headers if one[0] == b"content-length"]
         has_body = bool(length) or any(name == b"transfer-encoding" for name, _ in headers)

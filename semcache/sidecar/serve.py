@@ -35,6 +35,7 @@ from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Elsewhere, Proxy
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
+from semcache.sidecar.watched import Watched
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
 from semcache.ttl import TTL, Timeouts, seconds, size_bytes
 from semcache.wrap.clients.options import client_options
@@ -42,12 +43,15 @@ from semcache.wrap.default import policy_of
 
 if TYPE_CHECKING:
     from semcache.sidecar.crowd import Crowd
+    from semcache.sidecar.tracing import Calls
+    from semcache.telemetry.otlp import Export
 
 logger = logging.getLogger("semcache.sidecar")
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 _SOCKET_MODE = 0o660
+_FLUSH_SECONDS = 5.0
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -97,13 +101,17 @@ class Sidecar:
         self._credentials = Credentials(settings.tokens, settings.secret)
         self._upstream = upstream_of(settings)
         self.cache = cache_of(settings) if cache is None else cache
-        self._health = Health(self.cache, crowd)
+        self._health = Health(self.cache, settings.limit_requests, crowd)
         self.live = Live(self.cache.clock.time, texts=settings.dashboard_texts)
+        self._export: Export | None = None
+        self._upstream.heard = self._health.counts.asked
         try:
             self._proxy = proxy = proxy_of(
                 settings, self.cache, self._upstream, self._credentials, self._health, self.live, elsewhere
             )
-            self._config = _config(settings, proxy)
+            calls = self._traced(settings.otlp) if settings.otlp else None
+            watched = Watched(proxy, self._health.counts, calls, names=settings.log == "json")
+            self._config = _config(settings, watched)
             self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
         except ConfigurationError:
             if cache is None:
@@ -114,6 +122,19 @@ class Sidecar:
         self._file: _SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
+
+    def _traced(self, endpoint: str) -> Calls:
+        """Have all that is done told to a collector. Raises MissingExtraError."""
+        from semcache.sidecar.tracing import Calls
+        from semcache.telemetry.otlp import Export
+        from semcache.telemetry.tracing import Tracing
+
+        self._export = export = Export(endpoint)
+        self.cache.recorder.add_observer(Tracing(export.provider, usage=True))
+        self._health.counts.spans = lambda: export.counts
+        calls = Calls(export.provider)
+        self._upstream.carried = calls.carried
+        return calls
 
     def listen(self) -> None:
         """Take addresses, before anything slow begins. Raises OSError, with the mend."""
@@ -180,6 +201,8 @@ class Sidecar:
                 if other is not None:
                     await other
                 await upstream.close()
+        if self._export is not None:
+            await asyncio.to_thread(self._export.close, _FLUSH_SECONDS)
 
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
@@ -243,7 +266,7 @@ def cache_of(settings: Settings) -> Cache:
         compress=settings.compress or None,
         prices=settings.prices or None,
         record=Recording(settings.record) if settings.record else None,
-        observers=[LoggingObserver()] if settings.log == "json" else (),
+        observers=[LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
         ttl=TTL(
             memory=settings.ttl_memory,
             disk=settings.ttl_disk,
@@ -410,6 +433,7 @@ def _log(form: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter("semcache: %(message)s"))
     handler.addFilter(_is_worth_a_trace)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what is not sent we tell ourselves, once
     if form == "json":
         logging.getLogger("semcache.events").setLevel(logging.INFO)
 

@@ -90,6 +90,8 @@ class Settings:
     record: str = _setting("", "record what is asked in this file, redacted", "FILE")
     dashboard_texts: bool = _setting(True, "the dashboard shows what the latest lookups asked, redacted", "BOOL")  # noqa: FBT003 - a default
     log: str = _setting("text", "text, or json: a line for each event", "FORM")
+    log_texts: bool = _setting(False, "texts, redacted, are in those lines too", "BOOL")  # noqa: FBT003 - a default
+    otlp: str = _setting("", "a collector for traces, as http://localhost:4318; none: nothing is traced", "URL")
     ttl_memory: str = _setting("5m", "how long memory keeps an answer", "TIME", name="ttl.memory")
     ttl_disk: str = _setting("1d", "how long the file does", "TIME", name="ttl.disk")
     ttl_redis: str = _setting("1d", "how long Redis does", "TIME", name="ttl.redis")
@@ -217,6 +219,9 @@ def _check(settings: Settings) -> None:
             raise ConfigurationError(f"{name.replace('_', '.')}: it is at least 1; got {getattr(settings, name)}")
     if settings.log not in ("text", "json"):
         raise ConfigurationError(f'log: it is "text" or "json"; got {settings.log!r}')
+    if settings.otlp and not _is_web_address(settings.otlp):
+        told = without_secrets(settings.otlp)
+        raise ConfigurationError(f"otlp: a collector's address is as http://localhost:4318; got {told!r}")
     if settings.sampling not in ("zero", "any"):
         raise ConfigurationError(f'sampling: it is "zero" or "any"; got {settings.sampling!r}')
 
@@ -263,15 +268,19 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) in _PORTS
+    except ValueError:
+        return False
+
+
 def _server(url: Any, where: str, models: Any = ()) -> Server:
     """Return a server of its address. Raises ConfigurationError."""
-    try:
-        parts = urlsplit(url if isinstance(url, str) else "")
-        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) in _PORTS
-    except ValueError:
-        is_whole = False
     told = without_secrets(url) if isinstance(url, str) else url
-    if not is_whole or parts.query or parts.fragment:
+    parts = urlsplit(url) if isinstance(url, str) and _is_web_address(url) else None
+    if parts is None or parts.query or parts.fragment:
         raise ConfigurationError(f"{where}: a server's address is as https://api.openai.com; got {told!r}")
     if "@" in parts.netloc:
         raise ConfigurationError(

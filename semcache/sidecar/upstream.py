@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -46,6 +47,7 @@ class AnsweredError(Exception):
         super().__init__(f"the server behind answered {answer.status}")
         self.answer = answer
         self.is_ours = is_ours
+        self.status_code = answer.status
 
 
 class BrokenOffError(Exception):
@@ -115,6 +117,9 @@ class Upstream:
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
         self._away: set[str] = set()
+        # What is told to a server behind of the trace that a call is part of; and who hears what it took to begin.
+        self.carried: Callable[[Headers, str], Headers] | None = None
+        self.heard: Callable[[str, int, float], None] | None = None
 
     @property
     def first(self) -> Server:
@@ -149,23 +154,30 @@ class Upstream:
                 skip_auto_headers=_ITS_OWN, max_line_size=_LONGEST_LINE, max_field_size=_LONGEST_LINE,
             )  # fmt: skip
             self._session._retry_connection = False  # noqa: SLF001 - there is no public way, and once is once
-        headers = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in sent.headers)
-        url = URL(sent.url, encoded=True)
+        told = sent.headers if self.carried is None else self.carried(sent.headers, sent.url)
+        headers = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in told)
+        url, began = URL(sent.url, encoded=True), perf_counter()
         try:
             response = await self._session.request(
                 sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False,
                 proxy=self._proxies.get(sent.server),
             )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self._tell(sent.server, 0, began)
             failure = _unanswered(error, url)
             if sent.server not in self._away:  # the first of many alike
                 self._away.add(sent.server)
                 logger.warning("%s; callers are told so", failure.answer.body.decode())
             raise failure from error
+        self._tell(sent.server, response.status, began)
         if sent.server in self._away:
             self._away.discard(sent.server)
             logger.warning("%s answers again", url.host)
         return Opened(response)
+
+    def _tell(self, server: str, status: int, began: float) -> None:
+        if self.heard is not None:
+            self.heard(server, status, perf_counter() - began)
 
     async def close(self) -> None:
         """Close the connections."""

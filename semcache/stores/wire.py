@@ -236,7 +236,8 @@ def found_told(found: Hit | Miss, audited: Hit | None = None) -> dict[str, Any]:
     if evidence is not None:
         if evidence.decision is not None:
             told["decision"] = decision_told(evidence.decision)
-        told["stages"] = evidence.stages
+        # Until when each took its time, only our clock knows.
+        told["stages"] = [(stage, took) for stage, took, _ in evidence.stages]
     if audited is not None:
         told["audited"] = found_told(audited)
     return told
@@ -257,7 +258,11 @@ def found_of(told: object, request: Request, tier: str) -> Hit | Miss:
 
 
 def _evidence_of(listed: Mapping[str, Any]) -> Evidence:
-    evidence = Evidence(stages=dict(_checked(listed["stages"], dict, "stages")))
+    evidence = Evidence()
+    for told in _checked(listed["stages"], list, "stages"):
+        if not isinstance(told, list) or len(told) != 2:  # noqa: PLR2004 - its name, and what it took
+            raise DecodeError("a stage is its name and nanoseconds")
+        evidence.stages.append((text_of(told[0], "a stage"), _checked(told[1], int, "a stage's time"), 0))
     evidence.decision = decision_of(listed.get("decision"))
     return evidence
 

@@ -106,7 +106,11 @@ class Metrics(Collector):
         yield from self._stages.collect()
         cache = self._cache()
         if cache is not None:
-            yield from self._counted(cache.stats())
+            stats = cache.stats()
+            # What is not there yet is 0: else the first hit of a tier would be none that a rate sees.
+            stats.hits = dict.fromkeys((*(tier.name for tier in cache.tiers), "flight"), 0) | stats.hits
+            yield from self._counted(stats)
+            yield from self._state(cache)
 
     def _counted(self, stats: Stats) -> Iterator[Metric]:
         yield self._counter("hits", "Answers from the cache.", stats.hits, "tier")
@@ -126,6 +130,28 @@ class Metrics(Collector):
         yield self._gauge(f"saved_money_{currency.lower()}", "Money that hits saved.", stats.saved_money)
         yield self._gauge(f"spent_money_{currency.lower()}", "Money that loads have cost.", stats.spent_money)
         yield from self._tiers(stats.tiers)
+
+    def _state(self, cache: Any) -> Iterator[Metric]:
+        """Tell what the cache may do now: its mode, the tiers that are left alone, and what its policy serves."""
+        mode = GaugeMetricFamily("semcache_mode", "The mode that the cache is in.", labels=["namespace", "mode"])
+        mode.add_metric([self._namespace, cache.mode], 1)
+        yield mode
+        about = "Whether a tier is left alone as it failed too often."
+        open_ = GaugeMetricFamily("semcache_tier_open", about, labels=["namespace", "tier"])
+        for tier, breaker in cache.chain.tiers:
+            open_.add_metric([self._namespace, tier.name], breaker.is_open)
+        yield open_
+        try:
+            told = figures_of(cache.policy.status())
+        except Exception:  # noqa: BLE001 - a policy may be the user's own, and may have no status
+            return
+        for name, (figure, label, values) in told.items():
+            family = GaugeMetricFamily(
+                f"semcache_policy_{name}", figure, labels=["namespace", *([label] if label else [])]
+            )
+            for value, number in values.items():
+                family.add_metric([self._namespace, *([value] if label else [])], number)
+            yield family
 
     def _counter(self, name: str, about: str, values: dict[str, Any], label: str = "") -> Metric:
         labels = ["namespace", label] if label else ["namespace"]
@@ -165,3 +191,32 @@ def general(reasons: dict[str, int]) -> dict[str, int]:
         kind = (match[0] if match else "").strip(" ,;") or "other"
         counted[kind] = counted.get(kind, 0) + count
     return counted
+
+
+def figures_of(status: Any) -> dict[str, tuple[str, str, dict[str, float]]]:
+    """Return what a policy's status has in numbers: by name what it is of, its label and the values by that.
+
+    Of families, which may be many, the one is told whose bound is the worst of those that serve.
+    """
+    families = [one for one in (*getattr(status, "families", ()), getattr(status, "others", None)) if one is not None]
+    serving = [one for one in families if one.cut is not None]
+    cuts = [one.cut for one in serving] or ([status.cut] if hasattr(status, "cut") else [])
+    told: dict[str, tuple[str, str, dict[str, float]]] = {}
+    if status.budget is not None:
+        told["budget"] = "The share of near matches served that may be wrong.", "", {"": status.budget}
+    if cuts:
+        told["cut"] = "The lowest cut from which on near matches are served.", "", {"": min(cuts)}
+    worst = max(serving or families[-1:], key=lambda one: one.wrong.interval[1], default=None)
+    if worst is not None:
+        low, high = worst.wrong.interval
+        shares = {"lower": low, "upper": high} | ({} if worst.wrong.share is None else {"estimate": worst.wrong.share})
+        told["wrong_share"] = "The share of near matches that is wrong, and its 95% interval.", "bound", shares
+        told["labels"] = "Comparisons that this rests on.", "", {"": worst.wrong.labels}
+    if worst is not None and worst.needed is not None:
+        told["labels_needed"] = "Comparisons that it takes for a cut to open.", "", {"": worst.needed}
+    states = [one.state for one in families if hasattr(one, "state")]
+    if states:
+        counted = {state: float(states.count(state)) for state in ("open", "closed", "alarm")}
+        told["families"] = "Scope families by what the policy does in them.", "state", counted
+        told["alarms"] = "Alarms that closed a cut so far.", "", {"": sum(one.alarms for one in families)}
+    return told

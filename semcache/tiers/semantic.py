@@ -139,7 +139,8 @@ class SemanticTier:
             began = perf_counter_ns()
             neighbours = found.neighbours if rank is None else rank(text, found.vector, found.neighbours)
             hit, gone = yield from self._decide(request, policy, neighbours, evidence, deadline)
-            evidence.stages["decide"] = evidence.stages.get("decide", 0) + perf_counter_ns() - began
+            decided = perf_counter_ns()
+            evidence.stages.append(("decide", decided - began, decided))
             if gone:
                 self.batcher.remove(gone)
             if hit is not None:
@@ -363,5 +364,7 @@ def row_life(remaining: float, ttl: float) -> float:
 def _learn(evidence: Evidence, found: Found) -> None:
     evidence.vector = found.vector
     evidence.neighbours = found.neighbours
-    for stage, nanoseconds in (("embed", found.embed_ns), ("search", found.search_ns)):
-        evidence.stages[stage] = evidence.stages.get(stage, 0) + nanoseconds
+    evidence.stages += [
+        ("embed", found.embed_ns, found.embedded or perf_counter_ns()),
+        ("search", found.search_ns, found.searched or perf_counter_ns()),
+    ]

@@ -187,8 +187,8 @@ class Call:
         except Exception as error:  # noqa: BLE001 - the user's own text callable
             return None, (None, self._unkeyable(error))
         event = cache.event(request)
-        event.stages["key"] = keyed - began
-        event.stages["memory"] = perf_counter_ns() - keyed
+        event.took("key", keyed - began, keyed)
+        event.took("memory", perf_counter_ns() - keyed)
         if cache.recorder.recording is not None:
             event.call = told_of(self, values, args, kwargs, tenant)
         found, value = probe(cache.chain, request, event)

@@ -6,6 +6,7 @@ from semcache.cache import Cache
 from semcache.context import current
 from semcache.events import Event
 from semcache.tiers.memory import Kept
+from semcache.trace import followed
 
 
 def memory_event(
@@ -23,4 +24,6 @@ def memory_event(
 def bypass_event(cache: Cache, name: str, stage: str, reason: str) -> Event:
     """Begin the event of a function's call, booked on the stage that the context says, else on this one."""
     told = current.get()
-    return Event("bypass", name, cache.namespace, reason=reason, stage=(told and told.stage) or stage)
+    event = Event("bypass", name, cache.namespace, reason=reason, stage=(told and told.stage) or stage)
+    event.watch = followed(cache.recorder.observers, event)
+    return event

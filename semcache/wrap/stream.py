@@ -235,6 +235,8 @@ class Reading:
         self._place += 1
         if isinstance(item, End):
             self._event.failed = item.error is not None
+            if self._event.watch is not None and self._led and not self._found:
+                self._event.watch.loaded(item.error)
         return item
 
     def _open(self) -> Plan[Origin]:
@@ -247,7 +249,14 @@ class Reading:
             if self._evidence is not None and self._evidence.audited is not None:
                 self._stream.instead = partial(self._fall_back, *self._evidence.audited)
         self._stream.born, self._stream.request = self._chain.position(), self._request
-        return self._origin(self._make, self._stream.flight)
+        watch = self._event.watch
+        if watch is None:
+            return self._origin(self._make, self._stream.flight)
+        entered = watch.enter()
+        try:
+            return self._origin(self._make, self._stream.flight)  # which runs in a copy of this context
+        finally:
+            watch.leave(entered)
 
     def _replay(self, found: Hit, value: Any) -> Replayed:
         self._found, self._value = True, value

@@ -35,6 +35,11 @@ class Running:
         return self._sidecar.programs
 
     @property
+    def counts(self):
+        """What it counts beside its cache."""
+        return self._sidecar._health.counts
+
+    @property
     def openai_url(self):
         """The `base_url` of an OpenAI client, as of the stand-in."""
         return f"{self.url}/v1"

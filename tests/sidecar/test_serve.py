@@ -230,6 +230,18 @@ def test_json_logs_tell_events_and_no_text(start):
     assert "secret question" not in errors
 
 
+def test_texts_are_in_the_lines_where_that_is_asked_for(start):
+    """Without the secrets in them, and no answer; each line has its request's id."""
+    sidecar = start("--log", "json", "--log-texts", "true")
+    sidecar.post(asked("ask ann@example.com"), headers={"x-request-id": "req-1"})
+    _, errors = sidecar.stop()
+    (line,) = [one for one in map(json.loads, errors.splitlines()) if one.get("semcache_kind") == "miss"]
+    assert line["semcache_text"].startswith("ask [email:")
+    assert line["request_id"] == "req-1"
+    assert "ann@" not in errors
+    assert "Answer to" not in errors
+
+
 def test_new_token_and_its_digest_belong_together(models, serve):
     """What is printed for the file takes what is printed for the caller."""
     from semcache.sidecar.credentials import Token

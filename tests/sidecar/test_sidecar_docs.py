@@ -13,6 +13,7 @@ from semcache.sidecar.settings import Settings, read
 from semcache.sidecar.wishes import _NAMES
 
 DOCS = (Path(__file__).parents[2] / "docs" / "sidecar.md").read_text(encoding="utf-8")
+FLAGS = ("tool_calls", "dashboard_texts", "log_texts")
 
 
 def test_every_setting_is_documented_with_its_default():
@@ -29,7 +30,7 @@ def test_every_setting_is_documented_with_its_default():
     defaults = Settings()
     for name, default in documented.items():
         field = name.replace(".", "_")
-        assert default == (str(getattr(defaults, field)).lower() if name in ("tool_calls", "dashboard_texts") else
+        assert default == (str(getattr(defaults, field)).lower() if name in FLAGS else
                            "" if name == "upstream" else str(getattr(defaults, field)))  # fmt: skip
 
 

@@ -181,7 +181,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - the user's own text callable
             return asked, (None, self._unkeyable(error))
         event = cache.event(request)
-        event.stages["key"] = keyed - began
+        event.took("key", keyed - began, keyed)
         event.took("memory", perf_counter_ns() - keyed)
         return asked, (request, event)
 
