@@ -50,21 +50,27 @@ compiled := PYTHONDONTWRITEBYTECODE=
 
 quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-# Behind all else on the PATH, what `make servers` has put there.
-export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
+# Behind all else on the PATH, what `make servers` and `make programs` have put there.
+export PATH := $(PATH):$(CURDIR)/.cache/servers/bin:$(CURDIR)/.cache/system/bin
 
-.PHONY: help venv servers test oldest oldest-venv demo bench lint types pyright layers docs check clean
+.PHONY: help venv servers programs test test-system oldest oldest-venv demo bench lint types pyright layers docs check clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 venv: $(installed) ## the virtual environment, with EXTRAS and the tools of development
 
 servers: ## redis-server and memcached for the tests: from the PATH, else unpacked into .cache/servers
 	@.ci/servers
 
+programs: ## Chromium, Prometheus and Node for `make test-system`: from the PATH, else unpacked into .cache/system
+	@PYTHON=$(PYTHON) .ci/servers system
+
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
 	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
+
+test-system: $(installed) servers programs ## the sidecar among real programs: a browser, Node's clients, curl, Prometheus
+	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m system $(or $(TESTS),tests/system) $(ARGS)
 
 oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
 	@$(MAKE) test $(with_oldest) TESTS=tests/clients

@@ -1,0 +1,49 @@
+"""`semcache serve` in a process of its own, as its owners run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+from instruments import GUARD
+
+CHAT = "/v1/chat/completions"
+
+
+class Process:
+    """A sidecar in a process of its own; `line` is the first that it said."""
+
+    def __init__(self, *arguments, environment=None, **how):
+        command = [sys.executable, "-m", "semcache", "serve", "--port", "0", *arguments]
+        told = {**os.environ, **(environment or {})}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told, **how
+        )  # fmt: skip
+        self.line = self.process.stderr.readline()
+        self.url = self.line.split(" at ")[-1].split(",")[0].split(" and ")[0].strip()
+
+    def post(self, body, *, path=CHAT, headers=None):
+        return httpx.post(
+            self.url + path, json=body, headers={"authorization": "Bearer k"} | (headers or {}), timeout=GUARD
+        )
+
+    def said(self, word):
+        """Return the next line that has a word."""
+        while word not in (line := self.process.stderr.readline()):
+            assert line, f"it ended, and never said {word!r}"
+        return line
+
+    def stop(self, number=signal.SIGTERM):
+        """Return exit status and what else it said; without a signal, when it has ended by itself."""
+        if number is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=GUARD)
+        return self.process.returncode, errors
+
+
+def asked(text="a"):
+    """Return the body of a call."""
+    return {"model": "m", "messages": [{"role": "user", "content": text}]}
