@@ -19,6 +19,7 @@ SHELL := /bin/sh
 comma := ,
 extras := $(subst $(comma), ,$(EXTRAS))
 bin := $(VENV)/bin
+# Installed with --no-compile: thousands of modules are never imported, and the others compile themselves.
 pip := $(bin)/python -m pip --disable-pip-version-check
 constraints := .ci/constraints-cpu.txt
 torch_index := https://download.pytorch.org/whl/cpu
@@ -38,7 +39,7 @@ made := $(VENV)/.stamp-made
 torch := $(VENV)/.stamp-torch
 installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))$(if $(filter-out dev,$(TOOLS)),-$(TOOLS))
 bench_installed := $(installed)-bench
-install = $(pip) install -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
+install = $(pip) install --no-compile -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
 
 # Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.
 in_parallel := -n auto --maxprocesses 8 --dist loadgroup
@@ -124,11 +125,11 @@ $(VENV)/oldest.txt: $(made) pyproject.toml .ci/oldest.py
 $(torch): $(made) $(constraints)
 ifeq ($(filter gpu,$(extras)),)
 	@echo "PyTorch, CPU build, from $(torch_index)"
-	@$(pip) install --retries 0 --timeout 10 --no-deps --index-url $(torch_index) -c $(constraints) torch 2>/dev/null || { \
+	@$(pip) install --no-compile --retries 0 --timeout 10 --no-deps --index-url $(torch_index) -c $(constraints) torch 2>/dev/null || { \
 		echo "make: not to be had there; taking the same version from the default index (on Linux with CUDA, which is large)" >&2; \
-		$(pip) install -c $(constraints) torch; }
+		$(pip) install --no-compile -c $(constraints) torch; }
 else
-	$(pip) install -c $(constraints) torch
+	$(pip) install --no-compile -c $(constraints) torch
 endif
 	@touch $@
 

@@ -263,6 +263,8 @@ class Worker:
         ]
         began = perf_counter_ns()
         known = self._texts.vectors(texts)
+        as_they_are = [item.text for item in batch if isinstance(item, Embed) and item.as_it_is]
+        anyhow = known | self._texts.as_they_are(as_they_are, known) if as_they_are else known
         embed_ns = perf_counter_ns() - began
         if texts:
             self._counts["batches"] += 1
@@ -275,7 +277,7 @@ class Worker:
             if not isinstance(item, Add | Take | Embed):
                 self._search(searches, known, embed_ns)
                 searches = []
-            self._apply(item, known)
+            self._apply(item, anyhow if isinstance(item, Embed) and item.as_it_is else known)
         self._search(searches, known, embed_ns)
         self._loaded.sweep(self._clock())
 

@@ -116,12 +116,16 @@ class Credentials:
         self._known: dict[bytes, Caller] = {}
         self._salt = secrets.token_bytes(_TOKEN_BYTES)
 
-    def of(self, proofs: list[tuple[bytes, bytes]]) -> Caller:
-        """Return who asks with these headers, of PROOFS. Raises UnknownCallerError."""
-        name = blake2b(b"\0".join([part for one in proofs for part in one]), key=self._salt, digest_size=20).digest()
+    def of(self, proofs: list[tuple[bytes, bytes]], *, stays_here: bool = False) -> Caller:
+        """Return who asks with these headers, of PROOFS. Raises UnknownCallerError.
+
+        What `stays_here` may have its token where others put the key that goes upstream; it proxies no call then.
+        """
+        salt = self._salt[::-1] if stays_here else self._salt
+        name = blake2b(b"\0".join([part for one in proofs for part in one]), key=salt, digest_size=20).digest()
         caller = self._known.get(name)
         if caller is None:
-            caller = self._made(proofs)
+            caller = self._made(proofs, stays_here=stays_here)
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[name] = caller
@@ -147,7 +151,7 @@ class Credentials:
         names = dict.fromkeys(name for name, _ in own) or [b"authorization"]
         return [(name, b"Bearer " + key if name == b"authorization" else key) for name in names]
 
-    def _made(self, proofs: list[tuple[bytes, bytes]]) -> Caller:
+    def _made(self, proofs: list[tuple[bytes, bytes]], *, stays_here: bool) -> Caller:
         tokens = [value for name, value in proofs if name == TOKEN_HEADER]
         if len(tokens) > 1:
             raise UnknownCallerError("x-semcache-token stands twice")
@@ -158,7 +162,9 @@ class Credentials:
         if token is None and self._tokens:
             # A token with a key behind it stands where the SDK puts its key.
             found = [self._token(_bare(value)) for _, value in keys]
-            token = next((one for one in found if one is not None and one.upstream_key_env), None)
+            token = next((one for one in found if one is not None and (one.upstream_key_env or stays_here)), None)
+            if token is not None and not token.upstream_key_env:
+                return Caller(quote(token.tenant, safe=""), token.rights - {"proxy"})
             if token is None:
                 raise UnknownCallerError(
                     "no token: send x-semcache-token, or as the API key a token that has an upstream_key_env"

@@ -22,6 +22,8 @@ from semcache.sidecar.endpoint import Endpoint
 from semcache.sidecar.events import bytes_of
 from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
+from semcache.sidecar.own import PATHS as OWN_PATHS
+from semcache.sidecar.own import OwnEmbeddings, give
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
 from semcache.sidecar.settings import Server
 from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
@@ -56,9 +58,10 @@ class Proxy:
 
     def __init__(
         self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
-        health: Health, longest: float,
+        health: Health, longest: float, own: OwnEmbeddings,
     ) -> None:  # fmt: skip
         self._upstream = upstream
+        self._own = own
         self._credentials = credentials
         self._limits = limits
         self._health = health
@@ -99,9 +102,9 @@ class Proxy:
             if rights.isdisjoint(("read", "admin")):
                 raise RefusedError(FORBIDDEN, "this token may not look: it lacks the right `read`")
 
-    def _caller(self, proofs: Headers) -> Caller:
+    def _caller(self, proofs: Headers, *, stays_here: bool = False) -> Caller:
         try:
-            return self._credentials.of(proofs)
+            return self._credentials.of(proofs, stays_here=stays_here)
         except UnknownCallerError as error:
             raise RefusedError(UNKNOWN, str(error)) from None
 
@@ -121,9 +124,10 @@ class Proxy:
             raise RefusedError(BAD, "a path leads down alone: there is no `..` in it")
         headers: Headers = list(scope["headers"])  # what comes behind the body is none of it
         told = self._sorter.of(headers)
-        caller = self._caller(told.proofs)
-        if "proxy" not in caller.rights:
-            raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
+        is_own = path in OWN_PATHS and bool(self._own.names)
+        caller = self._caller(told.proofs, stays_here=is_own)
+        if not (is_own and "cache" in caller.rights):
+            _check_proxied(caller)
         try:
             wishes = wishes_of(told.wishes)
         except UnclearWishError as error:
@@ -132,6 +136,10 @@ class Proxy:
             raise _too_large(self._limits)  # before any of it is handed on
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
         if endpoint is None:
+            if is_own and path == OWN_PATHS[1] and not ("proxy" in caller.rights and self._upstream.servers):
+                await give(send, self._own.listed())
+                return
+            _check_proxied(caller)
             if wishes.is_only_cached:
                 raise not_cached()
             await self._through(scope, headers, caller, receive, send)
@@ -145,6 +153,11 @@ class Proxy:
         """Answer a call of an endpoint that is cached."""
         path = scope["path"]
         body = await _Incoming(receive, self._limits).whole()
+        own = self._own.asked(path, body)
+        if own is not None:
+            await give(send, await self._own.answer(own))
+            return
+        _check_proxied(caller)
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
@@ -270,6 +283,12 @@ class _Incoming:
                 raise self.refusal
             more = message.get("more_body", False)
             yield body
+
+
+def _check_proxied(caller: Caller) -> None:
+    """Refuse a call of the servers behind to who may not. Raises RefusedError."""
+    if "proxy" not in caller.rights:
+        raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
 
 
 async def _give(found: Found, send: Send) -> None:

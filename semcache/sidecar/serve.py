@@ -26,6 +26,7 @@ from semcache.errors import ConfigurationError
 from semcache.recording import Recording
 from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.health import Health, HealthOnly
+from semcache.sidecar.own import OwnEmbeddings
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Limits, Proxy
 from semcache.sidecar.settings import Settings, without_secrets
@@ -109,7 +110,8 @@ class Sidecar:
         """Return in a line where it listens."""
         also = f" and unix://{self._settings.unix}" if self._settings.unix else ""
         behind = ", ".join(without_secrets(server.url) for server in self._settings.upstream)
-        return f"semcache listens at {self.url}{also}, in front of {behind}"
+        told = f"in front of {behind}" if behind else f"with embeddings of {self._settings.embedder} alone"
+        return f"semcache listens at {self.url}{also}, {told}"
 
     async def run(self, say: Callable[[], None]) -> None:
         """Serve until `end` is called, and until what was being answered then has ended; `say` when it listens."""
@@ -234,7 +236,8 @@ def proxy_of(
         documents=None,
     )  # fmt: skip
     limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
-    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings))
+    own = OwnEmbeddings(cache, settings.embedder)
+    return Proxy(cache, upstream, credentials, options, limits, health, _longest(settings), own)
 
 
 def _longest(settings: Settings) -> float:

@@ -192,10 +192,10 @@ def read(options: Namespace | None = None, environment: Mapping[str, str] | None
 
 
 def _check(settings: Settings) -> None:
-    if not settings.upstream:
+    if not settings.upstream and not settings.embedder:
         raise ConfigurationError(
             "upstream: which server is behind? give --upstream https://api.openai.com, SEMCACHE_UPSTREAM, or "
-            "[[upstream]] tables in the file"
+            "[[upstream]] tables in the file; without one it has embeddings alone, of an --embedder"
         )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigurationError("tls_cert, tls_key: TLS wants both, the certificate and its key")

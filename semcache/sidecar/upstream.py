@@ -118,7 +118,11 @@ class Upstream:
 
     @property
     def first(self) -> Server:
-        """The server that is asked for what has no body."""
+        """The server that is asked for what has no body. Raises RefusedError where there is none."""
+        if not self._servers:
+            raise RefusedError(
+                ABSENT, "no server is behind this sidecar: it has embeddings of its own alone (upstream)"
+            )
         return self._servers[0]
 
     @property
@@ -134,8 +138,8 @@ class Upstream:
         if not isinstance(model, str) or not model:
             if len(self._servers) > 1:
                 raise RefusedError(BAD, "which server is it for? it names no model that can be read")
-            return self._servers[0]
-        for server in self._servers:
+            return self.first
+        for server in self._servers or (self.first,):
             if server.has(model):
                 return server
         raise RefusedError(ABSENT, f"no server behind has the model {model[:80]!r}: see [[upstream]] in the settings")

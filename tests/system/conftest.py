@@ -1,6 +1,6 @@
 """What the tests of the whole share: a sidecar as its owners run it, in front of the stand-in, and folders of its own.
 
-They need programs that nothing else does: a browser, Node, curl, Prometheus. One that is missing fails, and never skips.
+They need programs that nothing else does: a browser, Node, curl, Prometheus. Without one they fail, and never skip.
 """
 
 from __future__ import annotations
