@@ -56,5 +56,8 @@ def _run(options: argparse.Namespace) -> int:
     warnings.formatwarning = lambda message, *_where, **_line: str(message)
     say = partial(print, file=sys.stderr, flush=True)
     is_json = resolved.settings.log == "json"
-    serve(resolved.settings, (lambda told: say(json.dumps({"message": told}))) if is_json else say)
+    serve(
+        resolved.settings, (lambda told: say(json.dumps({"message": told}))) if is_json else say,
+        lambda: read(options).settings,
+    )  # fmt: skip
     return 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from hmac import compare_digest
 from hmac import digest as keyed
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -57,11 +58,17 @@ class Token:
     rights: frozenset[str]
     upstream_key_env: str = ""
     upstream: str = ""
+    upstream_key_file: str = ""
+
+    @property
+    def key_name(self) -> str:
+        """What the key is called that goes upstream in its place; "" where none does."""
+        return self.upstream_key_env or self.upstream_key_file
 
     @classmethod
     def read(cls, table: Mapping[str, Any], where: str) -> Token:
         """Return the token of a table. Raises ConfigurationError, with the mend."""
-        known = ("name", "sha256", "tenant", "rights", "upstream_key_env", "upstream")
+        known = ("name", "sha256", "tenant", "rights", "upstream_key_env", "upstream_key_file", "upstream")
         for key, value in table.items():
             if key not in known:
                 raise ConfigurationError(f"{where}: key `{key}` is none of a token's; it has {', '.join(known)}")
@@ -82,9 +89,12 @@ class Token:
         rights = table.get("rights", ["proxy", "cache"])
         if not isinstance(rights, list) or not rights or not set(rights) <= set(RIGHTS):
             raise ConfigurationError(f"{where}: `rights` are some of {', '.join(RIGHTS)}; got {rights!r}")
+        if "upstream_key_env" in table and "upstream_key_file" in table:
+            raise ConfigurationError(f"{where}: its key is in upstream_key_env or in upstream_key_file, not in both")
         name = table.get("name") or table["tenant"]
         upstream = table.get("upstream", "").rstrip("/").removesuffix("/v1")
-        return cls(name, digest, table["tenant"], frozenset(rights), table.get("upstream_key_env", ""), upstream)
+        key_env, key_file = table.get("upstream_key_env", ""), table.get("upstream_key_file", "")
+        return cls(name, digest, table["tenant"], frozenset(rights), key_env, upstream, key_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +118,25 @@ class Credentials:
         self._secret = secret.encode() or secrets.token_bytes(_TOKEN_BYTES)
         self.is_random = not secret
         self._environment = os.environ if environment is None else environment
-        for token in self._tokens:
-            if token.upstream_key_env and not self._environment.get(token.upstream_key_env):
-                raise ConfigurationError(
-                    f"token {token.name}: its upstream_key_env is {token.upstream_key_env}, which the environment lacks"
-                )
+        self._keys = {token.key_name: self._key_behind(token) for token in self._tokens if token.key_name}
         self._known: dict[bytes, Caller] = {}
         self._salt = secrets.token_bytes(_TOKEN_BYTES)
+
+    def _key_behind(self, token: Token) -> bytes:
+        """Return the key that stands for a token. Raises ConfigurationError."""
+        if token.upstream_key_env:
+            key = self._environment.get(token.upstream_key_env, "").encode()
+            told = f"its upstream_key_env is {token.upstream_key_env}, which the environment lacks"
+        else:
+            told = f"its upstream_key_file is {token.upstream_key_file}, which has no key in a line"
+            try:
+                key = Path(token.upstream_key_file).read_bytes().strip()
+            except OSError as error:
+                told = f"its upstream_key_file {token.upstream_key_file} cannot be read: {error.strerror}"
+                raise ConfigurationError(f"token {token.name}: {told}") from error
+        if not key or not key.isascii() or b"\n" in key:
+            raise ConfigurationError(f"token {token.name}: {told}")
+        return key
 
     def of(self, proofs: list[tuple[bytes, bytes]], *, stays_here: bool = False) -> Caller:
         """Return who asks with these headers, of PROOFS. Raises UnknownCallerError.
@@ -131,14 +153,25 @@ class Credentials:
             self._known[name] = caller
         return caller
 
+    def renewed(self, tokens: Iterable[Token], servers: Sequence[str]) -> Credentials:
+        """Return credentials of other tokens, and of keys as they stand now, to be taken. Raises ConfigurationError."""
+        made = Credentials(tokens, "taken by another", self._environment)
+        made.check(servers)
+        return made
+
+    def take(self, other: Credentials) -> None:
+        """Go by another's tokens and keys from now on; the secret, and so every caller's tenant, stays."""
+        self._tokens, self._keys = other._tokens, other._keys
+        self._known.clear()
+
     def check(self, servers: Sequence[str]) -> None:
         """See that each key that stands for a token is for one server. Raises ConfigurationError."""
         for token in self._tokens:
             if token.upstream and token.upstream not in servers:
                 raise ConfigurationError(f"token {token.name}: its upstream {token.upstream} is none of the settings'")
-            if token.upstream_key_env and not token.upstream and len(servers) > 1:
+            if token.key_name and not token.upstream and len(servers) > 1:
                 raise ConfigurationError(
-                    f"token {token.name}: which server is the key in {token.upstream_key_env} for? with several "
+                    f"token {token.name}: which server is the key in {token.key_name} for? with several "
                     'servers behind, give the token its own: upstream = "https://api.openai.com"'
                 )
 
@@ -147,7 +180,7 @@ class Credentials:
         own = [one for one in headers if one[0] in KEY_HEADERS]
         if not caller.key_env:
             return own
-        key = self._environment.get(caller.key_env, "").encode()
+        key = self._keys.get(caller.key_env, b"")
         names = dict.fromkeys(name for name, _ in own) or [b"authorization"]
         return [(name, b"Bearer " + key if name == b"authorization" else key) for name in names]
 
@@ -162,19 +195,19 @@ class Credentials:
         if token is None and self._tokens:
             # A token with a key behind it stands where the SDK puts its key.
             found = [self._token(_bare(value)) for _, value in keys]
-            token = next((one for one in found if one is not None and (one.upstream_key_env or stays_here)), None)
-            if token is not None and not token.upstream_key_env:
+            token = next((one for one in found if one is not None and (one.key_name or stays_here)), None)
+            if token is not None and not token.key_name:
                 return Caller(quote(token.tenant, safe=""), token.rights - {"proxy"})
             if token is None:
                 raise UnknownCallerError(
-                    "no token: send x-semcache-token, or as the API key a token that has an upstream_key_env"
+                    "no token: send x-semcache-token, or as the API key a token that has an upstream_key_env or _file"
                 )
         rights = frozenset(RIGHTS) if token is None else token.rights
         parts = [] if token is None else [quote(token.tenant, safe="")]
-        if token is not None and token.upstream_key_env:
+        if token is not None and token.key_name:
             vouched = [one for one in proofs if one[0] in _VOUCHED]
             parts += [f"key-{self._digest(vouched)}"] if vouched else []
-            return Caller("/".join(parts), rights, token.upstream_key_env, token.upstream)
+            return Caller("/".join(parts), rights, token.key_name, token.upstream)
         # Where there is a key no cookie goes upstream; without one it may say who asks.
         told = [(name, _bare(value)) for name, value in proofs if name != TOKEN_HEADER and (name != COOKIE or not keys)]
         parts.append(f"key-{self._digest(told)}" if told else "nobody")

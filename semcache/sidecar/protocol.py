@@ -7,7 +7,11 @@ what is asked is what the head says: fields that come after a body are dropped, 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 import httptools
@@ -55,6 +59,7 @@ class Bounded(HttpToolsProtocol):
 
     head_seconds = 10.0
     body_seconds = 60.0
+    write_seconds = 60.0
     _is_in_head = False
     _is_in_body = False
     _is_upgrade = False
@@ -63,6 +68,8 @@ class Bounded(HttpToolsProtocol):
     _body_bytes = 0
     _read_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -73,6 +80,7 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._stop()
+        self._stop_write()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -163,6 +171,44 @@ class Bounded(HttpToolsProtocol):
         """Wait for what comes next, where it has begun."""
         super().on_response_complete()
         self._watch_request()
+        self._watch_write()
+
+    def pause_writing(self) -> None:
+        """Write no more for now, and see whether it is read."""
+        super().pause_writing()
+        self._watch_write()
+
+    def resume_writing(self) -> None:
+        """Write on; what is left may still not be read."""
+        super().resume_writing()
+        self._watch_write()
+
+    def _watch_write(self) -> None:
+        """Give a caller its time to read what was sent; it has it anew with all that it reads."""
+        self._stop_write()
+        if self.transport.get_write_buffer_size():
+            self._unread_bytes = self._unread()
+            self._write_timer = self.loop.call_later(self.write_seconds, self._check_read)
+
+    def _check_read(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() and self._unread() >= self._unread_bytes:
+            self.transport.abort()
+        else:
+            self._watch_write()
+
+    def _unread(self) -> int:
+        """Return how many bytes are not read, of ours and of the system's, which takes megabytes at a time."""
+        size: int = self.transport.get_write_buffer_size()
+        with suppress(OSError, ValueError):  # there is no such word for this kind of connection, or system
+            told = ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, bytes(4))
+            size += int.from_bytes(told, sys.byteorder)
+        return size
+
+    def _stop_write(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _count(self, size: int) -> None:
         self._field_bytes += size
@@ -204,6 +250,7 @@ class Bounded(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded(head_seconds: float, body_seconds: float) -> type[Bounded]:
-    """Return the protocol with so many seconds for a head and a body."""
-    return type("Bounded", (Bounded,), {"head_seconds": head_seconds, "body_seconds": body_seconds})
+def bounded(head_seconds: float, body_seconds: float, write_seconds: float) -> type[Bounded]:
+    """Return the protocol with so many seconds for a head and a body, and for who does not read what was sent."""
+    seconds = {"head_seconds": head_seconds, "body_seconds": body_seconds, "write_seconds": write_seconds}
+    return type("Bounded", (Bounded,), seconds)

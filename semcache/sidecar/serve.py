@@ -16,6 +16,8 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.own import OwnEmbeddings
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Limits, Proxy
+from semcache.sidecar.renewal import Renewal
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
@@ -43,8 +46,8 @@ _KEEP_ALIVE_SECONDS = 75
 _SOCKET_MODE = 0o660
 
 
-def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Run a sidecar until a signal ends it, and `say` where it listens.
+def serve(settings: Settings, say: Callable[[str], None], read: Callable[[], Settings] | None = None) -> None:
+    """Run a sidecar until a signal ends it, and `say` where it listens; SIGHUP takes anew what `read` returns.
 
     Raises ConfigurationError, and OSError where it cannot listen.
     """
@@ -57,6 +60,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             loop = runner.get_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, sidecar.end)
+            if read is not None:
+                loop.add_signal_handler(signal.SIGHUP, partial(sidecar.renew, read))
             runner.run(sidecar.run(lambda: say(sidecar.told())))
     finally:
         sidecar.close()
@@ -84,6 +89,8 @@ class Sidecar:
         self._file: _SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
+        self._renewing: set[asyncio.Task[None]] = set()
+        self._renewal: Renewal | None = None
 
     def listen(self) -> None:
         """Take addresses, before anything slow begins. Raises OSError, with the mend."""
@@ -137,6 +144,15 @@ class Sidecar:
                     await other
                 await upstream.close()
 
+    def renew(self, read: Callable[[], Settings]) -> None:
+        """Take the settings anew behind the calls, as far as a running sidecar can; called on its loop."""
+        if self._renewal is None:
+            tls = self._config.ssl
+            self._renewal = Renewal(self._settings, self.cache, self._credentials, tls)
+        task = asyncio.ensure_future(self._renewal.renew(read))
+        self._renewing.add(task)
+        task.add_done_callback(self._renewing.discard)
+
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
         self._health.is_draining = True
@@ -188,6 +204,7 @@ def cache_of(settings: Settings) -> Cache:
         redis=settings.redis or None,
         memcached=settings.memcached or None,
         embedder=settings.embedder or None,
+        shadow_embedder=settings.shadow_embedder or None,
         semantic=settings.semantic,
         device=settings.device,
         gpu_memory=settings.gpu_memory or None,
@@ -310,7 +327,9 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
         config = uvicorn.Config(
             application,
             http=bounded(
-                seconds(settings.timeout_headers, "timeout.headers"), seconds(settings.timeout_body, "timeout.body")
+                seconds(settings.timeout_headers, "timeout.headers"),
+                seconds(settings.timeout_body, "timeout.body"),
+                seconds(settings.timeout_write, "timeout.write"),
             ),
             ws="none",
             lifespan="off",
@@ -320,7 +339,7 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(seconds(settings.timeout_drain, "timeout.drain")),
+            timeout_graceful_shutdown=ceil(seconds(settings.timeout_drain, "timeout.drain")),
             ssl_certfile=settings.tls_cert if has_tls else None,
             ssl_keyfile=settings.tls_key if has_tls else None,
             ssl_ca_certs=settings.tls_client_ca or None if has_tls else None,

@@ -72,6 +72,9 @@ class Settings:
     redis: str = _setting("", "the exact store, as redis://localhost:6379/0; rather by environment or file", "URL")
     memcached: str = _setting("", "a memcached, as memcached://localhost:11211", "URL")
     embedder: str = _setting("", "all-MiniLM-L6-v2, a path, or http://host/v1#MODEL; none: no near matches", "MODEL")
+    shadow_embedder: str = _setting(
+        "", "one that is to take its place: its near matches are compared, never served", "MODEL"
+    )
     semantic: str = _setting("512MB", "the bound of the index", "SIZE")
     device: str = _setting("auto", "cpu, cuda, cuda:1", "DEVICE")
     gpu_memory: str = _setting("", "the bound of what the index takes of a GPU", "SIZE")
@@ -101,6 +104,9 @@ class Settings:
     timeout_body: str = _setting(
         "60s", "for a request's body, and anew for each 16 kB of it", "TIME", name="timeout.body"
     )
+    timeout_write: str = _setting(
+        "60s", "for a caller to read on, while it has not taken what was sent", "TIME", name="timeout.write"
+    )
     timeout_drain: str = _setting("5m", "for open answers, before it stops", "TIME", name="timeout.drain")
     limit_body: str = _setting("32MB", "larger requests are refused", "SIZE", name="limit.body")
     limit_requests: int = _setting(1000, "more calls at once are refused", "N", name="limit.requests")
@@ -125,7 +131,7 @@ class Resolved:
         tables: dict[str, list[str]] = {"": []}
         for one in _table():
             value = getattr(self.settings, one.name)
-            table, _, key = _key_of(one).rpartition(".")
+            table, _, key = key_of(one).rpartition(".")
             if one.name != "upstream":
                 shown = without_secrets(value) if isinstance(value, str) else value
                 shown = "..." if value and one.metadata["is_secret"] else shown
@@ -142,6 +148,7 @@ class Resolved:
             lines += [f"tenant = {_toml(token.tenant)}"]
             lines += [f"rights = {_toml(sorted(token.rights))}"]
             lines += [f"upstream_key_env = {_toml(token.upstream_key_env)}"] if token.upstream_key_env else []
+            lines += [f"upstream_key_file = {_toml(token.upstream_key_file)}"] if token.upstream_key_file else []
             lines += [f"upstream = {_toml(token.upstream)}"] if token.upstream else []
         return "\n".join(lines)
 
@@ -184,7 +191,7 @@ def read(options: Namespace | None = None, environment: Mapping[str, str] | None
                 break
         else:
             if one.name in told:
-                key = f"{path}: key `{_key_of(one)}`"
+                key = f"{path}: key `{key_of(one)}`"
                 values[one.name], taken[one.name] = _parsed(one, told[one.name], key), str(path)
     settings = Settings(**values)
     _check(settings)
@@ -219,8 +226,9 @@ def _table() -> tuple[Any, ...]:
     return tuple(one for one in fields(Settings) if one.metadata)
 
 
-def _key_of(one: Any) -> str:
-    return str(one.metadata["name"] or one.name)
+def key_of(one: Any) -> str:
+    """Return what a field is called as a key of the file."""
+    return str(one.metadata.get("name") or one.name)
 
 
 def _flag(one: Any) -> str:
@@ -292,7 +300,7 @@ def _file(path: Path) -> tuple[dict[str, Any], tuple[Token, ...], tuple[Server, 
             _server(one.pop("url", None), f"{path}: [[upstream]]", _none_left(one, f"{path}: [[upstream]]"))
             for one in _tables(told.pop("upstream"), f"{path}: upstream")
         )
-    known = {_key_of(one): one.name for one in _table()}
+    known = {key_of(one): one.name for one in _table()}
     values = {}
     for key, value in told.items():
         inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
