@@ -28,6 +28,11 @@ _PORTS = range(1 << 16)
 _SECRETS = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|secret|token|key|auth|cred|sig)[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
+# What a message of the cache's begins with: "memory must be", "ttl of redis must be"; and its arguments in it.
+_ABOUT = re.compile(r"(?:(ttl|timeout) of )?(\w+)(?= |=|:)")
+_ARGUMENT = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|)")
+
+
 def _setting(default: Any, about: str, metavar: str = "TEXT", *, name: str = "", is_secret: bool = False) -> Any:
     return field(
         default=default, metadata={"about": about, "metavar": metavar, "name": name, "is_secret": is_secret}
@@ -151,6 +156,29 @@ class Resolved:
             lines += [f"upstream_key_file = {_toml(token.upstream_key_file)}"] if token.upstream_key_file else []
             lines += [f"upstream = {_toml(token.upstream)}"] if token.upstream else []
         return "\n".join(lines)
+
+    def named(self, message: str) -> str:
+        """Return what a part of the cache says of its arguments, in the words of who typed them."""
+        table = {one.name: one for one in _table()}
+        about = _ABOUT.match(message)
+        name = "_".join(filter(None, about.groups())) if about else ""
+        if name not in table:
+            # It may say what it was given, and not by what name.
+            given = [one for one in self.taken if str(getattr(self.settings, one)) in message and one != "upstream"]
+            name = given[0] if len(given) == 1 else ""
+        told = _ARGUMENT.sub(lambda found: self._argument(found, table), message)
+        return f"{self._place(table[name])}: {told}" if name else told
+
+    def _argument(self, found: re.Match[str], table: Mapping[str, Any]) -> str:
+        """Return `name="value"` as a setting; what is none stays as it is."""
+        one = table.get(found[1])
+        return found[0] if one is None else f"{self._place(one)} {found[2].strip(chr(34) + chr(39))}".rstrip()
+
+    def _place(self, one: Any) -> str:
+        """Return where a setting was typed, as it was; for one that was not its flag."""
+        where = self.taken.get(one.name, _flag(one))
+        is_file = not where.startswith(("--", PREFIX))
+        return f"{where}: key `{key_of(one)}`" if is_file else where
 
 
 def without_secrets(address: str) -> str:

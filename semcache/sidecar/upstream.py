@@ -10,6 +10,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,6 +28,7 @@ logger = logging.getLogger("semcache.sidecar")
 _FAILED, _LATE = 502, 504
 _SUCCESS = range(200, 300)
 _LONGEST_LINE = 64 << 10
+_LARGE_BYTES = 1 << 20
 # What the client would add of its own to what the caller said.
 _ITS_OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -157,7 +160,7 @@ class Upstream:
         url = URL(sent.url, encoded=True)
         try:
             response = await self._session.request(
-                sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False,
+                sent.method, url, headers=headers, data=_data(sent.body), allow_redirects=False,
                 proxy=self._proxies.get(sent.server),
             )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -175,6 +178,11 @@ class Upstream:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _data(body: bytes | AsyncIterator[bytes]) -> Any:
+    """Return a body as the client sends it: a large one piece by piece, so that others have their turn."""
+    return BytesIO(body) if isinstance(body, bytes) and len(body) >= _LARGE_BYTES else body or None
 
 
 def _unanswered(error: Exception, url: URL) -> AnsweredError:
