@@ -39,6 +39,7 @@ made := $(VENV)/.stamp-made
 torch := $(VENV)/.stamp-torch
 installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))$(if $(filter-out dev,$(TOOLS)),-$(TOOLS))
 bench_installed := $(installed)-bench
+system_installed := $(installed)-system
 install = $(pip) install --no-compile -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
 
 # Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.
@@ -54,7 +55,7 @@ quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Behind all else on the PATH, what `make servers` and `make programs` have put there.
 export PATH := $(PATH):$(CURDIR)/.cache/servers/bin:$(CURDIR)/.cache/system/bin
 
-.PHONY: help venv servers programs test test-system oldest oldest-venv demo bench lint types pyright layers docs check clean
+.PHONY: help venv system-venv servers programs test test-system oldest oldest-venv demo bench lint types pyright layers docs check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -70,11 +71,13 @@ programs: ## Chromium, Prometheus and Node for `make test-system`: from the PATH
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
 	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
 
-test-system: $(installed) servers programs ## the sidecar among real programs: a browser, Node's clients, curl, Prometheus
+test-system: $(system_installed) servers programs ## the sidecar among real programs: a browser, Node's clients, curl, Prometheus
 	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m system $(or $(TESTS),tests/system) $(ARGS)
 
 oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
 	@$(MAKE) test $(with_oldest) TESTS=tests/clients
+
+system-venv: $(system_installed)
 
 oldest-venv:
 	@$(MAKE) venv $(with_oldest)
@@ -135,6 +138,10 @@ endif
 
 $(installed): $(made) $(if $(needs_torch),$(torch)) $(constraints) pyproject.toml
 	$(call install,$(TOOLS))
+	@touch $@
+
+$(system_installed): $(installed)
+	$(call install,$(TOOLS)$(comma)system)
 	@touch $@
 
 $(bench_installed): $(installed)

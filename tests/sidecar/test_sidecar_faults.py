@@ -1,4 +1,4 @@
-"""Faults around a sidecar: servers behind that are slow or away, stores that go, clocks that jump, bodies like bombs."""
+"""Faults around a sidecar: servers behind that are slow, stores that go, clocks that jump, bodies like bombs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_packed_body_is_the_servers_to_unpack(sidecar, models):
 
 
 def test_chunks_and_lengths_that_lie_are_refused(serve, models):
-    """Two lengths, a length beside chunks, a chunk of no size, a size that is none: no request is read out of another."""
+    """Two lengths, one beside chunks, sizes that are none: no request is read out of another."""
     sidecar = serve(timeout_body="300ms", timeout_headers="300ms")
     body = asked("smuggled")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
