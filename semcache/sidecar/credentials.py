@@ -1,7 +1,7 @@
 """Who asks: tokens, which say it to us, and the callers' keys for the servers behind, which say it to them.
 
-Laws: a caller's tenant is made of what was proved: the tenant of its token, and a keyed digest of the key that it sends
-upstream; what a header says only parts it further. No key or token is kept, logged or stored: keys as digests by a
+Laws: a caller's tenant is made of what was proved: the tenant of its token, or the subject of its certificate, and a
+keyed digest of the key that it sends upstream; what a header says only parts it further. No key or token is kept, logged or stored: keys as digests by a
 secret, tokens as their SHA-256. Comparisons take the same time whatever is compared.
 """
 
@@ -28,13 +28,15 @@ RIGHTS = ("proxy", "cache", "read", "admin")
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 TOKEN_HEADER = b"x-semcache-token"
 COOKIE = b"cookie"
+CERTIFICATE_HEADER = b"x-semcache-client-certificate"
+"""Not a header that anybody sends: the protocol says by it whose certificate the connection has, and drops all other."""
 # What gateways in front of us have found out of who asks, or are asked by.
 _VOUCHED = (
     b"cf-aig-authorization", b"cf-access-client-id", b"cf-access-client-secret", b"cf-access-jwt-assertion",
     b"x-forwarded-user", b"x-forwarded-email", b"x-forwarded-access-token", b"x-goog-iap-jwt-assertion",
     b"x-auth-request-user", b"x-auth-request-email",
 )  # fmt: skip
-PROOFS = frozenset((*KEY_HEADERS, *_VOUCHED, TOKEN_HEADER, COOKIE))
+PROOFS = frozenset((*KEY_HEADERS, *_VOUCHED, TOKEN_HEADER, COOKIE, CERTIFICATE_HEADER))
 """The headers that say who asks."""
 
 _BEARER = b"bearer "
@@ -209,8 +211,11 @@ class Credentials:
             parts += [f"key-{self._digest(vouched)}"] if vouched else []
             return Caller("/".join(parts), rights, token.key_name, token.upstream)
         # Where there is a key no cookie goes upstream; without one it may say who asks.
-        told = [(name, _bare(value)) for name, value in proofs if name != TOKEN_HEADER and (name != COOKIE or not keys)]
-        parts.append(f"key-{self._digest(told)}" if told else "nobody")
+        unsaid = {TOKEN_HEADER, CERTIFICATE_HEADER} | ({COOKIE} if keys else set())
+        told = [(name, _bare(value)) for name, value in proofs if name not in unsaid]
+        if token is None:
+            parts += [quote(value, safe="=") for name, value in proofs if name == CERTIFICATE_HEADER]
+        parts += [f"key-{self._digest(told)}"] if told else [] if parts and token is None else ["nobody"]
         return Caller("/".join(parts), rights)
 
     def _token(self, told: bytes) -> Token | None:

@@ -18,6 +18,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from semcache.sidecar.credentials import CERTIFICATE_HEADER
+
 _MOST_HEAD_BYTES = 64 << 10
 # A body that brings so much at least gets its time anew: a large one may come over a slow line.
 _ENOUGH_BYTES = 16 << 10
@@ -70,6 +72,7 @@ class Bounded(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _unread_bytes = 0
+    _subject: bytes | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -138,7 +141,7 @@ class Bounded(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the head; one that comes after the body is dropped."""
         self._count(len(name) + len(value))
-        if self._is_in_head:
+        if self._is_in_head and name.lower() != CERTIFICATE_HEADER:  # which is ours alone to say
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -147,9 +150,20 @@ class Bounded(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_upgrade = True
             return
+        if self._subject is None:
+            self._subject = self._proved()
+        if self._subject:
+            self.headers.append((CERTIFICATE_HEADER, self._subject))
         super().on_headers_complete()
         self._is_in_body, self._body_bytes = True, 0
         self._watch()
+
+    def _proved(self) -> bytes:
+        """Return the subject of the certificate that the connection's client has shown; none where none was wanted."""
+        tls = self.transport.get_extra_info("ssl_object")
+        shown = tls.getpeercert() if tls is not None else None
+        names = (f"{name}={value}" for part in (shown or {}).get("subject", ()) for name, value in part)
+        return ",".join(names).encode()
 
     def on_body(self, body: bytes) -> None:
         """Wait for the rest of it."""
