@@ -29,7 +29,7 @@ KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 TOKEN_HEADER = b"x-semcache-token"
 COOKIE = b"cookie"
 CERTIFICATE_HEADER = b"x-semcache-client-certificate"
-"""Not a header that anybody sends: the protocol says by it whose certificate the connection has, and drops all other."""
+"""Not a header that anybody sends: the protocol says by it whose certificate the connection has, and drops others."""
 # What gateways in front of us have found out of who asks, or are asked by.
 _VOUCHED = (
     b"cf-aig-authorization", b"cf-access-client-id", b"cf-access-client-secret", b"cf-access-jwt-assertion",
