@@ -1,8 +1,9 @@
 """Who asks: tokens, which say it to us, and the callers' keys for the servers behind, which say it to them.
 
 Laws: a caller's tenant is made of what was proved: the tenant of its token, or the subject of its certificate, and a
-keyed digest of the key that it sends upstream; what a header says only parts it further. No key or token is kept, logged or stored: keys as digests by a
-secret, tokens as their SHA-256. Comparisons take the same time whatever is compared.
+keyed digest of the key that it sends upstream; what a header says only parts it further. No key or token is kept,
+logged or stored: keys as digests by a secret, tokens as their SHA-256. Comparisons take the same time whatever is
+compared.
 """
 
 from __future__ import annotations
