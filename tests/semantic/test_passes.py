@@ -11,7 +11,7 @@ from semcache.semantic.graphs import is_lost
 from semcache.semantic.passes import SAMPLES, Passes, shapes
 from semcache.semantic.transformer import _tail_of
 
-pytestmark = pytest.mark.semantic
+pytestmark = [pytest.mark.semantic, pytest.mark.xdist_group("embedder")]
 
 TEXTS = [f"{'word ' * (place * 7 % 11)}number {place}" for place in range(30)] + ["long " * 300, "a"]
 
