@@ -22,6 +22,7 @@ SHELL := /bin/sh
 comma := ,
 extras := $(subst $(comma), ,$(EXTRAS))
 bin := $(VENV)/bin
+# Installed with --no-compile: thousands of modules are never imported, and the others compile themselves.
 pip := $(bin)/python -m pip --disable-pip-version-check
 constraints := .ci/constraints-cpu.txt
 torch_index := https://download.pytorch.org/whl/cpu
@@ -41,7 +42,8 @@ made := $(VENV)/.stamp-made
 torch := $(VENV)/.stamp-torch
 installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))$(if $(filter-out dev,$(TOOLS)),-$(TOOLS))
 bench_installed := $(installed)-bench
-install = $(pip) install -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
+system_installed := $(installed)-system
+install = $(pip) install --no-compile -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
 
 # Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.
 in_parallel := -n auto --maxprocesses 8 --dist loadgroup
@@ -53,24 +55,32 @@ compiled := PYTHONDONTWRITEBYTECODE=
 
 quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-# Behind all else on the PATH, what `make servers` has put there.
-export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
+# Behind all else on the PATH, what `make servers` and `make programs` have put there.
+export PATH := $(PATH):$(CURDIR)/.cache/servers/bin:$(CURDIR)/.cache/system/bin
 
-.PHONY: help venv servers test oldest oldest-venv soak soak-parts demo bench lint types pyright layers docs check clean
+.PHONY: help venv system-venv servers programs test test-system oldest oldest-venv soak soak-parts demo bench lint types pyright layers docs check clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 venv: $(installed) ## the virtual environment, with EXTRAS and the tools of development
 
 servers: ## redis-server and memcached for the tests: from the PATH, else unpacked into .cache/servers
 	@.ci/servers
 
+programs: ## Chromium, Prometheus and Node for `make test-system`: from the PATH, else unpacked into .cache/system
+	@PYTHON=$(PYTHON) .ci/servers system
+
 test: $(installed) servers ## the tests; without the extra `semantic`, all that do not need it
 	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m "$(marks)" $(TESTS) $(ARGS)
 
+test-system: $(system_installed) servers programs ## the sidecar among real programs: a browser, Node's clients, curl, Prometheus
+	$(quiet_hub) $(compiled) $(bin)/python -m pytest $(in_parallel) -m system $(or $(TESTS),tests/system) $(ARGS)
+
 oldest: ## the clients' tests with the oldest SDKs that pyproject.toml allows (with Python 3.11 or 3.12)
 	@$(MAKE) test $(with_oldest) TESTS=tests/clients
+
+system-venv: $(system_installed)
 
 oldest-venv:
 	@$(MAKE) venv $(with_oldest)
@@ -127,16 +137,20 @@ $(VENV)/oldest.txt: $(made) pyproject.toml .ci/oldest.py
 $(torch): $(made) $(constraints)
 ifeq ($(filter gpu,$(extras)),)
 	@echo "PyTorch, CPU build, from $(torch_index)"
-	@$(pip) install --retries 0 --timeout 10 --no-deps --index-url $(torch_index) -c $(constraints) torch 2>/dev/null || { \
+	@$(pip) install --no-compile --retries 0 --timeout 10 --no-deps --index-url $(torch_index) -c $(constraints) torch 2>/dev/null || { \
 		echo "make: not to be had there; taking the same version from the default index (on Linux with CUDA, which is large)" >&2; \
-		$(pip) install -c $(constraints) torch; }
+		$(pip) install --no-compile -c $(constraints) torch; }
 else
-	$(pip) install -c $(constraints) torch
+	$(pip) install --no-compile -c $(constraints) torch
 endif
 	@touch $@
 
 $(installed): $(made) $(if $(needs_torch),$(torch)) $(constraints) pyproject.toml
 	$(call install,$(TOOLS))
+	@touch $@
+
+$(system_installed): $(installed)
+	$(call install,$(TOOLS)$(comma)system)
 	@touch $@
 
 $(bench_installed): $(installed)

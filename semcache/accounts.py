@@ -6,17 +6,18 @@ counted, `flush`, `close` and `usage` what is left; what the store cannot take n
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from semcache.errors import TierError
+from semcache.errors import ConfigurationError, TierError
 from semcache.events import Recorder
-from semcache.labelling import Labelling
+from semcache.labelling import Labelling, labelling_of
 from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
 from semcache.model import Mode, Tenant
 from semcache.obstacles import obstacles
-from semcache.policy import Policy
+from semcache.policy import Policy, Threshold, Tuned, as_policy
 from semcache.policy.learner import Learner
 from semcache.tier import Clock
 from semcache.ttl import Duration
@@ -35,6 +36,8 @@ BOOK_SECONDS = 10.0
 class Accounts:
     """The part of a Cache that books; the rest of it gives it what it needs."""
 
+    namespace: str
+    names_families: bool
     recorder: Recorder
     store: DiskTier | RedisTier | SidecarTier | None
     now: Callable[[], float]
@@ -120,6 +123,41 @@ class Accounts:
                 self.store.book(day, amounts)  # type: ignore[union-attr]
             except TierError:
                 put_back(day, amounts)
+
+    def adopt(self, policy: Policy | None, *, audit: float = 0.02) -> None:
+        """Decide by another policy from now on; one that learns goes on with what the one before it has learned.
+
+        Its second stage, and a score of its own, are made with a cache alone, and beside a `shadow_embedder` no policy
+        is exchanged. Raises ConfigurationError, and changes nothing then.
+        """
+        new, old, tier, chain = as_policy(policy), self.chain.labelling, self.semantic, self.chain
+        if chain.shadowing is not None:
+            raise ConfigurationError("beside a shadow_embedder the policy stays as it is: begin anew with another one")
+        if getattr(new, "cross_encoder", None) is not None or getattr(new, "learns_score", False):
+            raise ConfigurationError(f"{new!r} has a second stage, or a score to learn: make a cache with it")
+        if tier is None:
+            self.policy = new
+            return
+        if isinstance(new, Tuned) and tier.identity:
+            new.check(tier.identity)
+        own, reference = weakref.ref(self), weakref.ref(tier)
+        labelling = labelling_of(
+            new, chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
+            is_in_use=lambda: (cache := own()) is not None and not cache._closed,  # noqa: SLF001 - our own
+        )  # fmt: skip
+        with self._booking:
+            if labelling is not None:
+                labelling.policy.attune(lambda: "" if (tier := reference()) is None else tier.identity, None)
+                if old is not None:
+                    labelling.policy.inherit(old.policy)
+                    labelling.follow(old)
+                labelling.policy.take_over({})
+            chain.labelling, self.policy = labelling, new
+            tier.adopt(new)
+        self.names_families = self.names_families or hasattr(new, "within")
+        if isinstance(new, Learner | Threshold | Tuned):
+            new.surround(lambda: [] if (cache := own()) is None else cache._surroundings())  # noqa: SLF001 - our own
+        self._book()
 
     def usage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:
         """Return what the lookups saved and cost, in all processes that use the namespace, from a day in UTC on.

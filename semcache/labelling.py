@@ -114,6 +114,10 @@ class Labelling:
         self.has_read = False
         self._room, self._filled_at = self._burst, self._now()
 
+    def follow(self, other: Labelling) -> None:
+        """Go on counting where another, whose policy was exchanged, has ended."""
+        self.named, self.unnamed, self.apart = other.named, other.unnamed, other.apart
+
     def saw(self, request: Request, evidence: Evidence | None) -> None:
         """Take note of what the near tier said, and draw whether its match is one of the sample."""
         self.named += request.tenanted

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
+from functools import cache
 
 import pytest
 from instruments import Compass
@@ -17,14 +19,36 @@ from semcache.testing import ManualClock
 from semcache.wrap import default
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep modules of one xdist_group in one process, and begin with them.
+
+    pytest-xdist 3.8 tells groups by an attribute that pytest 9.2 reads no more; a module says its own by its text.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    @cache
+    def group_of(path):
+        found = re.search(r'xdist_group\("(\w+)"\)', (config.rootpath / path).read_text(encoding="utf-8"))
+        return found and found[1]
+
+    class Together(LoadGroupScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid.partition("::")[0]) or super()._split_scope(nodeid)
+
+    return Together(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _no_cache_outlives_a_test():
     """Close whatever a test has opened, the default cache too, and forget its last lookup."""
     remember(None)
     yield
     default.reset()
-    for cache in list(life._live):
-        cache.close()
+    for one in list(life._live):
+        one.close()
 
 
 @pytest.fixture
@@ -51,10 +75,10 @@ def open_cache(clock):
         return opened[-1]
 
     yield open_one
-    for cache in opened:
-        tiers = cache.stats().tiers
-        cache.close()
-        assert len(cache.chain.flights) == 0, "a flight is still in the air"
+    for one in opened:
+        tiers = one.stats().tiers
+        one.close()
+        assert len(one.chain.flights) == 0, "a flight is still in the air"
         assert all(count >= 0 for counts in tiers.values() for count in counts.values()), tiers
 
 
@@ -70,9 +94,9 @@ def store(request, tmp_path):
 def ask(request):
     """Look up in one colour, then the other: ask(cache, request, load)."""
     if request.param == "sync":
-        return lambda cache, asked, load, **more: cache.get_or_load(asked, load, **more)
+        return lambda own, asked, load, **more: own.get_or_load(asked, load, **more)
 
-    return lambda cache, asked, load, **more: asyncio.run(cache.aget_or_load(asked, load, **more))
+    return lambda own, asked, load, **more: asyncio.run(own.aget_or_load(asked, load, **more))
 
 
 @pytest.fixture

@@ -36,6 +36,14 @@ def find_server(name):
     return found
 
 
+def find_program(name):
+    """Return the path of a program of `make test-system`; a test that lacks it fails."""
+    found = shutil.which(name) or shutil.which(name, path=_HERE.parents[1] / "system" / "bin")
+    if found is None:
+        raise FileNotFoundError(f"no {name} on the PATH nor in .cache/system/bin; fetch it: make programs")
+    return found
+
+
 def _free_port():
     # Not seeded: tests that run at the same time, or with the same seed, each need their own.
     for port in random.SystemRandom().sample(_PORTS, 100):

@@ -21,7 +21,7 @@ from history import KEYS, Acknowledged, Read, Starved, stale, staleness, trace
 from semcache.log import LOST_SECONDS
 
 PROCESSES = int(os.environ.get("SEMCACHE_HISTORY_PROCESSES", "4"))
-SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "5"))
+SECONDS = float(os.environ.get("SEMCACHE_HISTORY_SECONDS", "3"))
 # Processes that hear of each other do so in milliseconds; while a machine lets one of them wait for its turn, the time
 # does not count.
 FOLLOWED_LAG = float(os.environ.get("SEMCACHE_HISTORY_LAG", "1"))
@@ -57,7 +57,7 @@ class Disturbance:
 
 
 def run(tmp_path, store, fault=lambda: None, seconds=SECONDS, *, tags=True):
-    """Run the processes, let the fault come in the middle, and return what they read, acknowledged and lacked."""
+    """Run the processes, let the fault come soon, and return what they read, acknowledged and lacked."""
     truth = tmp_path / "truth"
     truth.write_bytes(bytes(8 * KEYS))
     running = []
@@ -69,7 +69,7 @@ def run(tmp_path, store, fault=lambda: None, seconds=SECONDS, *, tags=True):
         }))  # fmt: skip
         command = [sys.executable, str(Path(__file__).with_name("history.py")), str(settings), str(number)]
         running.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-    middle = threading.Timer(seconds / 3, fault)
+    middle = threading.Timer(SECONDS / 2, fault)
     try:
         for one in running:
             assert one.stdout.readline() == "ready\n"
@@ -107,12 +107,12 @@ def judge(reads, acknowledged, starved, lag):
     assert {"memory", "load"} < {read.tier for read in reads}
 
 
-def judge_disturbed(tmp_path, server, bring_about, **beside):
-    """Disturb a server in the middle of a run, which goes on long enough for all to be as before."""
+def judge_disturbed(tmp_path, server, bring_about, lasts=0.5, **beside):
+    """Disturb a server for some seconds in a run, which goes on long enough for all to be as before."""
     disturbance = Disturbance(bring_about)
-    reads, acknowledged, starved = run(
-        tmp_path, {"redis": server.url} | beside, disturbance, 1.5 * (SECONDS + CUT_OFF_LAG)
-    )  # fmt: skip
+    # Before the fault, until it is felt no more, and for some seconds after that.
+    seconds = SECONDS / 2 + lasts + CUT_OFF_LAG + SECONDS
+    reads, acknowledged, starved = run(tmp_path, {"redis": server.url} | beside, disturbance, seconds)
     assert disturbance.error is None
     judge(reads, acknowledged, starved, disturbance.lag)
     felt_until = disturbance._ended + CUT_OFF_LAG
@@ -220,4 +220,4 @@ def test_paused_redis_leaves_nothing_stale(tmp_path, own_redis, seconds):
         time.sleep(seconds)
         server.resume()
 
-    judge_disturbed(tmp_path, server, fault)
+    judge_disturbed(tmp_path, server, fault, seconds)

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from semcache.errors import MissingExtraError
+from semcache.errors import ConfigurationError, MissingExtraError
 
 _NEEDED = ("aiohttp", "httptools", "prometheus_client", "uvicorn")
 
@@ -56,5 +56,13 @@ def _run(options: argparse.Namespace) -> int:
     warnings.formatwarning = lambda message, *_where, **_line: str(message)
     say = partial(print, file=sys.stderr, flush=True)
     is_json = resolved.settings.log == "json"
-    serve(resolved.settings, (lambda told: say(json.dumps({"message": told}))) if is_json else say)
+    try:
+        serve(
+            resolved.settings, (lambda told: say(json.dumps({"message": told}))) if is_json else say,
+            lambda: read(options).settings,
+        )  # fmt: skip
+    except MissingExtraError:
+        raise
+    except ConfigurationError as error:
+        raise ConfigurationError(resolved.named(str(error))) from error
     return 0

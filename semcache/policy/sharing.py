@@ -86,6 +86,16 @@ class Sharing(Telling):
             for name, amount in amounts.items():
                 self._returned[day, name] = self._returned.get((day, name), 0.0) + amount
 
+    def inherit(self, other: Sharing) -> None:
+        """Go on with what another policy of the same cache has learned here, and was not booked yet."""
+        with other._lock:
+            waiting = [booked_as(family.waiting) for family in other._families.values()]
+        for day, amounts in other.taken().items():
+            self.put_back(day, amounts)
+        for booked in waiting:
+            for (day, name), amount in booked.items():
+                self.put_back(day, {name: amount})
+
     def days(self) -> list[str]:
         """Return the days under which a store may have counts that are not too old."""
         season = season_of(self._time())

@@ -100,10 +100,14 @@ class Batcher:
         self._worker().ask(Within(text, similarity, future))
         return future
 
-    def embed(self, text: str) -> Future[Vector]:
-        """Return the text's unit vector; errors as `search`."""
+    def embed(self, text: str, *, as_it_is: bool = False) -> Future[Vector]:
+        """Return the text's unit vector; errors as `search`.
+
+        With `as_it_is` signs and languages that the embedder does not know are its caller's to judge, as of any server:
+        the future raises "uncovered" for a text that is too long alone.
+        """
         future: Future[Vector] = running_future()
-        self._worker().ask(Embed(text, future))
+        self._worker().ask(Embed(text, future, as_it_is))
         return future
 
     def add(

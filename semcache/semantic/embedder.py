@@ -114,7 +114,11 @@ class CallableEmbedder:
         return vectors
 
     def covers(self, text: str) -> str | None:
-        reason = coverage.unreadable(text, self._scripts) or coverage.too_long(len(text), self.window)
+        return coverage.unreadable(text, self._scripts) or self.too_long(text)
+
+    def too_long(self, text: str) -> str | None:
+        """Return why a text does not fit the window; None if it does."""
+        reason = coverage.too_long(len(text), self.window)
         if reason or self.window is None or self._count is None:
             return reason
         return coverage.too_many(self._count(text), self.window)

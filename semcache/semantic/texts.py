@@ -45,6 +45,28 @@ class Texts:
                 missing.append(text)
         return known | self._embed(missing)
 
+    def as_they_are(
+        self, texts: Iterable[str], known: dict[str, Vector | Exception]
+    ) -> dict[str, Vector | Exception]:  # fmt: skip
+        """Return vectors of texts that are `known` to be not covered, but of those that are too long.
+
+        None is remembered: whoever asks for a text that is to be seen whole is told that it is not.
+        """
+        found: dict[str, Vector | Exception] = {}
+        for text in dict.fromkeys(texts):
+            error = known[text]
+            if isinstance(error, TierError) and error.reason == "uncovered" and not self._is_long(text):
+                try:
+                    found[text] = self._embedder([text])[0].copy()
+                except BaseException as broken:  # noqa: BLE001 - an embedder may raise anything
+                    self._report("embed", broken)
+                    found[text] = as_exception(broken)
+        return found
+
+    def _is_long(self, text: str) -> bool:
+        too_long = getattr(self._embedder, "too_long", None)
+        return too_long is not None and too_long(text) is not None
+
     def uncovered(self, text: str) -> Exception | None:
         """Return why the embedder does not see a text whole; None where it does."""
         return None if text in self._remembered else self._uncovered(text)

@@ -160,6 +160,14 @@ class SentenceTransformerEmbedder:
                 [self._prefix + text for text in texts if not coverage.too_long(len(text), self.window)]
             )
 
+    def too_long(self, text: str) -> str | None:
+        """Return why a text does not fit the window; None if it does."""
+        self.load()
+        reason = coverage.too_long(len(text), self.window)
+        if reason or self._tokens is None:
+            return reason
+        return coverage.too_many(len(self._tokens(self._prefix + text)), self.window)
+
     def covers(self, text: str) -> str | None:
         """Return None if the model sees the text whole, else why not; loads the model first if need be."""
         self.load()

@@ -121,10 +121,11 @@ class Within:
 
 @dataclass(slots=True)
 class Embed:
-    """Wanted: a vector."""
+    """Wanted: a vector; `as_it_is` also of a text whose signs the embedder does not know all."""
 
     text: str
     future: Future[Vector]
+    as_it_is: bool = False
 
 
 @dataclass(slots=True)

@@ -263,6 +263,8 @@ class Worker:
         ]
         began = perf_counter_ns()
         known = self._texts.vectors(texts)
+        as_they_are = [item.text for item in batch if isinstance(item, Embed) and item.as_it_is]
+        anyhow = known | self._texts.as_they_are(as_they_are, known) if as_they_are else known
         embedded = perf_counter_ns()
         embedding = embedded - began, embedded
         if texts:
@@ -276,7 +278,7 @@ class Worker:
             if not isinstance(item, Add | Take | Embed):
                 self._search(searches, known, embedding)
                 searches = []
-            self._apply(item, known)
+            self._apply(item, anyhow if isinstance(item, Embed) and item.as_it_is else known)
         self._search(searches, known, embedding)
         self._loaded.sweep(self._clock())
 

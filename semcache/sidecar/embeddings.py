@@ -95,7 +95,7 @@ class EmbeddingsEndpoint(Embeddings):
         where = asked.where + canonical([server.url, asked.wishes.namespace])
         sent: list[_Loaded] = []
         send = partial(self._ask, asked, server, body, sent)
-        given = {"body": body, "options": {}}
+        given = {"body": body, "options": {}, "is_unrecorded": asked.wishes.is_unstored}
         with self._context(asked):
             if asked.wishes.is_only_cached:
                 await self._check(asked, where, given)

@@ -7,12 +7,18 @@ what is asked is what the head says: fields that come after a body are dropped, 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from semcache.sidecar.credentials import CERTIFICATE_HEADER
 
 _MOST_HEAD_BYTES = 64 << 10
 # A body that brings so much at least gets its time anew: a large one may come over a slow line.
@@ -55,6 +61,7 @@ class Bounded(HttpToolsProtocol):
 
     head_seconds = 10.0
     body_seconds = 60.0
+    write_seconds = 60.0
     _is_in_head = False
     _is_in_body = False
     _is_upgrade = False
@@ -63,6 +70,9 @@ class Bounded(HttpToolsProtocol):
     _body_bytes = 0
     _read_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
+    _subject: bytes | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request."""
@@ -73,6 +83,7 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._stop()
+        self._stop_write()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -130,7 +141,7 @@ class Bounded(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the head; one that comes after the body is dropped."""
         self._count(len(name) + len(value))
-        if self._is_in_head:
+        if self._is_in_head and name.lower() != CERTIFICATE_HEADER:  # which is ours alone to say
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -139,9 +150,20 @@ class Bounded(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_upgrade = True
             return
+        if self._subject is None:
+            self._subject = self._proved()
+        if self._subject:
+            self.headers.append((CERTIFICATE_HEADER, self._subject))
         super().on_headers_complete()
         self._is_in_body, self._body_bytes = True, 0
         self._watch()
+
+    def _proved(self) -> bytes:
+        """Return the subject of the certificate that the connection's client has shown; none where none was wanted."""
+        tls = self.transport.get_extra_info("ssl_object")
+        shown = tls.getpeercert() if tls is not None else None
+        names = (f"{name}={value}" for part in (shown or {}).get("subject", ()) for name, value in part)
+        return ",".join(names).encode()
 
     def on_body(self, body: bytes) -> None:
         """Wait for the rest of it."""
@@ -163,6 +185,44 @@ class Bounded(HttpToolsProtocol):
         """Wait for what comes next, where it has begun."""
         super().on_response_complete()
         self._watch_request()
+        self._watch_write()
+
+    def pause_writing(self) -> None:
+        """Write no more for now, and see whether it is read."""
+        super().pause_writing()
+        self._watch_write()
+
+    def resume_writing(self) -> None:
+        """Write on; what is left may still not be read."""
+        super().resume_writing()
+        self._watch_write()
+
+    def _watch_write(self) -> None:
+        """Give a caller its time to read what was sent; it has it anew with all that it reads."""
+        self._stop_write()
+        if self.transport.get_write_buffer_size():
+            self._unread_bytes = self._unread()
+            self._write_timer = self.loop.call_later(self.write_seconds, self._check_read)
+
+    def _check_read(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() and self._unread() >= self._unread_bytes:
+            self.transport.abort()
+        else:
+            self._watch_write()
+
+    def _unread(self) -> int:
+        """Return how many bytes are not read, of ours and of the system's, which takes megabytes at a time."""
+        size: int = self.transport.get_write_buffer_size()
+        with suppress(OSError, ValueError):  # there is no such word for this kind of connection, or system
+            told = ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, bytes(4))
+            size += int.from_bytes(told, sys.byteorder)
+        return size
+
+    def _stop_write(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _count(self, size: int) -> None:
         self._field_bytes += size
@@ -204,6 +264,7 @@ class Bounded(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded(head_seconds: float, body_seconds: float) -> type[Bounded]:
-    """Return the protocol with so many seconds for a head and a body."""
-    return type("Bounded", (Bounded,), {"head_seconds": head_seconds, "body_seconds": body_seconds})
+def bounded(head_seconds: float, body_seconds: float, write_seconds: float) -> type[Bounded]:
+    """Return the protocol with so many seconds for a head and a body, and for who does not read what was sent."""
+    seconds = {"head_seconds": head_seconds, "body_seconds": body_seconds, "write_seconds": write_seconds}
+    return type("Bounded", (Bounded,), seconds)

@@ -24,6 +24,8 @@ from semcache.sidecar.events import bytes_of
 from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
 from semcache.sidecar.health import Health
 from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
+from semcache.sidecar.own import PATHS as OWN_PATHS
+from semcache.sidecar.own import OwnEmbeddings, give
 from semcache.sidecar.programs import Programs
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
 from semcache.sidecar.service import LOOKING, Service
@@ -55,12 +57,14 @@ class Proxy:
 
     def __init__(
         self, cache: Cache, upstream: Upstream, credentials: Credentials, options: ClientOptions, limits: Limits,
-        health: Health, longest: float, doors: Doors, board: Board, elsewhere: Elsewhere | None = None,
+        health: Health, longest: float, doors: Doors, board: Board, own: OwnEmbeddings,
+        elsewhere: Elsewhere | None = None,
     ) -> None:  # fmt: skip
         self._doors = doors
         self._elsewhere = elsewhere
         self._service = Service(cache, credentials, doors, limits, self._asked, board)
         self._upstream = upstream
+        self._own = own
         self._credentials = credentials
         self._limits = limits
         self._health = health
@@ -112,9 +116,9 @@ class Proxy:
         if path == "/metrics":
             self._service.check(scope, LOOKING, is_of_all=True)
 
-    def _caller(self, proofs: Headers) -> Caller:
+    def _caller(self, proofs: Headers, *, stays_here: bool = False) -> Caller:
         try:
-            return self._credentials.of(proofs)
+            return self._credentials.of(proofs, stays_here=stays_here)
         except UnknownCallerError as error:
             raise RefusedError(UNKNOWN, str(error)) from None
 
@@ -135,14 +139,19 @@ class Proxy:
         headers: Headers = list(scope["headers"])  # what comes behind the body is none of it
         self._doors.check_call(scope)
         told = self._sorter.of(headers)
-        caller = self._caller(told.proofs)
-        if "proxy" not in caller.rights:
-            raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
+        is_own = path in OWN_PATHS and bool(self._own.names)
+        caller = self._caller(told.proofs, stays_here=is_own)
+        if not (is_own and "cache" in caller.rights):
+            _check_proxied(caller)
         wishes = _wishes(told)
         if any(name == b"content-length" and int(value) > self._limits.body_bytes for name, value in headers):
             raise too_large(self._limits.body_bytes)  # before any of it is handed on
         endpoint = self._endpoints.get(path) if scope["method"] == "POST" else None
         if endpoint is None:
+            if is_own and path == OWN_PATHS[1] and not ("proxy" in caller.rights and self._upstream.servers):
+                await give(send, self._own.listed())
+                return
+            _check_proxied(caller)
             if wishes.is_only_cached:
                 raise not_cached()
             await self._through(scope, headers, caller, receive, send)
@@ -156,6 +165,14 @@ class Proxy:
         """Answer a call of an endpoint that is cached."""
         path = scope["path"]
         body = await Incoming(receive, self._limits.body_bytes).whole()
+        own = self._own.asked(path, body)
+        if own is not None:
+            if self._elsewhere is not None:
+                await self._elsewhere(scope, _again(body), send)
+                return
+            await give(send, await self._own.answer(own))
+            return
+        _check_proxied(caller)
         query = scope["query_string"]
         asked = Asked(
             body, self._where_of(path, query, told.keyed), caller.tenant, wishes,
@@ -272,6 +289,21 @@ class Proxy:
             await while_there(receive, partial(_hand_on, response, send))
         finally:
             response.close()
+
+
+def _again(body: bytes) -> Receive:
+    """Return what gives a body that was read already."""
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _check_proxied(caller: Caller) -> None:
+    """Refuse a call of the servers behind to who may not. Raises RefusedError."""
+    if "proxy" not in caller.rights:
+        raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
 
 
 async def _give(found: Found, send: Send) -> None:

@@ -16,6 +16,8 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +32,11 @@ from semcache.sidecar.doors import Doors
 from semcache.sidecar.health import Health, HealthOnly
 from semcache.sidecar.incoming import Limits
 from semcache.sidecar.live import Live
+from semcache.sidecar.own import OwnEmbeddings
 from semcache.sidecar.programs import Programs
 from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Elsewhere, Proxy
+from semcache.sidecar.renewal import Renewal
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.sidecar.watched import Watched
@@ -54,8 +58,8 @@ _SOCKET_MODE = 0o660
 _FLUSH_SECONDS = 5.0
 
 
-def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Run a sidecar until a signal ends it, and `say` where it listens.
+def serve(settings: Settings, say: Callable[[str], None], read: Callable[[], Settings] | None = None) -> None:
+    """Run a sidecar until a signal ends it, and `say` where it listens; SIGHUP takes anew what `read` returns.
 
     Raises ConfigurationError, and OSError where it cannot listen.
     """
@@ -67,6 +71,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             loop = runner.get_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, sidecar.end)
+            if read is not None:
+                loop.add_signal_handler(signal.SIGHUP, partial(sidecar.renew, read))
             runner.run(sidecar.run(lambda: say(sidecar.told())))
     finally:
         sidecar.close()
@@ -122,6 +128,8 @@ class Sidecar:
         self._file: _SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
+        self._renewing: set[asyncio.Task[None]] = set()
+        self._renewal: Renewal | None = None
 
     def _traced(self, endpoint: str) -> Calls:
         """Have all that is done told to a collector. Raises MissingExtraError."""
@@ -175,7 +183,8 @@ class Sidecar:
         """Return in a line where it listens."""
         also = f" and unix://{self._settings.unix}" if self._settings.unix else ""
         behind = ", ".join(without_secrets(server.url) for server in self._settings.upstream)
-        return f"semcache listens at {self.url}{also}, in front of {behind}"
+        told = f"in front of {behind}" if behind else f"with embeddings of {self._settings.embedder} alone"
+        return f"semcache listens at {self.url}{also}, {told}"
 
     async def run(self, say: Callable[[], None]) -> None:
         """Serve until `end` is called, and until what was being answered then has ended; `say` when it listens."""
@@ -203,6 +212,15 @@ class Sidecar:
                 await upstream.close()
         if self._export is not None:
             await asyncio.to_thread(self._export.close, _FLUSH_SECONDS)
+
+    def renew(self, read: Callable[[], Settings]) -> None:
+        """Take the settings anew behind the calls, as far as a running sidecar can; called on its loop."""
+        if self._renewal is None:
+            tls = self._config.ssl
+            self._renewal = Renewal(self._settings, self.cache, self._credentials, tls)
+        task = asyncio.ensure_future(self._renewal.renew(read))
+        self._renewing.add(task)
+        task.add_done_callback(self._renewing.discard)
 
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
@@ -256,6 +274,7 @@ def cache_of(settings: Settings) -> Cache:
         redis=settings.redis or None,
         memcached=settings.memcached or None,
         embedder=settings.embedder or None,
+        shadow_embedder=settings.shadow_embedder or None,
         semantic=settings.semantic,
         device=settings.device,
         gpu_memory=settings.gpu_memory or None,
@@ -308,8 +327,9 @@ def proxy_of(
     limits = Limits(size_bytes(settings.limit_body, "limit.body"), settings.limit_requests)
     cache.recorder.add_observer(live)
     board = Board(cache, live, health)
+    own = OwnEmbeddings(cache, settings.embedder)
     return Proxy(
-        cache, upstream, credentials, options, limits, health, _longest(settings), doors, board, elsewhere
+        cache, upstream, credentials, options, limits, health, _longest(settings), doors, board, own, elsewhere
     )  # fmt: skip
 
 
@@ -404,7 +424,9 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
         config = uvicorn.Config(
             application,
             http=bounded(
-                seconds(settings.timeout_headers, "timeout.headers"), seconds(settings.timeout_body, "timeout.body")
+                seconds(settings.timeout_headers, "timeout.headers"),
+                seconds(settings.timeout_body, "timeout.body"),
+                seconds(settings.timeout_write, "timeout.write"),
             ),
             interface="asgi3",
             ws="none",
@@ -415,7 +437,7 @@ def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> 
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(seconds(settings.timeout_drain, "timeout.drain")),
+            timeout_graceful_shutdown=ceil(seconds(settings.timeout_drain, "timeout.drain")),
             ssl_certfile=settings.tls_cert if has_tls else None,
             ssl_keyfile=settings.tls_key if has_tls else None,
             ssl_ca_certs=settings.tls_client_ca or None if has_tls else None,

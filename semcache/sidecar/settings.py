@@ -28,6 +28,11 @@ _PORTS = range(1 << 16)
 _SECRETS = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|secret|token|key|auth|cred|sig)[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
+# What a message of the cache's begins with: "memory must be", "ttl of redis must be"; and its arguments in it.
+_ABOUT = re.compile(r"(?:(ttl|timeout) of )?(\w+)(?= |=|:)")
+_ARGUMENT = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|)")
+
+
 def _setting(default: Any, about: str, metavar: str = "TEXT", *, name: str = "", is_secret: bool = False) -> Any:
     return field(
         default=default, metadata={"about": about, "metavar": metavar, "name": name, "is_secret": is_secret}
@@ -76,6 +81,9 @@ class Settings:
     redis: str = _setting("", "the exact store, as redis://localhost:6379/0; rather by environment or file", "URL")
     memcached: str = _setting("", "a memcached, as memcached://localhost:11211", "URL")
     embedder: str = _setting("", "all-MiniLM-L6-v2, a path, or http://host/v1#MODEL; none: no near matches", "MODEL")
+    shadow_embedder: str = _setting(
+        "", "one that is to take its place: its near matches are compared, never served", "MODEL"
+    )
     semantic: str = _setting("512MB", "the bound of the index", "SIZE")
     device: str = _setting("auto", "cpu, cuda, cuda:1", "DEVICE")
     gpu_memory: str = _setting("", "the bound of what the index takes of a GPU", "SIZE")
@@ -109,6 +117,9 @@ class Settings:
     timeout_body: str = _setting(
         "60s", "for a request's body, and anew for each 16 kB of it", "TIME", name="timeout.body"
     )
+    timeout_write: str = _setting(
+        "60s", "for a caller to read on, while it has not taken what was sent", "TIME", name="timeout.write"
+    )
     timeout_drain: str = _setting("5m", "for open answers, before it stops", "TIME", name="timeout.drain")
     limit_body: str = _setting("32MB", "larger requests are refused", "SIZE", name="limit.body")
     limit_requests: int = _setting(1000, "more calls at once are refused", "N", name="limit.requests")
@@ -133,7 +144,7 @@ class Resolved:
         tables: dict[str, list[str]] = {"": []}
         for one in _table():
             value = getattr(self.settings, one.name)
-            table, _, key = _key_of(one).rpartition(".")
+            table, _, key = key_of(one).rpartition(".")
             if one.name != "upstream":
                 shown = without_secrets(value) if isinstance(value, str) else value
                 shown = "..." if value and one.metadata["is_secret"] else shown
@@ -150,8 +161,32 @@ class Resolved:
             lines += [f"tenant = {_toml(token.tenant)}"]
             lines += [f"rights = {_toml(sorted(token.rights))}"]
             lines += [f"upstream_key_env = {_toml(token.upstream_key_env)}"] if token.upstream_key_env else []
+            lines += [f"upstream_key_file = {_toml(token.upstream_key_file)}"] if token.upstream_key_file else []
             lines += [f"upstream = {_toml(token.upstream)}"] if token.upstream else []
         return "\n".join(lines)
+
+    def named(self, message: str) -> str:
+        """Return what a part of the cache says of its arguments, in the words of who typed them."""
+        table = {one.name: one for one in _table()}
+        about = _ABOUT.match(message)
+        name = "_".join(filter(None, about.groups())) if about else ""
+        if name not in table:
+            # It may say what it was given, and not by what name.
+            given = [one for one in self.taken if str(getattr(self.settings, one)) in message and one != "upstream"]
+            name = given[0] if len(given) == 1 else ""
+        told = _ARGUMENT.sub(lambda found: self._argument(found, table), message)
+        return f"{self._place(table[name])}: {told}" if name else told
+
+    def _argument(self, found: re.Match[str], table: Mapping[str, Any]) -> str:
+        """Return `name="value"` as a setting; what is none stays as it is."""
+        one = table.get(found[1])
+        return found[0] if one is None else f"{self._place(one)} {found[2].strip(chr(34) + chr(39))}".rstrip()
+
+    def _place(self, one: Any) -> str:
+        """Return where a setting was typed, as it was; for one that was not its flag."""
+        where = self.taken.get(one.name, _flag(one))
+        is_file = not where.startswith(("--", PREFIX))
+        return f"{where}: key `{key_of(one)}`" if is_file else where
 
 
 def without_secrets(address: str) -> str:
@@ -192,7 +227,7 @@ def read(options: Namespace | None = None, environment: Mapping[str, str] | None
                 break
         else:
             if one.name in told:
-                key = f"{path}: key `{_key_of(one)}`"
+                key = f"{path}: key `{key_of(one)}`"
                 values[one.name], taken[one.name] = _parsed(one, told[one.name], key), str(path)
     settings = Settings(**values)
     _check(settings)
@@ -200,10 +235,10 @@ def read(options: Namespace | None = None, environment: Mapping[str, str] | None
 
 
 def _check(settings: Settings) -> None:
-    if not settings.upstream:
+    if not settings.upstream and not settings.embedder:
         raise ConfigurationError(
             "upstream: which server is behind? give --upstream https://api.openai.com, SEMCACHE_UPSTREAM, or "
-            "[[upstream]] tables in the file"
+            "[[upstream]] tables in the file; without one it has embeddings alone, of an --embedder"
         )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigurationError("tls_cert, tls_key: TLS wants both, the certificate and its key")
@@ -230,8 +265,9 @@ def _table() -> tuple[Any, ...]:
     return tuple(one for one in fields(Settings) if one.metadata)
 
 
-def _key_of(one: Any) -> str:
-    return str(one.metadata["name"] or one.name)
+def key_of(one: Any) -> str:
+    """Return what a field is called as a key of the file."""
+    return str(one.metadata.get("name") or one.name)
 
 
 def _flag(one: Any) -> str:
@@ -307,7 +343,7 @@ def _file(path: Path) -> tuple[dict[str, Any], tuple[Token, ...], tuple[Server, 
             _server(one.pop("url", None), f"{path}: [[upstream]]", _none_left(one, f"{path}: [[upstream]]"))
             for one in _tables(told.pop("upstream"), f"{path}: upstream")
         )
-    known = {_key_of(one): one.name for one in _table()}
+    known = {key_of(one): one.name for one in _table()}
     values = {}
     for key, value in told.items():
         inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}

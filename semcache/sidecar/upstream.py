@@ -10,7 +10,9 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from time import perf_counter
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,6 +29,7 @@ logger = logging.getLogger("semcache.sidecar")
 _FAILED, _LATE = 502, 504
 _SUCCESS = range(200, 300)
 _LONGEST_LINE = 64 << 10
+_LARGE_BYTES = 1 << 20
 # What the client would add of its own to what the caller said.
 _ITS_OWN = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -123,7 +126,11 @@ class Upstream:
 
     @property
     def first(self) -> Server:
-        """The server that is asked for what has no body."""
+        """The server that is asked for what has no body. Raises RefusedError where there is none."""
+        if not self._servers:
+            raise RefusedError(
+                ABSENT, "no server is behind this sidecar: it has embeddings of its own alone (upstream)"
+            )
         return self._servers[0]
 
     @property
@@ -139,8 +146,8 @@ class Upstream:
         if not isinstance(model, str) or not model:
             if len(self._servers) > 1:
                 raise RefusedError(BAD, "which server is it for? it names no model that can be read")
-            return self._servers[0]
-        for server in self._servers:
+            return self.first
+        for server in self._servers or (self.first,):
             if server.has(model):
                 return server
         raise RefusedError(ABSENT, f"no server behind has the model {model[:80]!r}: see [[upstream]] in the settings")
@@ -159,7 +166,7 @@ class Upstream:
         url, began = URL(sent.url, encoded=True), perf_counter()
         try:
             response = await self._session.request(
-                sent.method, url, headers=headers, data=sent.body or None, allow_redirects=False,
+                sent.method, url, headers=headers, data=_data(sent.body), allow_redirects=False,
                 proxy=self._proxies.get(sent.server),
             )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -183,6 +190,11 @@ class Upstream:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+def _data(body: bytes | AsyncIterator[bytes]) -> Any:
+    """Return a body as the client sends it: a large one piece by piece, so that others have their turn."""
+    return BytesIO(body) if isinstance(body, bytes) and len(body) >= _LARGE_BYTES else body or None
 
 
 def _unanswered(error: Exception, url: URL) -> AnsweredError:

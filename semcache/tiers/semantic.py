@@ -91,6 +91,10 @@ class SemanticTier:
         """Whose vectors are compared; empty while that is not known."""
         return self._embedder()
 
+    def adopt(self, policy: Policy) -> None:
+        """Decide by another policy from now on."""
+        self.policy, self._learns = policy, isinstance(policy, Learner)
+
     @property
     def serves(self) -> bool:
         """Whether the policy can serve anything near; one that does not say so can, one that fails at it cannot."""

@@ -10,12 +10,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from instruments import GUARD
 
 import semcache
-from semcache.cli.doctor import file, package
+from semcache.cli.doctor import file, keying, package
 from semcache.cli.doctor.rights import trials
 from semcache.cli.doctor.server import examine_server
 from semcache.stores.redis_keys import Names
@@ -29,6 +30,23 @@ def operators_rights():
     """Return what docs/operations.md lets a user do, as rights."""
     (told,) = re.findall(r"ACL SETUSER .*?```", OPERATIONS.read_text(encoding="utf-8"), re.DOTALL)
     return [right for right in re.findall(r" (\+[a-z|]+)", told) if right != "+select"]
+
+
+_ANSWERED = {}
+
+
+@pytest.fixture(autouse=True)
+def _other_process_is_asked_once(monkeypatch):
+    """What a process of its own makes of the same words is the same each time: it is started for the first alone."""
+
+    def run(command, *, env, check, **how):
+        asked = (*command, env["PYTHONHASHSEED"], env["PYTHONPATH"])
+        if asked not in _ANSWERED:
+            _ANSWERED[asked] = subprocess.run(command, env=env, check=check, **how)
+        return _ANSWERED[asked]
+
+    known = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(keying, "subprocess", known)
 
 
 @pytest.fixture

@@ -57,6 +57,10 @@ class Running:
         """Take no more calls, as a signal has it."""
         self._loop.call_soon_threadsafe(self._sidecar.end)
 
+    def renew(self, read):
+        """Take settings anew, as SIGHUP has it."""
+        self._loop.call_soon_threadsafe(self._sidecar.renew, read)
+
     def close(self):
         self.http.close()
         if self._thread.is_alive():

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 
 import httpx
 import pytest
 from instruments import GUARD
 from proxies import PATHS, told
+
+from semcache.sidecar.serve import Sidecar
+from semcache.sidecar.settings import Server, Settings
 
 
 def raw(sidecar):
@@ -269,3 +274,40 @@ def test_path_arrives_as_it_was_written(narrow, models):
     """A part of it that was escaped stays so."""
     narrow.http.get("/v1/models/a%2Fb?c=%20d")
     assert models.others == ["/v1/models/a%2Fb?c=%20d"]
+
+
+def test_reader_who_reads_no_more_gives_its_place_back(serve, models):
+    """The connection is cut where nothing of what was sent is taken for a while; slow readers are left alone."""
+    sidecar = serve(timeout_write="300ms", limit_requests=1)
+    models.reply = lambda _body: f"{'x' * 100_000} " * 80
+    with raw(sidecar) as connection:
+        connection.sendall(call(asked("long", stream=True)))
+        until(connection, b"data: ")
+        # Were its place not free, this would go on until the test's own timeout.
+        while sidecar.http.get("/v1/models").status_code == 503:
+            pass
+        assert b"[DONE]" not in received(connection)
+
+
+def test_slow_reader_is_given_all_of_it(serve, models):
+    """Whoever takes something now and then has time enough for the rest."""
+    sidecar = serve(timeout_write="400ms")
+    models.reply = lambda _body: "word " * 2_000_000
+    with raw(sidecar) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        connection.sendall(call(asked("long"), b"connection: close"))
+        began, size = time.monotonic(), 0
+        while time.monotonic() - began < 1.2:
+            size += len(connection.recv(65_536))
+            threading.Event().wait(0.02)
+        size += len(received(connection))
+    assert size > 10_000_000
+
+
+@pytest.mark.parametrize(("told_seconds", "given"), [("200ms", 1), ("1s", 1), ("2.5s", 3)])
+def test_drain_of_less_than_a_second_is_one(told_seconds, given):
+    """And not none at all, which would cut every open answer."""
+    settings = Settings(upstream=(Server("http://127.0.0.1:1"),), port=0, timeout_drain=told_seconds)
+    sidecar = Sidecar(settings)
+    assert sidecar._config.timeout_graceful_shutdown == given
+    sidecar.cache.close()

@@ -156,10 +156,14 @@ def test_call_that_is_to_be_kept_nowhere_is_not_recorded(serve, tmp_path):
     path = tmp_path / "traffic.jsonl"
     sidecar = serve(cache={"record": path})
     sidecar.chat("public")
-    sidecar.chat("private", headers={"cache-control": "no-store"})
+    unstored = {"cache-control": "no-store"}
+    sidecar.chat("private", headers=unstored)
+    sidecar.post("/v1/embeddings", {"model": "m", "input": "private too"}, headers=unstored)
+    sidecar.post("/v1/embeddings", {"model": "m", "input": "public too"})
     assert sidecar.cache.flush(GUARD)
     recorded = path.read_text()
     assert "public" in recorded
+    assert "public too" in recorded
     assert "private" not in recorded
 
 

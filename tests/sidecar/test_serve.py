@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,34 +12,12 @@ import threading
 import httpx
 import pytest
 from instruments import GUARD
+from processes import Process, asked
 from proxies import PATHS
 
 from semcache.errors import ConfigurationError
 from semcache.sidecar.serve import Sidecar
 from semcache.sidecar.settings import Server, Settings
-
-
-class Process:
-    """A sidecar in a process of its own."""
-
-    def __init__(self, *arguments, environment=None):
-        command = [sys.executable, "-m", "semcache", "serve", "--port", "0", *arguments]
-        told = {**os.environ, **(environment or {})}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told)
-        self.line = self.process.stderr.readline()
-        self.url = self.line.split(" at ")[-1].split(",")[0].split(" and ")[0].strip()
-
-    def post(self, body, *, path=PATHS["openai"], headers=None):
-        return httpx.post(
-            self.url + path, json=body, headers={"authorization": "Bearer k"} | (headers or {}), timeout=GUARD
-        )
-
-    def stop(self, number=signal.SIGTERM):
-        """Return exit status and what else it said; without a signal, when it has ended by itself."""
-        if number is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=GUARD)
-        return self.process.returncode, errors
 
 
 @pytest.fixture
@@ -54,10 +31,6 @@ def start(models):
     yield start_one
     for one in started:
         one.stop(signal.SIGKILL)
-
-
-def asked(text="a"):
-    return {"model": "m", "messages": [{"role": "user", "content": text}]}
 
 
 def test_signal_lets_a_stream_end_and_the_store_has_what_was_answered(start, models, tmp_path):

@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 import pytest
 
 from semcache.errors import ConfigurationError
+from semcache.sidecar.serve import cache_of
 from semcache.sidecar.settings import PREFIX, Settings, add_settings, read
 
 FILE = """
@@ -182,3 +183,33 @@ def test_defaults_listen_at_this_machine_alone():
     settings = Settings()
     assert settings.is_local
     assert settings.policy == "shadow"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (("--memory", "much"), "--memory: memory must be a number of bytes"),
+        (("--redis", "redis://h/0"), "as in --namespace shop"),
+        (("--ttl-redis", "soon"), "--ttl-redis: ttl of redis must be"),
+        (("--policy", "none"), "--policy: a policy is"),
+        (("--record", "/no/x/y", "--namespace", "a"), "--record: --record /no/x/y: there is no folder"),
+        (("--shadow-embedder", "http://a/v1#b"), "give --embedder too"),
+        (("--prices", "/no"), "--prices: /no: the table of prices"),
+    ],
+)
+def test_what_the_cache_refuses_is_told_in_the_words_of_who_typed_it(typed, told):
+    """The flag, not the argument of a class that its owner never saw."""
+    resolved = read(parsed("--upstream", "http://a", *typed), {})
+    with pytest.raises(ConfigurationError) as raised:
+        cache_of(resolved.settings)
+    assert told in resolved.named(str(raised.value))
+
+
+def test_variable_and_key_of_the_file_are_named_as_they_were_typed(tmp_path):
+    """Where the value was taken from."""
+    path = tmp_path / "semcache.toml"
+    path.write_text('[ttl]\nredis = "soon"')
+    resolved = read(parsed("--upstream", "http://a", "--config", str(path)), {f"{PREFIX}MEMORY": "much"})
+    assert resolved.named("memory must be").startswith("SEMCACHE_MEMORY: ")
+    assert resolved.named("ttl of redis must be").startswith(f"{path}: key `ttl.redis`: ")
+    assert resolved.named("something else, with x=1") == "something else, with x=1"

@@ -117,7 +117,7 @@ class Embeddings:
     ) -> Plan[Outcome[Any]]:
         """Ask as the caller asked."""
         event = bypass_event(cache, self.name, self._stage, reason)
-        if cache.recorder.recording is not None:
+        if cache.recorder.recording is not None and not given.get("is_unrecorded"):
             event.call = Told("embedding", body_of(given), owner_of(cache.tenant_of(None)))
         if error is not None:
             event.fault("key", error)
