@@ -53,10 +53,10 @@ quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Behind all else on the PATH, what `make servers` has put there.
 export PATH := $(PATH):$(CURDIR)/.cache/servers/bin
 
-.PHONY: help venv servers test oldest oldest-venv demo bench lint types pyright layers docs check clean
+.PHONY: help venv servers test oldest oldest-venv demo serve-demo bench lint types pyright layers docs check clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 venv: $(installed) ## the virtual environment, with EXTRAS and the tools of development
 
@@ -75,6 +75,9 @@ oldest-venv:
 demo: $(installed) ## replay a support desk's requests through memory, disk and near matches; writes report.html
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)
 	@$(if $(has_report),echo "  Charts$(comma) and both texts of each wrong hit: $(CURDIR)/report.html",:)
+
+serve-demo: $(installed) ## a sidecar with its dashboard, in front of a stand-in, with that traffic until Ctrl-C
+	@$(quiet_hub) $(bin)/python examples/serve_demo.py $(if $(has_semantic),,--no-embedder) $(ARGS)
 
 bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
 	$(quiet_hub) $(bin)/python benchmarks/run.py

@@ -333,8 +333,8 @@ def _latencies(slots: Iterable[_Slot]) -> Iterator[dict[str, Any]]:
             own = outcomes.setdefault(outcome, {})
             for stage, buckets in stages.items():
                 own.setdefault(stage, []).append(buckets)
-    for outcome, stages in outcomes.items():
-        sums = {stage: added(told) for stage, told in stages.items()}
+    for outcome, timed in outcomes.items():
+        sums = {stage: added(told) for stage, told in timed.items()}
         whole = sums.pop("")
         yield {
             "outcome": outcome, "count": sum(whole.values()), "whole": quantiles(whole, (0.5, 0.99)),

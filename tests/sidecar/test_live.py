@@ -1,4 +1,4 @@
-"""What happens now, the latest lookups with why, and the page's files: what is told, to whom, and within which bounds."""
+"""What happens now, the latest lookups with why, and the page's files: what is told, and to whom."""
 
 from __future__ import annotations
 
@@ -266,7 +266,9 @@ def test_why_is_told_in_sentences():
         "waited for the same call of another, which was being loaded": Event("hit", tier="flight", shared=True),
         "waited for the load of a near text: its cosine is 0.9500": Event("hit", tier="flight", similarity=0.95),
         "no tier has it, and nothing near: it was loaded": miss(),
-        "no exact match; the nearest text has a cosine of 0.8000": miss(similarity=0.8, decision=far, reason=far.reason),
+        "no exact match; the nearest text has a cosine of 0.8000": miss(
+            similarity=0.8, decision=far, reason=far.reason
+        ),
         "no exact match; exact only: volatile words (today)": miss(reason="exact only: volatile words (today)"),
         "no match; it was loaded, and is not kept: refusal": miss(reason="not kept: refusal"),
         "its load failed, so nothing is kept": miss(failed=True),

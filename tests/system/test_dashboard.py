@@ -268,7 +268,10 @@ def test_hidden_page_asks_nothing(sidecar, look):  # noqa: F811
         page.on("request", lambda request: asked.append(request.url))
 
     page = look(sidecar, before=before)
-    hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
+    hide = (
+        "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
     page.evaluate(hide % "true")
     del asked[:]
     page.clock.run_for(60_000)

@@ -55,7 +55,7 @@ export const stacked = (place, { until, step, series, lines = [], most, unit, re
   const drawing = s('svg', { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, 'aria-hidden': 'true' }, parts);
   const frame = kept ?? cursored(place);
   frame.setAttribute('aria-label', label);
-  frame.firstElementChild?.remove();
+  frame.querySelector('svg')?.remove();
   frame.prepend(drawing);
   frame.redraw = (chosen) => {
     drawing.querySelector('.cursor')?.remove();
