@@ -27,7 +27,7 @@ from semcache.sidecar.settings import Server, Settings
 from semcache.testing import Reply, StandIn
 
 # The shares of calls that ask what many ask, that ask it in other words, and that want answers that differ.
-POPULAR, IN_OTHER_WORDS, SAMPLED = 0.45, 0.3, 0.03
+POPULAR, IN_OTHER_WORDS, SAMPLED = 0.5, 0.5, 0.03
 TRAFFIC = Path(__file__).parent / "traffic" / "support.jsonl"
 # What the model would cost, a million tokens: the stand-in itself is free.
 PRICES = """
