@@ -20,7 +20,8 @@ _STOPPED, _PIPE_BROKEN = 130, 141
 # The commands, in the order of their help, and where each stands: who types one waits for no other's module.
 _COMMANDS = {
     "replay": "replay", "tune": "tune", "import": "importing", "serve": "serve", "doctor": "doctor", "stats": "stats",
-    "blast": "blast", "invalidate": "invalidate", "mode": "mode", "load": "load", "reindex": "reindex",
+    "top": "top", "explain": "explain", "blast": "blast", "invalidate": "invalidate", "mode": "mode", "load": "load",
+    "reindex": "reindex",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from semcache.cli.arguments import Once
+from semcache.cli.sidecar import sidecar_of
 from semcache.cli.store import add_store, opened, place_of
 from semcache.commands import key_bytes
 from semcache.ledger import Served
@@ -48,27 +49,34 @@ def add(commands: Any) -> None:
         help="the answer's key in hex digits, as events show it, or that of a call it was given to",
     )
     parser.add_argument("--tenant", metavar="NAME", action=Once, help="only what this tenant was given")
-    add_store(parser)
+    add_store(parser, or_sidecar=True)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    place, key = place_of(options), key_bytes(options.key)
-    with opened(place) as cache:
-        rows = cache.blast(key, options.tenant)
+    key, sidecar = key_bytes(options.key), sidecar_of(options)
+    if sidecar is not None:
+        tenant = {} if options.tenant is None else {"tenant": options.tenant}
+        found = sidecar.post("blast", {"key": key.hex(), **tenant})
+        namespace, where, rows = found["namespace"], sidecar.url, [_row(one) for one in found["rows"]]
+    else:
+        place = place_of(options)
+        namespace, where = place.namespace, place.where
+        with opened(place) as cache:
+            rows = cache.blast(key, options.tenant)
     if options.json:
-        told = {"namespace": place.namespace, "key": key.hex(), "rows": [_told(row) for row in rows]}
+        told = {"namespace": namespace, "key": key.hex(), "rows": [_told(row) for row in rows]}
         print(json.dumps(told, ensure_ascii=False))
         return 0
     if not rows:
         who, rest = "nobody", ""
         if options.tenant is not None:
             who, rest = f"nobody of tenant {options.tenant!r}", "; without --tenant all who were are told"
-        print(f"{who} was given it as a near match in the last seven days: key {key.hex()} in {place.where}{rest}")
+        print(f"{who} was given it as a near match in the last seven days: key {key.hex()} in {where}{rest}")
         return 0
     askers = count(len({row.asked for row in rows}), "call")
-    title = f"{count(len(rows), 'near match', 'near matches')} of {askers}, namespace {plain(place.namespace)}"
+    title = f"{count(len(rows), 'near match', 'near matches')} of {askers}, namespace {plain(namespace)}"
     show([[(title, "title")], [], *_table(rows)], sys.stdout)
     return 0
 
@@ -79,6 +87,15 @@ def _told(row: Served) -> dict[str, Any]:
         "asked": row.asked.hex(), "stored": row.stored.hex(), "tenant": row.tenant.hex() or None,
         "response_id": row.response_id or None,
     }  # fmt: skip
+
+
+def _row(told: dict[str, Any]) -> Served:
+    """Return a row as a sidecar tells it."""
+    return Served(
+        datetime.fromisoformat(told["at"]).timestamp(), bytes.fromhex(told["asked"]), bytes.fromhex(told["stored"]),
+        told["similarity"], told["text"], told["stored_text"], b"", bytes.fromhex(told["tenant"] or ""),
+        response_id=told["response_id"] or "",
+    )  # fmt: skip
 
 
 def _time(at: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from semcache.cache import Cache
 from semcache.cli.arguments import Once
+from semcache.cli.sidecar import Sidecar, sidecar_of
 from semcache.cli.store import add_store, opened, place_of
 from semcache.commands import NEAR
 from semcache.errors import ConfigurationError, InvalidationError
@@ -49,7 +50,7 @@ def add(commands: Any) -> None:
         "--embedder", metavar="MODEL",
         help="the service's model, by name or path (default: SEMCACHE_EMBEDDER)",
     )  # fmt: skip
-    add_store(parser)
+    add_store(parser, or_sidecar=True)
     parser.add_argument("--dry-run", action="store_true", help="only count what would be dropped")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
@@ -100,6 +101,9 @@ def _embedder(options: argparse.Namespace) -> str | None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    sidecar = sidecar_of(options)
+    if sidecar is not None:
+        return _ask(sidecar, options)
     embedder = _embedder(options)
     place = place_of(options)
     meant = _meant(options, place.namespace)
@@ -128,4 +132,26 @@ def _run(options: argparse.Namespace) -> int:
     hint = f"; {tenanted} of them are of tenants: --tenant NAME means one's alone" if tenanted else ""
     hint = hint if entries else "; is it the right name?"
     print(f"{did} {count(entries, 'entry', 'entries')}: {whose}namespace {place.namespace!r} in {place.where}{hint}")
+    return 0
+
+
+def _ask(sidecar: Sidecar, options: argparse.Namespace) -> int:
+    """Have a sidecar drop or count them."""
+    if options.embedder is not None or (options.similarity is not None and options.text is None):
+        raise ConfigurationError("--similarity is for --text, and a sidecar has an embedder of its own")
+    meant = _meant(options, "")
+    body = {"everything": True} if "namespace" in meant else meant
+    told = sidecar.post("invalidate", {**body, "dry_run": options.dry_run})
+    facet, entries = told["facet"], told["entries"]
+    narrowed = {"tenant": options.tenant} if facet == "text" and options.tenant else {}
+    if options.json:
+        value = {} if facet == "everything" else {"value": body[facet]}
+        print(json.dumps({"sidecar": sidecar.url, "facet": facet, **value, "entries": entries,
+                          "is_dry_run": options.dry_run, **narrowed}))  # fmt: skip
+        return 0
+    did = "would drop" if options.dry_run else "dropped"
+    whose = f"{facet} {body[facet]!r}" if facet != "everything" else "everything"
+    whose += "".join(f" of tenant {tenant!r}" for tenant in narrowed.values())
+    hint = "" if entries else "; is it the right name?"
+    print(f"{did} {count(entries, 'entry', 'entries')}: {whose} in {sidecar.url}{hint}")
     return 0

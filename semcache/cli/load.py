@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semcache.cache import Cache
-from semcache.cli.seeds import Reader, Seed, calls, function_of, questions
+from semcache.cli.explain import body_in
+from semcache.cli.seeds import QUESTION_PLACE, Reader, Seed, calls, function_of, questions, with_question
+from semcache.cli.sidecar import add_call, headers_of, sidecar_of
 from semcache.cli.store import INDEX_TTL, add_store, opened, place_of, quiet
 from semcache.context import context
 from semcache.errors import CodecError, ConfigurationError, SemcacheError, TierError, TrafficError
 from semcache.events import Event
+from semcache.model import Request
 from semcache.replay.words import count, plain
 from semcache.ttl import TTL
 from semcache.wrap.wrapping import cache_of
@@ -47,14 +50,21 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="requests as cache.request(text=question, function=NAME, ...) makes them: columns question and answer",
     )
+    which.add_argument(
+        "--body", metavar="CALL.json",
+        help="calls that a sidecar proxies: their body, with {question} where the question stands, posted to --path; "
+        "columns question and answer",
+    )  # fmt: skip
+    add_call(parser.add_argument_group("with --body"))
     asked = parser.add_argument_group("with --function")
     for name in ("version", "tenant", "model"):
-        asked.add_argument(f"--{name}", metavar=name.upper(), help=f"as {name}= of the request")
+        also = "; with --body, whose calls they are" if name == "tenant" else ""
+        asked.add_argument(f"--{name}", metavar=name.upper(), help=f"as {name}= of the request{also}")
     asked.add_argument(
         "--embedder", metavar="MODEL",
         help="the service's, so that other words find the answers too (default: SEMCACHE_EMBEDDER)",
     )  # fmt: skip
-    add_store(parser)
+    add_store(parser, or_sidecar=True)
     how = parser.add_argument_group("how")
     how.add_argument("--tag", action="append", default=[], metavar="TAG", help="to invalidate them by; may be repeated")
     how.add_argument("--not-pinned", action="store_true", help="let them end with their ttl, as loaded answers do")
@@ -75,6 +85,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.ttl is not None and not options.not_pinned:
         raise ConfigurationError("--ttl is for --not-pinned: what is pinned has no end")
     path = Path(options.file)
+    if options.body is not None:
+        return _ask(options, path)
+    if options.sidecar is not None or options.path is not None or options.header:
+        raise ConfigurationError("--sidecar, --path and --header are for --body CALL.json: answers of proxied calls")
     with _target(options) as target, context(ttl=options.ttl, tags=options.tag):
         try:
             seeds, wrong = target.reader.seeds(path)
@@ -85,13 +99,53 @@ def _run(options: argparse.Namespace) -> int:
             return 1
         if not options.dry_run:
             _put(target.cache, seeds, path, is_pinned=not options.not_pinned)
+    _say(options, len(seeds), f"{target.where}{target.note}")
+    return 0
+
+
+def _say(options: argparse.Namespace, answers: int, where: str) -> None:
     if options.json:
-        told = {"answers": len(seeds), "is_pinned": not options.not_pinned, "is_dry_run": options.dry_run}
+        told = {"answers": answers, "is_pinned": not options.not_pinned, "is_dry_run": options.dry_run}
         print(json.dumps(told))
-        return 0
+        return
     did = "would put" if options.dry_run else "put"
     pinned = "" if options.not_pinned else ", pinned"
-    print(f"{did} {count(len(seeds), 'answer')}{pinned}: {target.where}{target.note}")
+    print(f"{did} {count(answers, 'answer')}{pinned}: {where}")
+
+
+def _ask(options: argparse.Namespace, path: Path) -> int:
+    """Have a sidecar put answers of proxied calls."""
+    told = [f"--{name}" for name in ("version", "model", "embedder") if getattr(options, name) is not None]
+    if told or options.path is None:
+        raise ConfigurationError(
+            f"--body has all of a call in it: leave out {', '.join(told)}" if told else
+            "where are the calls posted? give --path /v1/chat/completions"
+        )  # fmt: skip
+    template, headers = body_in(options.body), headers_of(options)
+    if with_question(template, "") == template:
+        raise ConfigurationError(f'{options.body}: say where the question stands: "{QUESTION_PLACE}"')
+    sidecar = sidecar_of(options, is_needed=True)
+    assert sidecar is not None  # noqa: S101 - it was needed
+    try:
+        seeds, wrong = questions(lambda text: Request(text.encode(), text=text)).seeds(path)
+    except (ConfigurationError, TrafficError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    if wrong:
+        _tell(path, wrong)
+        return 1
+    more = {name: getattr(options, name) for name in ("tenant", "ttl") if getattr(options, name) is not None}
+    more |= {"pinned": not options.not_pinned, "tags": options.tag}
+    whose = ""
+    for done, seed in enumerate(() if options.dry_run else seeds):
+        call = {"path": options.path, "body": with_question(template, seed.request.text or ""), "answer": seed.answer}
+        try:
+            whose = sidecar.post("entries", {**call, **more}, headers)["tenant"]
+        except SemcacheError as error:
+            if not done:
+                raise
+            before = f"({done} of {len(seeds)} answers were put before it)"
+            raise SemcacheError(f"{path}, line {seed.line}: {error} {before}") from error
+    _say(options, len(seeds), f"{sidecar.url}{f', for tenant {plain(whose)}' if whose else ''}")
     return 0
 
 

@@ -18,6 +18,7 @@ from semcache.model import Request
 from semcache.replay.words import count
 
 ANSWER, QUESTION = "answer", "question"
+QUESTION_PLACE = "{question}"
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # The module's own bound is 128 kB, less than an answer may have.
 _LONGEST_CELL = 2**30
@@ -115,6 +116,15 @@ def questions(make: Callable[[str], Request]) -> Reader:
         return make(cells[QUESTION]), cells[ANSWER]
 
     return Reader(request, {QUESTION, ANSWER}, {QUESTION, ANSWER})
+
+
+def with_question(told: Any, question: str) -> Any:
+    """Return a call's body with a question in its place, wherever a text of it has that."""
+    if isinstance(told, dict):
+        return {name: with_question(item, question) for name, item in told.items()}
+    if isinstance(told, list):
+        return [with_question(item, question) for item in told]
+    return told.replace(QUESTION_PLACE, question) if isinstance(told, str) else told
 
 
 def calls(name: str, function: Any) -> Reader:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from semcache.cli.sidecar import sidecar_of
 from semcache.cli.store import add_store, place_of, unasked
 from semcache.errors import SemcacheError
 from semcache.meter import COLUMNS, MEASURES, UsageRow, columns_of, first_day, total_of
@@ -45,7 +46,7 @@ def add(commands: Any) -> None:
         description="Print what the lookups of all processes of a namespace saved, and what their loads cost: calls, "
         "tokens, seconds (saved ones net of the lookups' own), and money, at the prices known when it was counted.",
     )
-    add_store(parser)
+    add_store(parser, or_sidecar=True)
     asked = parser.add_argument_group("the figures")
     asked.add_argument(
         "--since", default="30d", metavar="TIME",
@@ -64,13 +65,20 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     by = columns_of([column.strip() for column in options.by.split(",") if column.strip()])
     since = first_day(options.since, SystemClock.time())
-    place = place_of(options)
-    with unasked(place) as cache:  # to follow the log of a namespace that is not there would begin it
-        rows = cache.usage(since, by)
-        unpriced = _unpriced(cache.usage(since, "model"))
+    sidecar = sidecar_of(options)
+    if sidecar is not None:
+        found = sidecar.get("usage", since=options.since, by=",".join(by))
+        since, namespace = found["since"], found["namespace"]
+        rows, unpriced = rows_of(found["rows"]), found["unpriced"]
+    else:
+        place = place_of(options)
+        namespace = place.namespace
+        with unasked(place) as cache:  # to follow the log of a namespace that is not there would begin it
+            rows = cache.usage(since, by)
+            unpriced = _unpriced(cache.usage(since, "model"))
     if not rows:
         raise SemcacheError(
-            f"nothing was booked in namespace {place.namespace!r} since {since}: give an earlier --since or "
+            f"nothing was booked in namespace {namespace!r} since {since}: give an earlier --since or "
             "another --namespace; what a running process counts is booked within 10 seconds"
         )
     if options.csv:
@@ -79,15 +87,20 @@ def _run(options: argparse.Namespace) -> int:
         writer.writerows([*_told(row, by).values()] for row in rows)
     elif options.json:
         told = {
-            "namespace": place.namespace, "since": since, "rows": [_told(row, by) for row in rows],
+            "namespace": namespace, "since": since, "rows": [_told(row, by) for row in rows],
             "total": _told(total_of(rows), ()), "unpriced": unpriced,
         }  # fmt: skip
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        title = f"Usage of {plain(place.namespace)} since {since} (UTC)"
-        show([[(title, "title")], [], *_table(rows, by), *_notes(total_of(rows), unpriced)], sys.stdout)
+        title = f"Usage of {plain(namespace)} since {since} (UTC)"
+        show([[(title, "title")], [], *table(rows, by), *_notes(total_of(rows), unpriced)], sys.stdout)
     sys.stdout.flush()
     return 0
+
+
+def rows_of(told: list[dict[str, Any]]) -> list[UsageRow]:
+    """Return rows as a sidecar tells them."""
+    return [UsageRow(**{**row, "prices": tuple(row["prices"])}) for row in told]
 
 
 def _told(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def _notes(total: UsageRow, unpriced: dict[str, int]) -> list[Line]:
     return [[], *([(line, "note")] for line in told)] if told else []
 
 
-def _table(rows: list[UsageRow], by: tuple[str, ...]) -> list[Line]:
+def table(rows: list[UsageRow], by: tuple[str, ...]) -> list[Line]:
     """Return the rows and their total, figures below each other, units in the headings."""
     names = [[clip(plain(getattr(row, column)) or "-", _WIDEST) for column in by] for row in rows]
     names = [list(by), *names, ["total", *[""] * (len(by) - 1)]] if by else [["", ""]] * (len(rows) + 2)

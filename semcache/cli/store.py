@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semcache.cache import Cache
+from semcache.cli.sidecar import add_sidecar
 from semcache.errors import ConfigurationError, TierError
 from semcache.ttl import Timeouts
 
@@ -47,8 +48,8 @@ class Place:
         return str(self.disk) if self.disk is not None else ""
 
 
-def add_store(parser: ArgumentParser) -> None:
-    """Add the options that name a store."""
+def add_store(parser: ArgumentParser, *, or_sidecar: bool = False) -> None:
+    """Add the options that name a store, or a sidecar in its place."""
     store = parser.add_argument_group("the store", "the exact store of a service, as its Cache(...) was given it")
     store.add_argument("--namespace", metavar="NAME", help="whose answers (default: SEMCACHE_NAMESPACE)")
     store.add_argument(
@@ -57,6 +58,8 @@ def add_store(parser: ArgumentParser) -> None:
         "of the list of processes)",
     )  # fmt: skip
     store.add_argument("--disk", metavar="FILE", help="the SQLite file (default: SEMCACHE_DISK)")
+    if or_sidecar:
+        add_sidecar(parser.add_argument_group("a sidecar in its place"))
 
 
 def place_of(options: Namespace, *, is_needed: bool = True) -> Place:

@@ -28,8 +28,7 @@ Line = list[tuple[str, str]]
 WIDEST = 100
 _MISTAKES_SHOWN = 5
 _BAR_COLUMNS = 24
-# The styles of rich that ours mean.
-_STYLES = {
+STYLES = {
     "title": "bold",
     "head": "bold",
     "note": "dim",
@@ -39,6 +38,7 @@ _STYLES = {
     "bar": "cyan",
     "": "",
 }
+"""The styles of rich that ours mean."""
 # For terminals that have no other characters.
 _ASCII = str.maketrans({"█": "#", "▌": "#", "─": "-"})
 
@@ -61,7 +61,7 @@ def _coloured(lines: list[Line], file: TextIO) -> str:
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:  # what is printed directly would end the program where a pipe's reader has gone
         for line in lines:
-            assembled = Text.assemble(*((text, _STYLES[style]) for text, style in line))
+            assembled = Text.assemble(*((text, STYLES[style]) for text, style in line))
             assembled.rstrip()
             console.print(assembled, soft_wrap=True)
     return captured.get()

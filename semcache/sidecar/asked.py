@@ -121,7 +121,7 @@ class Found:
         self.status = status
 
 
-def parsed(data: bytes) -> Json:
+def parsed(data: bytes | str) -> Json:
     """Return a body's parameters. Raises ValueError for what is no object, or has a number that is none.
 
     A name that stands twice means one thing to one reader and another to the next: no key can know which.

@@ -156,13 +156,13 @@ class Invalidation(Asked):
     document: Name | None = None
     key: Key | None = None
     text: Text | None = Field(None, description="All whose texts are near to it, in all scopes.")
-    everything: Literal[True] | None = None
+    everything: bool | None = Field(None, json_schema_extra={"enum": [True, None]})
     similarity: float | None = Field(None, ge=-1, le=1, description=f"With `text`: how near, {NEAR} where unsaid.")
     dry_run: bool = Field(default=False, description="Count, and drop nothing.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in _WHICH if getattr(self, name) is not None]
+        given = [name for name in _WHICH if getattr(self, name) not in (None, False)]
         if len(given) != 1 and sorted(given) != ["tenant", "text"]:
             raise ValueError(f"give one of {', '.join(_WHICH)}, or text and tenant; got {', '.join(given) or 'none'}")
         if self.similarity is not None and self.text is None:

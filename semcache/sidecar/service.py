@@ -132,7 +132,7 @@ class Table:
         found = self._paths.get(path)
         if found is not None and not path.endswith("*"):
             return found, ""
-        for name, rows in self._paths.items():
+        for name, rows in self._paths.items() if ".." not in path else ():
             if name.endswith("*") and path.startswith(name[:-1]):
                 return rows, path[len(name) - 1 :]
         raise RefusedError(ABSENT, f"there is no {path[:80]} here", f"{PREFIX}v1/openapi.json lists what there is")
@@ -264,8 +264,7 @@ class Service:
         if row.media != JSON:
             return data
         try:
-            data.decode()
-            told = parsed(data)
+            told = parsed(data.decode())
         except (ValueError, RecursionError) as error:
             raise RefusedError(BAD, f"the body is no JSON object: {_reason(error)}") from None
         return _read(row.body, told) if row.body is not None else told
@@ -299,7 +298,8 @@ def _read(model: type[BaseModel], told: dict[str, Any], *, is_text: bool = False
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise RefusedError(BAD, f"{where[:80]}: {first['msg']}" if where else first["msg"]) from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise RefusedError(BAD, f"{where[:80]}: {why}" if where else why) from None
 
 
 def _reason(error: BaseException) -> str:

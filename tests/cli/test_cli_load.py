@@ -179,7 +179,7 @@ def test_many_wrong_rows_are_told_in_few_lines(open_service, tmp_path, semcache_
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ([], "one of the arguments --call --function is required"),
+        ([], "one of the arguments --call --function --body is required"),
         (["--function", "f", "--ttl", "1d"], "--ttl is for --not-pinned"),
         (["--function", "f", "--not-pinned", "--ttl", "soon"], "ttl must be a positive number of seconds"),
         (["--call", "a:b", "--redis", "redis://h"], "leave out --redis"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from proxies import PATHS
 
+from semcache.sidecar.service import Table
 from semcache.sidecar.settings import Settings, read
 from semcache.sidecar.wishes import _NAMES
 
@@ -44,6 +45,18 @@ def test_every_header_of_answers_is_documented(sidecar):
     for name in sidecar.chat().headers:
         if name.startswith(("x-semcache", "cache-status")):
             assert f"| `{name}` |" in DOCS
+
+
+def test_every_endpoint_of_the_service_is_documented_with_its_right():
+    """As its row of the table has it, and no other."""
+    whose = {True: ", an operator's", False: ""}
+    told = {
+        (row.method, row.path): (" or ".join(f"`{right}`" for right in row.rights) + whose[row.is_of_all]) or "none"
+        for row in Table().rows
+        if not row.path.endswith("*")
+    }
+    found = re.findall(r"^\| `([A-Z]+)` \| `(/semcache/[^`]*)` \| ([^|]*) \|", DOCS, re.MULTILINE)
+    assert {(method, path): right for method, path, right in found} == told
 
 
 @pytest.mark.parametrize("path", [*PATHS.values(), "/v1/embeddings", "/livez", "/readyz"])
