@@ -122,7 +122,7 @@ def _learned(status: PolicyStatus) -> dict[str, Any]:
 
 def _family(one: FamilyStatus) -> dict[str, Any]:
     return {
-        "name": one.about or one.name, "id": one.name[:8] if one.about else "",
+        "name": one.about or one.name, "id": "" if one.name.startswith("others") else one.name[:6],
         "state": one.state, "cut": one.cut, "labels": one.labels, "needed": one.needed,
         "days": one.days, "alarms": one.alarms, "asked": one.asked, "near": one.near, "served": one.cut is not None,
         "is_by_itself": one.is_by_itself, **_share(one.wrong),

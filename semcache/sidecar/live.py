@@ -11,14 +11,15 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semcache.context import current
 from semcache.events import Event
+from semcache.ledger import Near
 from semcache.sidecar.latencies import Buckets, added, bucket, quantiles
-from semcache.sidecar.seen import SHOWN
+from semcache.sidecar.seen import KEPT, SHOWN
 from semcache.sidecar.why import counted, sentences
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Live:
                 return
             self._left -= 1
             weight, self._added = hits - self._added, hits
+        if event.identify is not None or event.call is not None or event.near is not None:
+            event = self._slim(event)
         noted = self._noted
         noted.append((now, event, current.get(), weight))
         if len(noted) >= _FOLD_AT and self._lock.acquire(blocking=False):
@@ -112,6 +115,13 @@ class Live:
                 self._fold()
             finally:
                 self._lock.release()
+
+    def _slim(self, event: Event) -> Event:
+        """Return an event without what holds its call and its answer, and with no more of its texts than is shown."""
+        near = event.near
+        if near is not None:
+            near = Near(near.text[:KEPT], near.neighbour[:KEPT]) if self.texts else None
+        return replace(event, call=None, identify=None, near=near)
 
     # Adding up; the lock is held
 

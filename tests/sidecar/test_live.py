@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from test_credentials import token
 import semcache
 from semcache.context import context
 from semcache.events import Event
+from semcache.ledger import Near
 from semcache.model import Decision, Verdict
 from semcache.sidecar import live as live_module
 from semcache.sidecar.latencies import bucket, middle, quantiles
@@ -97,6 +99,22 @@ def test_what_is_kept_is_bounded(live, clock):
     assert len(live.lookups(limit=500)) == 200
     assert len(live._counts) <= live_module.SECONDS + 1
     assert all(len(one.reasons) <= 13 for one in live._callers.values())
+
+
+def test_lookups_that_are_kept_hold_no_call_and_no_answer(live):
+    """Nor more of a text than is shown: both may be large, and hundreds are kept."""
+
+    class Call:
+        def identify(self, value):
+            return "id"
+
+    call = Call()
+    gone, near = weakref.ref(call), Near("a" * 10_000, "b" * 10_000)
+    live(Event("hit", "f", tier="semantic", similarity=0.95, identify=call.identify, near=near))
+    del call
+    assert gone() is None
+    assert max(map(len, (live._noted[0][1].near.text, live._noted[0][1].near.neighbour))) == 600
+    assert len(live.lookups()[0]["neighbour_text"]) == 280
 
 
 def test_who_never_hits_is_told_first_with_why(live):

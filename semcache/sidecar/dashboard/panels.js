@@ -9,12 +9,15 @@ export const TIERS = { memory: 'f3', disk: 'f4', redis: 'f4', memcached: 'f7', s
 const OTHERS = ['miss', 'bypass', 'refresh'];
 const STAGES = ['key', 'memory', 'wait', 'pool', 'store', 'embed', 'search', 'decide', 'load', 'put'];
 const OUTCOMES = { miss: 'loaded', bypass: 'went by', refresh: 'loaded behind' };
+const FILLS = { miss: 'f2', refresh: 'f2', bypass: 'f6' };
 const LEAST_ASKED = 3;
 // So many seconds are drawn at least, however young the sidecar is.
 const SHORTEST = 120;
 
 const sum = (values) => values.reduce((one, other) => one + other, 0);
 const isTier = (name) => name && !OTHERS.includes(name) && name !== 'error' && !name.startsWith('fault ');
+// Of a function's name what says most: "openai.chat.completions" is chat.completions.
+const plain = (name) => name.replace(/^(openai|anthropic)\./, '');
 const nameOf = (outcome) => OUTCOMES[outcome] ?? (outcome === 'semantic' ? 'near match' : outcome);
 
 const tile = (label, figure, notes, tone = '') =>
@@ -39,7 +42,7 @@ const tiles = (live, currency) => {
   const [all, allLate] = live.whole.lookups;
   $('tiles').replaceChildren(
     tile('answered from the cache', asked ? percent(hits / asked) : '–', [`${count(hits)} of ${times(asked, 'lookup')} in the last minute`, `${percent(live.hit_rate)} since it began`]),
-    tile('money saved', money(sums.saved_money, currency), [`${times(tokens, 'token')}, ${span(sums.saved_seconds)} of waiting`, since === 'start' ? 'since it began' : 'in 30 days, all replicas']),
+    tile('money saved', money(sums.saved_money, currency), [`${times(tokens, 'token')}, ${span(Math.abs(sums.saved_seconds))} of waiting${sums.saved_seconds < 0 ? ' added' : ''}`, since === 'start' ? 'since it began' : 'in 30 days, all replicas']),
     wrongTile(live.policy),
     tile('a hit takes', asked && hits ? took(half) : '–', [hits ? `99 of 100 at most ${took(late)}` : 'no hit in the last minute', all ? `with loads ${took(all)}, and ${took(allLate)}` : '']),
   );
@@ -92,6 +95,7 @@ const waterfall = (live) => {
   for (const button of place.children) button.setAttribute('aria-pressed', button.dataset.name === shown?.outcome);
   if (!shown) {
     $('waterfall').replaceChildren();
+    $('by-outcome').replaceChildren();
     tell($('waterfall-told'), 'No lookup in the last minute.');
     return;
   }
@@ -106,9 +110,10 @@ const waterfall = (live) => {
     return h('div', { class: 'stage' }, h('span', {}, stage), drawn, h('span', { class: 'figures', title: times(number, 'time') }, `${took(median)} · ${took(late)}`));
   });
   $('waterfall').replaceChildren(...rows);
+  $('by-outcome').replaceChildren(...found.map((one) => h('tr', {}, h('td', {}, h('span', { class: `dot ${TIERS[one.outcome] ?? FILLS[one.outcome] ?? 'f7'}` }), nameOf(one.outcome)), cell(count(one.count)), cell(took(one.whole[0])), cell(took(one.whole[1])))));
   const load = shown.stages.load;
   const loads = load ? ` The load itself: ${took(load[1])} · ${took(load[2])}.` : '';
-  tell($('waterfall-told'), `${times(shown.count, 'lookup')} in the last minute, in all ${took(shown.whole[0])} · ${took(shown.whole[1])}: the median, and the 99th percentile.${loads}`);
+  tell($('waterfall-told'), `The median, and the 99th percentile, of lookups that were so in the last minute.${loads}`);
 };
 
 const word = (family) => {
@@ -137,7 +142,7 @@ const policy = (told) => {
   if (asked.length) {
     parts.push(h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Families' }, h('table', {},
       h('thead', {}, h('tr', {}, ['family', 'state', 'labels', 'wrong'].map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'wrap' }, family.name, h('small', {}, ` ${family.is_by_itself === false && family.name.startsWith('all ') ? '' : (family.id ?? '')}`)), h('td', {}, word(family)),
+      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'wrap', title: family.name }, plain(family.name), h('small', {}, ` ${family.id ?? ''}`)), h('td', {}, word(family)),
         cell(`${count(family.labels)}${needed(family)}`), cell(family.share === null ? '' : percent(family.share))))))));
   }
   const offers = (told.families ?? [])[0]?.offers ?? [];
@@ -161,7 +166,7 @@ const drawn = (place, told, make) => {
 
 const saved = ({ rows, since, sums }, namespace, currency) => {
   tell($('saved-since'), `${since === 'start' ? 'since it began' : 'in 30 days'}${namespace ? `, ${namespace}` : ''}`);
-  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', { class: 'wrap' }, name, one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
+  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', { class: 'wrap' }, plain(name), one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
     cell(count(one.saved_prompt_tokens + one.saved_completion_tokens)), cell(span(one.saved_seconds)), cell(money(one.saved_money, currency)));
   $('saved').replaceChildren(...(rows.length ? [...rows.slice(0, 8).map((one) => row(one, one.stage || '–')), row(sums, 'all', { class: 'this' })]
     : [h('tr', {}, h('td', { colspan: 5 }, 'Nothing yet.'))]));
@@ -181,7 +186,7 @@ const never = ({ callers }) => {
   $('never').replaceChildren(...(asked.length ? asked.map((one) => {
     const all = one.hits + one.misses + one.bypasses;
     const why = one.reasons.map(([reason, number]) => `${reason} ${count(number)}`).join(', ');
-    return h('tr', {}, h('td', {}, one.function || '–', one.stage && one.stage !== one.function ? h('small', {}, ` ${one.stage}`) : null, h('small', {}, ` ${one.model}`)), h('td', { class: 'clip left', title: one.tenant }, one.tenant || '–'),
+    return h('tr', {}, h('td', { title: one.function }, plain(one.function) || '–', one.stage && one.stage !== one.function ? h('small', {}, ` ${one.stage}`) : null, h('small', {}, ` ${one.model}`)), h('td', { class: 'clip left', title: one.tenant }, one.tenant || '–'),
       cell(count(all)), h('td', {}, one.hits ? percent(one.hits / all) : h('b', { class: 'bad' }, 'never')), h('td', { class: 'left' }, why));
   }) : [h('tr', {}, h('td', { colspan: 5 }, 'Nobody has asked three times yet.'))]));
 };
