@@ -90,7 +90,9 @@ const waterfall = (live) => {
   const names = found.map(({ outcome }) => outcome);
   if (place.dataset.told !== names.join()) {
     place.dataset.told = names.join();
+    const held = place.contains(document.activeElement) ? document.activeElement.dataset.name : '';
     place.replaceChildren(...names.map((name) => h('button', { type: 'button', 'data-name': name, onclick: () => { chosen = name; waterfall(live); } }, nameOf(name))));
+    if (held) place.querySelector(`[data-name="${held}"]`)?.focus();
   }
   for (const button of place.children) button.setAttribute('aria-pressed', button.dataset.name === shown?.outcome);
   if (!shown) {
