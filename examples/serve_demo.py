@@ -52,7 +52,8 @@ class Model:
         found = [
             call for call, own in whole if own[:-1] == messages[:-1] and str(own[-1]["content"]).rstrip("?!. ") in said
         ]
-        return max(found, key=lambda call: len(str(call["request"]["messages"][-1]["content"])), default={})
+        found.sort(key=lambda call: len(str(call["request"]["messages"][-1]["content"])))
+        return found[-1] if found else {}
 
     def __call__(self, body: Mapping[str, Any]) -> Reply:
         call = self._answers.get(_words(body["messages"])) or self._nearest(body["messages"])

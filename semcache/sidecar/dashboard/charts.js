@@ -12,7 +12,7 @@ const BOTTOM = 22;
 const nice = (most) => {
   if (!(most > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= most * 0.999);
+  return [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= most * 0.999);
 };
 
 // An area in steps between two rows of values.

@@ -13,6 +13,7 @@ const FILLS = { miss: 'f2', refresh: 'f2', bypass: 'f6' };
 const LEAST_ASKED = 3;
 // So many seconds are drawn at least, however young the sidecar is.
 const SHORTEST = 120;
+const YOUNG = 2;
 
 const sum = (values) => values.reduce((one, other) => one + other, 0);
 const isTier = (name) => name && !OTHERS.includes(name) && name !== 'error' && !name.startsWith('fault ');
@@ -30,7 +31,7 @@ const wrongTile = ({ kind, wrong, budget, cut }) => {
   if (!wrong?.wrong_labels) return tile('wrong near hits', 'not known', ['no label yet', bound]);
   const tone = !wrong.served || budget === null ? '' : wrong.share > budget ? 'bad' : 'good';
   const whose = wrong.served ? 'of what is served' : 'of all near ones; none is served';
-  return tile('wrong near hits', percent(wrong.share), [`95% interval ${percent(wrong.low)} to ${percent(wrong.high)}, ${times(wrong.wrong_labels, 'label')}`, `${bound}; ${whose}`], tone);
+  return tile('wrong near hits', percent(wrong.share), [`95% interval ${percent(wrong.low).slice(0, -1)}–${percent(wrong.high)}, ${times(wrong.wrong_labels, 'label')}`, `${bound}; ${whose}`], tone);
 };
 
 const tiles = (live, currency) => {
@@ -54,11 +55,14 @@ const charts = ({ series, uptime }) => {
   const by = Object.fromEntries(Object.entries(series.by).map(([name, values]) => [name, values.slice(-Math.ceil(number))]));
   const tiers = Object.keys(by).filter(isTier).sort((one, other) => Object.keys(TIERS).indexOf(one) - Object.keys(TIERS).indexOf(other));
   const zeros = () => new Array(Math.ceil(number)).fill(0);
+  // The last step has just begun: while it is young it is drawn together with the one before.
+  const young = elapsed < YOUNG;
   const of = (name) => by[name] ?? zeros();
-  const asked = zeros().map((_, at) => sum([...tiers, 'miss'].map((name) => of(name)[at])));
-  const seconds = (at) => (at === asked.length - 1 ? Math.max(1, elapsed) : step);
-  const rates = tiers.map((name) => ({ name, fill: TIERS[name] ?? 'f7', values: of(name).map((value, at) => (asked[at] ? value / asked[at] : 0)) }));
-  const all = sum(asked);
+  const drawn = (name, at) => of(name)[at] + (young && at === zeros().length - 1 ? of(name)[at - 1] : 0);
+  const asked = zeros().map((_, at) => sum([...tiers, 'miss'].map((name) => drawn(name, at))));
+  const seconds = (at) => (at === asked.length - 1 ? elapsed + (young ? step : 0) : step);
+  const rates = tiers.map((name) => ({ name, fill: TIERS[name] ?? 'f7', values: asked.map((all, at) => (all ? drawn(name, at) / all : 0)) }));
+  const all = sum([...tiers, 'miss'].map((name) => sum(of(name))));
   const told = tiers.map((name) => `${nameOf(name)} ${percent(sum(of(name)) / all)}`).join(', ');
   keys($('rate-keys'), tiers.map((name) => [TIERS[name] ?? 'f7', nameOf(name)]));
   stacked($('rate'), {
@@ -67,9 +71,9 @@ const charts = ({ series, uptime }) => {
   });
   tell($('rate-told'), all ? `Of ${times(all, 'lookup')} in ten minutes: ${told || 'no hit'}.` : 'No lookup in ten minutes.');
   const flows = [['hits', 'f5', tiers], ['loaded', 'f2', ['miss', 'refresh']], ['went by', 'f6', ['bypass']]].map(([name, fill, names]) => ({
-    name, fill, values: zeros().map((_, at) => sum(names.map((one) => of(one)[at])) / seconds(at)),
+    name, fill, values: zeros().map((_, at) => sum(names.map((one) => drawn(one, at))) / seconds(at)),
   }));
-  const errors = of('error').map((value, at) => value / seconds(at));
+  const errors = zeros().map((_, at) => drawn('error', at) / seconds(at));
   keys($('flow-keys'), [...flows.map(({ fill, name }) => [fill, name]), ['fbad', 'errors']]);
   stacked($('flow'), {
     until, step, series: flows, lines: sum(errors) ? [{ values: errors, stroke: 'sbad' }] : [], unit: (value) => (value < 10 ? Number(value.toFixed(1)) : count(value)),
