@@ -20,7 +20,7 @@ from semcache.events import Event
 from semcache.ledger import Near
 from semcache.sidecar.latencies import Buckets, added, bucket, quantiles
 from semcache.sidecar.seen import KEPT, SHOWN
-from semcache.sidecar.why import counted, sentences
+from semcache.sidecar.why import counted, plain, sentences
 
 if TYPE_CHECKING:
     from semcache.redact import Redactor
@@ -298,7 +298,7 @@ class Live:
             "cut": event.cut, "failed": event.failed, "shared": event.shared,
             "stages": [[stage, nanoseconds / 1e6] for stage, nanoseconds in event.stages.items()],
             "text": self._shown(text), "neighbour_text": "" if near is None else self._shown(near.neighbour),
-            "why": [self._clean(sentence) for sentence in sentences(event)] if self.texts else _plain(event),
+            "why": [self._clean(sentence) for sentence in sentences(event)] if self.texts else list(plain(event)),
         }  # fmt: skip
         names = (event.kind, event.tier, event.function, event.stage, event.model, told["tenant"], told["key"])
         texts = (told["text"], told["neighbour_text"], *told["why"])
@@ -317,14 +317,6 @@ class Live:
 
             self._redactor = Redactor(os.urandom(32))  # nobody can tell from a mark what it stands for
         return self._redactor.text(text)
-
-
-def _plain(event: Event) -> list[str]:
-    """Return why, without what a reason quotes of a text."""
-    if event.kind == "hit" and event.similarity is None:
-        return list(sentences(event))
-    similarity = "" if event.similarity is None else f" (cosine {event.similarity:.4f})"
-    return [f"{event.kind}: {counted(event, is_known=False)}{similarity}"]
 
 
 def _tenant_of(event: Event, context: Any) -> str | None:

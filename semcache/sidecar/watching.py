@@ -6,7 +6,6 @@ is not ours, and nobody may frame it. Who reaches one tenant alone is told of it
 
 from __future__ import annotations
 
-import asyncio
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -87,9 +86,7 @@ async def _live(call: Call) -> Any:
 async def _lookups(call: Call) -> Any:
     sought: Sought = call.query or Sought()
     reach = call.caller.reaches if call.caller.reach else None
-    live = call.service.board.live
-    # To search is to redact a thousand texts, which no call is to wait for.
-    rows = await asyncio.to_thread(live.lookups, sought.search, sought.kind, sought.limit, reach)
+    rows = call.service.board.live.lookups(sought.search, sought.kind, sought.limit, reach)
     return Lookups(lookups=[Lookup(**row) for row in rows])
 
 
