@@ -183,7 +183,7 @@ const tiers = (live) => {
   for (const [told, number] of Object.entries(live.faults)) faults[told.split(': ')[0]] = (faults[told.split(': ')[0]] ?? 0) + number;
   $('tiers').replaceChildren(...live.tiers.map(({ name, figures, is_open: open }) => h('tr', {}, h('td', {}, h('span', { class: `dot ${TIERS[name] ?? 'f7'}` }), name),
     cell(figures.entries === undefined ? (figures.rows === undefined ? '' : count(figures.rows)) : count(figures.entries)), cell(bytes(figures.bytes)), cell(figures.evictions === undefined ? (figures.evicted === undefined ? '' : count(figures.evicted)) : count(figures.evictions)),
-    h('td', { class: open ? 'bad' : '' }, open === null ? '' : open ? 'open: left alone' : 'closed'), cell(faults[name] ? count(faults[name]) : '0', { class: faults[name] ? 'warn' : '' }))));
+    h('td', { class: open ? 'bad' : '' }, open === null ? '' : open ? 'open' : 'closed'), cell(faults[name] ? count(faults[name]) : '0', { class: faults[name] ? 'warn' : '' }))));
   $('faults').replaceChildren(...Object.entries(live.faults).slice(0, 6).map(([told, number]) => h('li', {}, `${told}: ${times(number, 'time')}`)));
 };
 
