@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
@@ -144,6 +145,7 @@ def main() -> None:
     with TRAFFIC.open(encoding="utf-8") as file:
         calls = [call for call in map(json.loads, file) if call.get("kind") == "llm"]
     model = Model(calls)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread embeds a question at once, however busy the machine is
     warnings.simplefilter("ignore")  # a threshold that nobody measured is what this shows
     with tempfile.TemporaryDirectory() as folder, StandIn(model) as behind:
         prices = Path(folder) / "prices.toml"
