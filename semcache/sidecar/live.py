@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from semcache.context import current
 from semcache.events import Event
 from semcache.ledger import Near
+from semcache.meter import LONGEST_NAME
 from semcache.sidecar.latencies import Buckets, added, bucket, quantiles
 from semcache.sidecar.seen import KEPT, SHOWN
 from semcache.sidecar.why import counted, plain, sentences
@@ -105,7 +106,7 @@ class Live:
                 return
             self._left -= 1
             weight, self._added = hits - self._added, hits
-        if event.identify is not None or event.call is not None or event.near is not None:
+        if (event.identify or event.call or event.near) is not None or len(event.model) > LONGEST_NAME:
             event = self._slim(event)
         noted = self._noted
         noted.append((now, event, current.get(), weight))
@@ -121,7 +122,7 @@ class Live:
         near = event.near
         if near is not None:
             near = Near(near.text[:KEPT], near.neighbour[:KEPT]) if self.texts else None
-        return replace(event, call=None, identify=None, near=near)
+        return replace(event, call=None, identify=None, near=near, model=event.model[:LONGEST_NAME])
 
     # Adding up; the lock is held
 

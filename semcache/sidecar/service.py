@@ -139,7 +139,13 @@ class Table:
 
     def written(self, row: Row, told: Any) -> bytes:
         """Return what a row gives, as JSON."""
-        return self._writers[id(row)].dump_json(told)
+        from pydantic_core import PydanticSerializationError
+
+        writer = self._writers[id(row)]
+        try:
+            return writer.dump_json(told)
+        except PydanticSerializationError:  # half a surrogate, which a caller's JSON may hold, and UTF-8 may not
+            return json.dumps(writer.dump_python(told, mode="json")).encode()
 
 
 class Service:

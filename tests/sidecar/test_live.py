@@ -115,6 +115,8 @@ def test_lookups_that_are_kept_hold_no_call_and_no_answer(live):
     assert gone() is None
     assert max(map(len, (live._noted[0][1].near.text, live._noted[0][1].near.neighbour))) == 600
     assert len(live.lookups()[0]["neighbour_text"]) == 280
+    live(Event("bypass", "f", model="m" * 10_000, reason="off"))
+    assert [len(live.lookups()[0]["model"]), len(live.told()["callers"][0]["model"])] == [200, 200]
 
 
 def test_who_never_hits_is_told_first_with_why(live):
@@ -384,3 +386,12 @@ def test_scripts_import_what_is_there_and_make_no_markup_of_text():
         assert len(text.splitlines()) <= 400
         for name in re.findall(r"from '\./([^']+)'", text):
             assert (FOLDER / name).is_file()
+
+
+def test_what_is_no_unicode_breaks_nothing(sidecar):
+    """Half a surrogate in a text and a model: JSON may hold one, and an answer in UTF-8 may not."""
+    body = rb'{"model": "m\ud800", "messages": [{"role": "user", "content": "half \udfff"}]}'
+    sidecar.post("/v1/chat/completions", body)
+    for path in (LIVE, "/semcache/v1/stats", "/semcache/v1/usage"):
+        assert sidecar.http.get(path).status_code == 200
+    assert [(row["text"], row["model"]) for row in rows(sidecar)] == [("half \udfff", "m\ud800")]
