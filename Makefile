@@ -58,7 +58,7 @@ quiet_hub := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Behind all else on the PATH, what `make servers` and `make programs` have put there.
 export PATH := $(PATH):$(CURDIR)/.cache/servers/bin:$(CURDIR)/.cache/system/bin
 
-.PHONY: help venv system-venv servers programs test test-system oldest oldest-venv soak soak-parts demo bench lint types pyright layers docs check clean
+.PHONY: help venv system-venv servers programs test test-system oldest oldest-venv soak soak-parts demo serve-demo bench lint types pyright layers docs check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -94,6 +94,9 @@ soak-parts: $(installed)
 demo: $(installed) ## replay a support desk's requests through memory, disk and near matches; writes report.html
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)
 	@$(if $(has_report),echo "  Charts$(comma) and both texts of each wrong hit: $(CURDIR)/report.html",:)
+
+serve-demo: $(installed) ## a sidecar with its dashboard, in front of a stand-in, with that traffic until Ctrl-C
+	@$(quiet_hub) $(bin)/python examples/serve_demo.py $(if $(has_semantic),,--no-embedder) $(ARGS)
 
 bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md
 	$(quiet_hub) $(bin)/python benchmarks/run.py

@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 
 from semcache.sidecar.protocol import bounded
-from semcache.sidecar.serve import listening, listening_at
+from semcache.sidecar.sockets import listening, listening_at
 
 
 def application(answer, kind, parse):

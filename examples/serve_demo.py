@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
@@ -26,6 +27,8 @@ from semcache.sidecar.serve import Sidecar
 from semcache.sidecar.settings import Server, Settings
 from semcache.testing import Reply, StandIn
 
+# The shares of calls that ask what many ask, that ask it in other words, and that want answers that differ.
+POPULAR, IN_OTHER_WORDS, SAMPLED = 0.5, 0.5, 0.03
 TRAFFIC = Path(__file__).parent / "traffic" / "support.jsonl"
 # What the model would cost, a million tokens: the stand-in itself is free.
 PRICES = """
@@ -50,7 +53,8 @@ class Model:
         found = [
             call for call, own in whole if own[:-1] == messages[:-1] and str(own[-1]["content"]).rstrip("?!. ") in said
         ]
-        return max(found, key=lambda call: len(str(call["request"]["messages"][-1]["content"])), default={})
+        found.sort(key=lambda call: len(str(call["request"]["messages"][-1]["content"])))
+        return found[-1] if found else {}
 
     def __call__(self, body: Mapping[str, Any]) -> Reply:
         call = self._answers.get(_words(body["messages"])) or self._nearest(body["messages"])
@@ -79,13 +83,13 @@ def played(calls: list[Mapping[str, Any]], dice: random.Random) -> Iterator[tupl
     """Yield whose call comes next, and its body: the recording again and again, popular questions more often."""
     popular = dice.sample(calls, 40)
     for number in range(sys.maxsize):
-        call = dice.choice(popular) if dice.random() < 0.45 else calls[number % len(calls)]
+        call = dice.choice(popular) if dice.random() < POPULAR else calls[number % len(calls)]
         body = dict(call["request"])
-        if dice.random() < 0.3:
+        if dice.random() < IN_OTHER_WORDS:
             *before, last = body["messages"]
             body["messages"] = [*before, {**last, "content": reworded(str(last["content"]), dice)}]
-        if dice.random() < 0.03:
-            body["temperature"] = 0.8  # goes by: its caller wants answers that differ
+        if dice.random() < SAMPLED:
+            body["temperature"] = 0.8  # goes by
         yield str(call.get("tenant", "northwind-bikes")), body
 
 
@@ -133,7 +137,7 @@ async def run(sidecar: Sidecar, calls: list[Mapping[str, Any]], rate: float, sec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--port", type=int, default=8400, help="where the sidecar listens; 0 takes a free port")
-    parser.add_argument("--rate", type=float, default=12.0, help="calls a second")
+    parser.add_argument("--rate", type=float, default=8.0, help="calls a second")
     parser.add_argument("--seconds", type=float, help="end after so many")
     parser.add_argument("--policy", default="budget:0.1", help="as of semcache serve")
     parser.add_argument("--no-embedder", action="store_true", help="no near matches: starts without the model")
@@ -141,13 +145,15 @@ def main() -> None:
     with TRAFFIC.open(encoding="utf-8") as file:
         calls = [call for call in map(json.loads, file) if call.get("kind") == "llm"]
     model = Model(calls)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread embeds a question at once, however busy the machine is
     warnings.simplefilter("ignore")  # a threshold that nobody measured is what this shows
     with tempfile.TemporaryDirectory() as folder, StandIn(model) as behind:
         prices = Path(folder) / "prices.toml"
         prices.write_text(PRICES, encoding="utf-8")
         settings = Settings(
             upstream=(Server(behind.url),), port=told.port, namespace="support-desk", disk=f"{folder}/cache.db",
-            memory="200kB", ttl_memory="45s", ttl_disk="3m", ttl_semantic="3m", timeout_semantic="2s", prices=str(prices), secret="a demonstration",
+            memory="200kB", ttl_memory="45s", ttl_disk="3m", ttl_semantic="3m", timeout_semantic="2s",
+            secret="a demonstration", prices=str(prices),  # noqa: S106 - of callers who are none
             embedder="" if told.no_embedder else "all-MiniLM-L6-v2", policy=told.policy,
         )  # fmt: skip
         sidecar = Sidecar(settings)

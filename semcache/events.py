@@ -53,10 +53,9 @@ class Event:
     bypassed, or its near match not served. `shared` is True for a follower, which was given its leader's answer.
     `stage` is what cost and time are booked on, `usage` what the answer's load has cost, where that is known; `tenant`
     is told only by a cache that was made with `tenant_usage=True`. `call` is there for a recording, which takes it.
-    `seen` is what its asker tells of it to who looks at recent lookups (`semcache.sidecar.seen`).
     `near` tells both texts of a near match that was served, for `report_wrong` and the ledger; `identify` finds the id
     of a client's answer, `response_id`, which is told where it was loaded or given for a near match. `watch` follows
-    the lookup while it goes on, `text` is the part that may match nearly, where there was a request.
+    the lookup while it goes on, `seen` is told to who looks at recent ones, `text` is the part that may match nearly.
     """
 
     kind: Kind

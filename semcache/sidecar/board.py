@@ -48,7 +48,8 @@ class Board:
         self, search: str, kind: str, limit: int, reach: str, reaches: Callable[[str], bool] | None
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Return the latest lookups of all processes of this sidecar, newest first."""
-        rows, crowd = self.live.lookups(search, kind, limit, reaches), self._health.crowd
+        rows = await asyncio.to_thread(self.live.lookups, search, kind, limit, reaches)  # a search redacts texts
+        crowd = self._health.crowd
         if crowd is None:
             return rows
         return await crowd.lookups(rows, limit, search=search, kind=kind, reach=reach)
@@ -138,7 +139,8 @@ def _learned(status: PolicyStatus) -> dict[str, Any]:
 
 def _family(one: FamilyStatus) -> dict[str, Any]:
     return {
-        "name": one.about or one.name, "id": one.name[:8] if one.about else "", "state": one.state, "cut": one.cut, "labels": one.labels, "needed": one.needed,
+        "name": one.about or one.name, "id": "" if one.name.startswith("others") else one.name[:6],
+        "state": one.state, "cut": one.cut, "labels": one.labels, "needed": one.needed,
         "days": one.days, "alarms": one.alarms, "asked": one.asked, "near": one.near, "served": one.cut is not None,
         "is_by_itself": one.is_by_itself, **_share(one.wrong),
         "offers": [

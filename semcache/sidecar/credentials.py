@@ -222,7 +222,10 @@ class Credentials:
                 )
         rights = frozenset(RIGHTS) if token is None else token.rights
         parts = [] if token is None else [quote(token.tenant, safe="")]
+        shown = [quote(value, safe="=") for name, value in proofs if name == CERTIFICATE_HEADER]
         reach = "" if token is None or token.tenant == EVERYBODY else parts[0]
+        if token is None and shown:  # whose certificate it is, is who asks
+            parts, reach = shown, shown[0]
         if token is not None and token.key_name:
             vouched = [one for one in proofs if one[0] in _VOUCHED]
             parts += [f"key-{self._digest(vouched)}"] if vouched else []
@@ -230,8 +233,6 @@ class Credentials:
         # Where there is a key no cookie goes upstream; without one it may say who asks.
         unsaid = {TOKEN_HEADER, CERTIFICATE_HEADER} | ({COOKIE} if keys else set())
         told = [(name, _bare(value)) for name, value in proofs if name not in unsaid]
-        if token is None:
-            parts += [quote(value, safe="=") for name, value in proofs if name == CERTIFICATE_HEADER]
         parts += [f"key-{self._digest(told)}"] if told else [] if parts and token is None else ["nobody"]
         return Caller("/".join(parts), rights, reach=reach)
 

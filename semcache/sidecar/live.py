@@ -11,15 +11,17 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semcache.context import current
 from semcache.events import Event
+from semcache.ledger import Near
+from semcache.meter import LONGEST_NAME
 from semcache.sidecar.latencies import Buckets, added, bucket, quantiles
-from semcache.sidecar.seen import SHOWN
-from semcache.sidecar.why import counted, sentences
+from semcache.sidecar.seen import KEPT, SHOWN
+from semcache.sidecar.why import counted, plain, sentences
 
 if TYPE_CHECKING:
     from semcache.redact import Redactor
@@ -104,6 +106,8 @@ class Live:
                 return
             self._left -= 1
             weight, self._added = hits - self._added, hits
+        if (event.identify or event.call or event.near) is not None or len(event.model) > LONGEST_NAME:
+            event = self._slim(event)
         noted = self._noted
         noted.append((now, event, current.get(), weight))
         if len(noted) >= _FOLD_AT and self._lock.acquire(blocking=False):
@@ -112,6 +116,13 @@ class Live:
                 self._fold()
             finally:
                 self._lock.release()
+
+    def _slim(self, event: Event) -> Event:
+        """Return an event without what holds its call and its answer, and with no more of its texts than is shown."""
+        near = event.near
+        if near is not None:
+            near = Near(near.text[:KEPT], near.neighbour[:KEPT]) if self.texts else None
+        return replace(event, call=None, identify=None, near=near, model=event.model[:LONGEST_NAME])
 
     # Adding up; the lock is held
 
@@ -328,7 +339,7 @@ class Live:
             "cut": event.cut, "failed": event.failed, "shared": event.shared,
             "stages": [[stage, nanoseconds / 1e6] for stage, nanoseconds in event.stages.items()],
             "text": self._shown(text), "neighbour_text": "" if near is None else self._shown(near.neighbour),
-            "why": [self._clean(sentence) for sentence in sentences(event)] if self.texts else _plain(event),
+            "why": [self._clean(sentence) for sentence in sentences(event)] if self.texts else list(plain(event)),
         }  # fmt: skip
         names = (event.kind, event.tier, event.function, event.stage, event.model, told["tenant"], told["key"])
         texts = (told["text"], told["neighbour_text"], *told["why"])
@@ -349,14 +360,6 @@ class Live:
         return self._redactor.text(text)
 
 
-def _plain(event: Event) -> list[str]:
-    """Return why, without what a reason quotes of a text."""
-    if event.kind == "hit" and event.similarity is None:
-        return list(sentences(event))
-    similarity = "" if event.similarity is None else f" (cosine {event.similarity:.4f})"
-    return [f"{event.kind}: {counted(event, is_known=False)}{similarity}"]
-
-
 def _tenant_of(event: Event, context: Any) -> str | None:
     """Return whose lookup it was, where that is known."""
     if event.seen is not None:
@@ -373,8 +376,8 @@ def _latencies(slots: Iterable[_Slot]) -> Iterator[dict[str, Any]]:
             own = outcomes.setdefault(outcome, {})
             for stage, buckets in stages.items():
                 own.setdefault(stage, []).append(buckets)
-    for outcome, stages in outcomes.items():
-        sums = {stage: added(told) for stage, told in stages.items()}
+    for outcome, timed in outcomes.items():
+        sums = {stage: added(told) for stage, told in timed.items()}
         whole = sums.pop("")
         yield {
             "outcome": outcome, "count": sum(whole.values()), "whole": quantiles(whole, (0.5, 0.99)),

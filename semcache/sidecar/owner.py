@@ -25,8 +25,10 @@ from semcache.sidecar.credentials import RIGHTS, Caller
 from semcache.sidecar.crowd import Crowd
 from semcache.sidecar.programs import CACHE, Programs
 from semcache.sidecar.refusals import RefusedError
-from semcache.sidecar.serve import Sidecar, listening_at, served_at
+from semcache.sidecar.serve import Sidecar
+from semcache.sidecar.server import served_at
 from semcache.sidecar.settings import Settings
+from semcache.sidecar.sockets import listening_at
 from semcache.sidecar.worker import OPERATOR, OWNER, socket_of, told_to
 from semcache.ttl import size_bytes
 
@@ -39,6 +41,8 @@ _LIVED_SECONDS = 10.0
 
 class Owner(Sidecar):
     """The process that holds the cache, and begins `settings.workers` others."""
+
+    _is_behind = True
 
     def __init__(self, settings: Settings) -> None:
         self._has_secret = bool(settings.secret)
@@ -56,6 +60,8 @@ class Owner(Sidecar):
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keeping: list[asyncio.Task[None]] = []
         self._is_over = False
+        # Those that were ended to be begun anew.
+        self._rolled: set[int] = set()
 
     @property
     def is_random(self) -> bool:
@@ -108,6 +114,9 @@ class Owner(Sidecar):
             self._crowd.ended(number)
             if self._is_over:
                 return
+            if number in self._rolled:
+                self._rolled.discard(number)
+                continue
             logger.warning("worker %d ended with status %s, and is begun anew", number, status)
             pause = _FIRST_PAUSE if loop.time() - began > _LIVED_SECONDS else min(pause * 2, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
@@ -131,6 +140,22 @@ class Owner(Sidecar):
         finally:
             del self._processes[number]
             process.stdin.close()
+
+    def _renewed(self) -> None:
+        """Begin workers with the new settings, one after another; each ends with what it answers."""
+        secret = self._settings.secret
+        super()._renewed()
+        self._settings = replace(self._settings, secret=secret)
+        self._rolling = asyncio.ensure_future(self._roll())
+
+    async def _roll(self) -> None:
+        for number, process in list(self._processes.items()):
+            if self._is_over:
+                return
+            self._rolled.add(number)
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
 
     def end(self) -> None:
         """Have the workers end, and then end; called twice, at once."""

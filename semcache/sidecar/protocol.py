@@ -62,6 +62,7 @@ class Bounded(HttpToolsProtocol):
     head_seconds = 10.0
     body_seconds = 60.0
     write_seconds = 60.0
+    is_behind = False
     _is_in_head = False
     _is_in_body = False
     _is_upgrade = False
@@ -141,7 +142,7 @@ class Bounded(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the head; one that comes after the body is dropped."""
         self._count(len(name) + len(value))
-        if self._is_in_head and name.lower() != CERTIFICATE_HEADER:  # which is ours alone to say
+        if self._is_in_head and (self.is_behind or name.lower() != CERTIFICATE_HEADER):  # which is ours alone to say
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -264,7 +265,15 @@ class Bounded(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded(head_seconds: float, body_seconds: float, write_seconds: float) -> type[Bounded]:
-    """Return the protocol with so many seconds for a head and a body, and for who does not read what was sent."""
-    seconds = {"head_seconds": head_seconds, "body_seconds": body_seconds, "write_seconds": write_seconds}
-    return type("Bounded", (Bounded,), seconds)
+def bounded(
+    head_seconds: float, body_seconds: float, write_seconds: float, *, is_behind: bool = False
+) -> type[Bounded]:  # fmt: skip
+    """Return the protocol with so many seconds for a head and a body, and for who does not read what was sent.
+
+    Where only processes of ours ask, those that are `is_behind`, it believes whose certificate they have seen.
+    """
+    told = {
+        "head_seconds": head_seconds, "body_seconds": body_seconds, "write_seconds": write_seconds,
+        "is_behind": is_behind,
+    }  # fmt: skip
+    return type("Bounded", (Bounded,), told)

@@ -7,7 +7,6 @@ ours is a 4xx and harms nobody; nothing of ours fails a call (law 10).
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any
@@ -20,17 +19,17 @@ from semcache.sidecar.credentials import Caller, Credentials, UnknownCallerError
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
-from semcache.sidecar.events import bytes_of
-from semcache.sidecar.headers import Headers, Sorted, Sorter, cache_headers, given, sent
+from semcache.sidecar.headers import Headers, Sorted, Sorter, sent
 from semcache.sidecar.health import Health
 from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
 from semcache.sidecar.own import PATHS as OWN_PATHS
 from semcache.sidecar.own import OwnEmbeddings, give
 from semcache.sidecar.programs import Programs
-from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, NOT_CACHED, UNKNOWN, RefusedError, not_cached
+from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, UNKNOWN, RefusedError, not_cached
+from semcache.sidecar.replies import failed, give_found, hand_on, refuse
 from semcache.sidecar.service import LOOKING, Service
 from semcache.sidecar.settings import Server
-from semcache.sidecar.upstream import AnsweredError, BrokenOffError, Opened, Sent, Upstream
+from semcache.sidecar.upstream import AnsweredError, Opened, Sent, Upstream
 from semcache.sidecar.wishes import UnclearWishError, Wishes, wishes_of
 from semcache.wrap.clients.anthropic import Messages
 from semcache.wrap.clients.openai import ChatCompletions
@@ -41,10 +40,7 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Elsewhere = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_JSON: Headers = [(b"content-type", b"application/json")]
 _OURS = "/v1/"
-# What has no body, whatever its length.
-_BODYLESS = (204, 304)
 # So many ways to ask are remembered, of so many bytes each.
 _MOST_KNOWN, _LONGEST_KNOWN = 1024, 4096
 
@@ -109,7 +105,7 @@ class Proxy:
             await self._admitted(scope, path, receive, send)
         except RefusedError as error:
             self._health.counts.refused(error.status)
-            await _refuse(send, path, error.status, str(error))
+            await refuse(send, path, error.status, str(error))
 
     def _check_looking(self, scope: Scope, path: str) -> None:
         """Refuse metrics to who may not look at what is all tenants'."""
@@ -180,7 +176,7 @@ class Proxy:
         )  # fmt: skip
         found = endpoint.remembered(asked)
         if found is not None:
-            await _give(found, send)
+            await give_found(found, send)
             return
         answering = asyncio.ensure_future(endpoint.answer(asked))
         await while_there(receive, partial(_settled, answering))
@@ -190,13 +186,13 @@ class Proxy:
         try:
             found = answering.result()
         except AnsweredError as error:
-            await _failed(send, path, error)
+            await failed(send, path, error)
             return
         if found.blocks is None:
-            await _give(found, send)
+            await give_found(found, send)
             return
         try:
-            await while_there(receive, partial(_give, found, send))
+            await while_there(receive, partial(give_found, found, send))
         finally:
             await found.blocks.close()
 
@@ -283,10 +279,10 @@ class Proxy:
         except AnsweredError as error:
             if incoming.refusal is not None:
                 raise incoming.refusal from None
-            await _failed(send, scope["path"], error)
+            await failed(send, scope["path"], error)
             return
         try:
-            await while_there(receive, partial(_hand_on, response, send))
+            await while_there(receive, partial(hand_on, response, send))
         finally:
             response.close()
 
@@ -304,35 +300,6 @@ def _check_proxied(caller: Caller) -> None:
     """Refuse a call of the servers behind to who may not. Raises RefusedError."""
     if "proxy" not in caller.rights:
         raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
-
-
-async def _give(found: Found, send: Send) -> None:
-    """Send an answer to the caller. Raises BrokenOffError where it ends before its end."""
-    head = found.head if found.is_ours else given(found.head, with_length=found.has_length)
-    status = None if found.is_ours else found.status
-    told = cache_headers(found.event, stored=found.stored, status=status, is_forced=found.is_forced)
-    if found.blocks is None:
-        length = [] if found.status in _BODYLESS else [(b"content-length", b"%d" % len(found.body))]
-        await send({"type": "http.response.start", "status": found.status, "headers": [*head, *length, *told]})
-        await send({"type": "http.response.body", "body": found.body})
-        return
-    await send({"type": "http.response.start", "status": found.status, "headers": [*head, *told]})
-    try:
-        async for block in found.blocks.blocks:
-            await send({"type": "http.response.body", "body": bytes_of(block), "more_body": True})
-    except AnsweredError as error:
-        # The status was sent: that it broke off can only be told by breaking off.
-        raise BrokenOffError(str(error)) from error
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _hand_on(response: Opened, send: Send) -> None:
-    """Send what comes from a server as it comes. Raises BrokenOffError where it ends before its end."""
-    head = [*given(response.headers, with_length=True), (b"x-semcache", b"bypass")]
-    await send({"type": "http.response.start", "status": response.status, "headers": head})
-    async for data in response.pieces():
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
@@ -389,34 +356,3 @@ def _model_of(body: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     return told.get("model")
-
-
-async def _failed(send: Send, path: str, error: AnsweredError) -> None:
-    """Tell a caller what the server behind said, or that it said nothing."""
-    answer = error.answer
-    if error.is_ours:
-        await _refuse(send, path, answer.status, answer.body.decode("utf-8", "replace"))
-        return
-    length = (b"content-length", b"%d" % len(answer.body))
-    headers = [*given(answer.headers), length, (b"x-semcache", b"miss")]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
-
-
-async def _refuse(send: Send, path: str, status: int, message: str) -> None:
-    """Tell an error of ours in the words of the protocol that was asked in."""
-    kind = {UNKNOWN: "authentication_error", FORBIDDEN: "permission_error", ABSENT: "not_found_error"}.get(
-        status, "invalid_request_error" if status < 500 else "api_error"  # noqa: PLR2004 - as HTTP parts them
-    )  # fmt: skip
-    error: dict[str, Any] = {"message": f"semcache: {message}", "type": kind}
-    told = {"type": "error", "error": error} if path == "/v1/messages" else {
-        "error": {**error, "param": None, "code": f"semcache_{status}"}
-    }  # fmt: skip
-    body = json.dumps(told).encode()
-    headers = [*_JSON, (b"content-length", b"%d" % len(body)), (b"x-semcache", b"bypass")]
-    if status == NOT_CACHED:
-        headers.append((b"x-should-retry", b"false"))  # as the SDKs read it: it would not be there the next time either
-    if status == LARGE:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

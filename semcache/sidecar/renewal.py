@@ -31,7 +31,7 @@ class Renewal:
     def __init__(
         self, settings: Settings, cache: Cache, credentials: Credentials, tls: ssl.SSLContext | None
     ) -> None:  # fmt: skip
-        self._settings = settings
+        self.settings = settings
         self._cache = cache
         self._credentials = credentials
         self._tls = tls
@@ -49,7 +49,7 @@ class Renewal:
 
     def _renewed(self, read: Callable[[], Settings]) -> str:
         """Take what has changed, and say what. Raises ConfigurationError, and has changed nothing then."""
-        old, new = self._settings, read()
+        old, new = self.settings, read()
         tokens = self._credentials.renewed(new.tokens, [server.url for server in old.upstream])
         if self._tls is not None:
             self._load_certificate(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), old)
@@ -59,7 +59,7 @@ class Renewal:
         if self._tls is not None:
             self._load_certificate(self._tls, old)
         self._credentials.take(tokens)
-        self._settings = new
+        self.settings = new
         others = sorted(
             key_of(one) for one in fields(Settings)
             if one.name not in _TAKEN and getattr(old, one.name) != getattr(new, one.name)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import signal
 import socket
-import ssl
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +31,11 @@ from semcache.sidecar.incoming import Limits
 from semcache.sidecar.live import Live
 from semcache.sidecar.own import OwnEmbeddings
 from semcache.sidecar.programs import Programs
-from semcache.sidecar.protocol import bounded
 from semcache.sidecar.proxy import Elsewhere, Proxy
 from semcache.sidecar.renewal import Renewal
+from semcache.sidecar.server import QuietServer, config_of
 from semcache.sidecar.settings import Settings, without_secrets
+from semcache.sidecar.sockets import SocketFile, listening, listening_at
 from semcache.sidecar.upstream import BrokenOffError, Upstream
 from semcache.sidecar.watched import Watched
 from semcache.telemetry.logging import JsonFormatter, LoggingObserver
@@ -52,9 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("semcache.sidecar")
 
-_BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 75
-_SOCKET_MODE = 0o660
 _FLUSH_SECONDS = 5.0
 
 
@@ -99,6 +94,9 @@ class Sidecar:
     this one.
     """
 
+    # Whether what it listens at is for processes of ours alone.
+    _is_behind = False
+
     def __init__(
         self, settings: Settings, cache: Cache | None = None, *, elsewhere: Elsewhere | None = None,
         crowd: Crowd | None = None,
@@ -117,15 +115,15 @@ class Sidecar:
             )
             calls = self._traced(settings.otlp) if settings.otlp else None
             watched = Watched(proxy, self._health.counts, calls, names=settings.log == "json")
-            self._config = _config(settings, watched)
-            self._health_config = _config(settings, HealthOnly(self._health), is_plain=True)
+            self._config = config_of(settings, watched, is_plain=self._is_behind, is_behind=self._is_behind)
+            self._health_config = config_of(settings, HealthOnly(self._health), is_plain=True)
         except ConfigurationError:
             if cache is None:
                 self.cache.close()
             raise
         self._sockets: list[socket.socket] = []
         self._health_sockets: list[socket.socket] = []
-        self._file: _SocketFile | None = None
+        self._file: SocketFile | None = None
         self._server: uvicorn.Server | None = None
         self._is_ending = False
         self._renewing: set[asyncio.Task[None]] = set()
@@ -152,7 +150,7 @@ class Sidecar:
             if settings.unix:
                 path = Path(settings.unix)
                 self._sockets.append(listening_at(path))
-                self._file = _SocketFile(path)
+                self._file = SocketFile(path)
             if settings.health_port:
                 self._health_sockets.append(listening(settings.health_host, settings.health_port))
         except OSError:
@@ -196,8 +194,8 @@ class Sidecar:
             )
         async with cache:
             self.programs.control.begin()
-            self._server = server = _Server(self._config)
-            beside = _Server(self._health_config)
+            self._server = server = QuietServer(self._config)
+            beside = QuietServer(self._health_config)
             server.should_exit = self._is_ending
             warming = asyncio.create_task(self._health.warm())
             other = asyncio.create_task(beside.serve(self._health_sockets)) if self._health_sockets else None
@@ -221,6 +219,12 @@ class Sidecar:
         task = asyncio.ensure_future(self._renewal.renew(read))
         self._renewing.add(task)
         task.add_done_callback(self._renewing.discard)
+        task.add_done_callback(lambda _: self._renewed())
+
+    def _renewed(self) -> None:
+        """Go on with settings that were taken anew."""
+        if self._renewal is not None:
+            self._settings = self._renewal.settings
 
     def end(self) -> None:
         """Take no more calls, and end when those that are being answered have ended; called twice, at once."""
@@ -243,24 +247,6 @@ class Sidecar:
         if self._file is not None:
             self._file.remove()
             self._file = None
-
-
-class _SocketFile:
-    """The file of a socket that listens at a path."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._is = self._found()
-
-    def remove(self) -> None:
-        """Remove it, but no other that has been put in its place."""
-        with suppress(OSError):
-            if self._found() == self._is:
-                self._path.unlink()
-
-    def _found(self) -> tuple[int, int]:
-        told = self._path.lstat()
-        return told.st_dev, told.st_ino
 
 
 def cache_of(settings: Settings) -> Cache:
@@ -344,109 +330,6 @@ def _longest(settings: Settings) -> float:
         if is_there:
             return seconds(ttl, name)
     return seconds(settings.ttl_memory, "ttl.memory")
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address. Raises OSError, with the mend."""
-    try:
-        listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
-        )
-    except OSError as error:
-        mend = "is another sidecar running? give another --port" if port else "give another --host"
-        raise OSError(error.errno, f"cannot listen at {host}:{port}: {_told(error)}; {mend}") from error
-    # Which connections inherit: asyncio sets it for sockets alone whose protocol was named.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def listening_at(path: Path) -> socket.socket:
-    """Return a socket that listens at a path; what a dead process has left there is replaced. Raises OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket():
-            _clear(path)
-        listener.bind(str(path))
-        path.chmod(_SOCKET_MODE)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"cannot listen at {path}: {_told(error)}") from error
-    return listener
-
-
-def _clear(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises OSError where somebody does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise OSError(0, "another process listens there; give another --unix")
-
-
-def _told(error: OSError) -> str:
-    """Return what the system says of an error, without what others have added."""
-    return os.strerror(error.errno) if error.errno else str(error.strerror or error)
-
-
-class _Server(uvicorn.Server):
-    """A server whose signals are ours to handle, as the cache is closed behind it."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class Beside:
-    """A server that runs beside another, until `end` is awaited."""
-
-    def __init__(self, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        self._server = server
-        self._serving = asyncio.ensure_future(server.serve(sockets))
-
-    async def end(self) -> None:
-        """Take no more requests, and end with those that are being answered."""
-        self._server.should_exit = True
-        await self._serving
-
-
-def served_at(application: Any, sockets: list[socket.socket]) -> Beside:
-    """Serve an application at sockets that other processes of ours connect to."""
-    return Beside(_Server(_config(Settings(), application)), sockets)
-
-
-def _config(settings: Settings, application: Any, *, is_plain: bool = False) -> uvicorn.Config:
-    has_tls = bool(settings.tls_cert) and not is_plain
-    try:
-        config = uvicorn.Config(
-            application,
-            http=bounded(
-                seconds(settings.timeout_headers, "timeout.headers"),
-                seconds(settings.timeout_body, "timeout.body"),
-                seconds(settings.timeout_write, "timeout.write"),
-            ),
-            interface="asgi3",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=ceil(seconds(settings.timeout_drain, "timeout.drain")),
-            ssl_certfile=settings.tls_cert if has_tls else None,
-            ssl_keyfile=settings.tls_key if has_tls else None,
-            ssl_ca_certs=settings.tls_client_ca or None if has_tls else None,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca and has_tls else ssl.CERT_NONE,
-        )
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"tls_cert, tls_key, tls_client_ca: they cannot be read: {error}") from error
-    return config
 
 
 def _log(form: str) -> None:

@@ -22,7 +22,14 @@ from semcache.cache import Cache
 from semcache.errors import CodecError, ConfigurationError, InvalidationError, TierError
 from semcache.sidecar.asked import Asked, Explained, parsed
 from semcache.sidecar.board import Board
-from semcache.sidecar.credentials import PROOFS, TOKEN_HEADER, Caller, Credentials, UnknownCallerError
+from semcache.sidecar.credentials import (
+    CERTIFICATE_HEADER,
+    PROOFS,
+    TOKEN_HEADER,
+    Caller,
+    Credentials,
+    UnknownCallerError,
+)
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
@@ -50,6 +57,7 @@ _MODULES = (
     "semcache.sidecar.watching",
     "semcache.sidecar.spoken",
 )
+_WHO = (TOKEN_HEADER, CERTIFICATE_HEADER)
 _NOT_ALLOWED, _NO_MEDIA, _FAILED = 405, 415, 500
 # The longest text that a row takes, however it is escaped, and what stands around it.
 _SMALL = 256 << 10
@@ -146,7 +154,13 @@ class Table:
 
     def written(self, row: Row, told: Any) -> bytes:
         """Return what a row gives, as JSON."""
-        return self._writers[id(row)].dump_json(told)
+        from pydantic_core import PydanticSerializationError
+
+        writer = self._writers[id(row)]
+        try:
+            return writer.dump_json(told)
+        except PydanticSerializationError:  # half a surrogate, which a caller's JSON may hold, and UTF-8 may not
+            return json.dumps(writer.dump_python(told, mode="json")).encode()
 
 
 class Service:
@@ -227,7 +241,7 @@ class Service:
     def check(self, scope: Mapping[str, Any], rights: tuple[str, ...], *, is_of_all: bool) -> Caller:
         """Return who asks, if it may. Raises RefusedError."""
         self._doors.check_service(scope)
-        told = [one for one in scope["headers"] if one[0] == TOKEN_HEADER] if rights else []
+        told = [one for one in scope["headers"] if one[0] in _WHO] if rights else []
         try:
             # Who asks without a token, where nothing wants one, is nobody in particular.
             caller = self._credentials.of(told) if rights else Caller("", frozenset(), reach="/")

@@ -31,6 +31,15 @@ def sentences(event: Event) -> Iterator[str]:
         yield f"{tier} was passed over: {reason}"
 
 
+def plain(event: Event) -> Iterator[str]:
+    """Yield how a lookup was answered, without what a reason quotes of a text."""
+    if event.kind == "hit" and event.similarity is None:
+        yield from sentences(event)
+        return
+    similarity = "" if event.similarity is None else f" (cosine {event.similarity:.4f})"
+    yield f"{event.kind}: {counted(event, is_known=False)}{similarity}"
+
+
 def _hit(event: Event) -> Iterator[str]:
     if event.similarity is not None:
         cut = "" if event.cut is None else f", and {_rated(event)} is served from {event.cut:g} on"

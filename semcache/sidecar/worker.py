@@ -24,8 +24,10 @@ from semcache.recording import Recording
 from semcache.sidecar.credentials import Token
 from semcache.sidecar.crowd import Telling
 from semcache.sidecar.forward import Forward
-from semcache.sidecar.serve import Sidecar, begin_process, listening_at, loop_factory, served_at
+from semcache.sidecar.serve import Sidecar, begin_process, loop_factory
+from semcache.sidecar.server import served_at
 from semcache.sidecar.settings import Server, Settings
+from semcache.sidecar.sockets import listening_at
 from semcache.telemetry.logging import LoggingObserver
 from semcache.ttl import TTL, Timeouts
 

@@ -1,9 +1,10 @@
-"""What happens now, the latest lookups with why, and the page's files: what is told, to whom, and within which bounds."""
+"""What happens now, the latest lookups with why, and the page's files: what is told, and to whom."""
 
 from __future__ import annotations
 
 import random
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from test_credentials import token
 import semcache
 from semcache.context import context
 from semcache.events import Event
+from semcache.ledger import Near
 from semcache.model import Decision, Verdict
 from semcache.sidecar import live as live_module
 from semcache.sidecar.latencies import bucket, middle, quantiles
@@ -97,6 +99,24 @@ def test_what_is_kept_is_bounded(live, clock):
     assert len(live.lookups(limit=500)) == 200
     assert len(live._counts) <= live_module.SECONDS + 1
     assert all(len(one.reasons) <= 13 for one in live._callers.values())
+
+
+def test_lookups_that_are_kept_hold_no_call_and_no_answer(live):
+    """Nor more of a text than is shown: both may be large, and hundreds are kept."""
+
+    class Call:
+        def identify(self, value):
+            return "id"
+
+    call = Call()
+    gone, near = weakref.ref(call), Near("a" * 10_000, "b" * 10_000)
+    live(Event("hit", "f", tier="semantic", similarity=0.95, identify=call.identify, near=near))
+    del call
+    assert gone() is None
+    assert max(map(len, (live._noted[0][1].near.text, live._noted[0][1].near.neighbour))) == 600
+    assert len(live.lookups()[0]["neighbour_text"]) == 280
+    live(Event("bypass", "f", model="m" * 10_000, reason="off"))
+    assert [len(live.lookups()[0]["model"]), len(live.told()["callers"][0]["model"])] == [200, 200]
 
 
 def test_who_never_hits_is_told_first_with_why(live):
@@ -266,7 +286,9 @@ def test_why_is_told_in_sentences():
         "waited for the same call of another, which was being loaded": Event("hit", tier="flight", shared=True),
         "waited for the load of a near text: its cosine is 0.9500": Event("hit", tier="flight", similarity=0.95),
         "no tier has it, and nothing near: it was loaded": miss(),
-        "no exact match; the nearest text has a cosine of 0.8000": miss(similarity=0.8, decision=far, reason=far.reason),
+        "no exact match; the nearest text has a cosine of 0.8000": miss(
+            similarity=0.8, decision=far, reason=far.reason
+        ),
         "no exact match; exact only: volatile words (today)": miss(reason="exact only: volatile words (today)"),
         "no match; it was loaded, and is not kept: refusal": miss(reason="not kept: refusal"),
         "its load failed, so nothing is kept": miss(failed=True),
@@ -364,3 +386,12 @@ def test_scripts_import_what_is_there_and_make_no_markup_of_text():
         assert len(text.splitlines()) <= 400
         for name in re.findall(r"from '\./([^']+)'", text):
             assert (FOLDER / name).is_file()
+
+
+def test_what_is_no_unicode_breaks_nothing(sidecar):
+    """Half a surrogate in a text and a model: JSON may hold one, and an answer in UTF-8 may not."""
+    body = rb'{"model": "m\ud800", "messages": [{"role": "user", "content": "half \udfff"}]}'
+    sidecar.post("/v1/chat/completions", body)
+    for path in (LIVE, "/semcache/v1/stats", "/semcache/v1/usage"):
+        assert sidecar.http.get(path).status_code == 200
+    assert [(row["text"], row["model"]) for row in rows(sidecar)] == [("half \udfff", "m\ud800")]

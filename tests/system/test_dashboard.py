@@ -8,6 +8,8 @@ from instruments import GUARD
 from proxies import told
 from test_credentials import token
 
+import semcache
+
 pytestmark = pytest.mark.system
 
 TOKENS = {
@@ -268,10 +270,30 @@ def test_hidden_page_asks_nothing(sidecar, look):  # noqa: F811
         page.on("request", lambda request: asked.append(request.url))
 
     page = look(sidecar, before=before)
-    hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
+    hide = (
+        "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
     page.evaluate(hide % "true")
     del asked[:]
     page.clock.run_for(60_000)
     assert asked == []
     with page.expect_request("**/live"):
         page.evaluate(hide % "false")
+
+
+@pytest.mark.parametrize(
+    ("policy", "tile", "told"),
+    [
+        (semcache.ErrorBudget(0.05), "budget 5.0%", "all other families together"),
+        (None, "no budget is set", "a budget of 1.0%"),
+    ],
+)
+def test_policy_tells_labels_had_and_needed(serve, look, policy, tile, told):  # noqa: F811
+    """Of a budget, and in shadow what each would serve."""
+    sidecar = serve(cache={"policy": policy})
+    sidecar.chat("enable alarms")
+    sidecar.chat("turn alarms on")
+    page = look(sidecar)
+    expect(page, "#tiles", tile)
+    expect(page, "#policy", told)

@@ -12,7 +12,7 @@ const BOTTOM = 22;
 const nice = (most) => {
   if (!(most > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= most * 0.999);
+  return [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= most * 0.999);
 };
 
 // An area in steps between two rows of values.
@@ -55,7 +55,7 @@ export const stacked = (place, { until, step, series, lines = [], most, unit, re
   const drawing = s('svg', { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, 'aria-hidden': 'true' }, parts);
   const frame = kept ?? cursored(place);
   frame.setAttribute('aria-label', label);
-  frame.firstElementChild?.remove();
+  frame.querySelector('svg')?.remove();
   frame.prepend(drawing);
   frame.redraw = (chosen) => {
     drawing.querySelector('.cursor')?.remove();
@@ -110,12 +110,12 @@ export const fall = (begin, median, late) =>
     s('rect', { x: `${100 * begin}%`, y: 4, width: `${100 * Math.max(0.006, median)}%`, height: 8, rx: 2, class: 'f3' }));
 
 // A share with its interval, and the budget beside it; all are shares, `most` is where the scale ends.
-export const interval = ({ share, low, high, budget, most }) => {
+export const interval = ({ share, low, high, budget, most, served }) => {
   const at = (value) => `${Math.min(100, (100 * value) / most)}%`;
-  const over = budget !== null && share > budget;
+  const fill = !served ? 'f3' : budget !== null && share > budget ? 'fbad' : 'f5';
   return s('svg', { class: 'interval', 'aria-hidden': 'true' },
     s('rect', { x: 0, y: 12, width: '100%', height: 6, rx: 3, class: 'track' }),
-    s('rect', { x: at(low), y: 12, width: `${Math.max(0.5, (100 * (Math.min(high, most) - low)) / most)}%`, height: 6, rx: 3, class: over ? 'fbad faint' : 'f5 faint' }),
-    s('circle', { cx: at(share), cy: 15, r: 5, class: over ? 'fbad' : 'f5' }),
+    s('rect', { x: at(low), y: 12, width: `${Math.max(0.5, (100 * (Math.min(high, most) - low)) / most)}%`, height: 6, rx: 3, class: `${fill} faint` }),
+    s('circle', { cx: at(share), cy: 15, r: 5, class: fill }),
     budget === null ? null : s('line', { x1: at(budget), x2: at(budget), y1: 4, y2: 26, class: 'budget' }));
 };

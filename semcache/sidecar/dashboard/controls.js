@@ -74,8 +74,9 @@ const tokens = (changed) => {
     token.set($('token').value.trim());
     $('token').value = '';
     dialog.close();
-    changed({ isOther: true });
   });
+  // However it was closed: without a token that is known it opens again.
+  dialog.addEventListener('close', () => changed({ isOther: true }));
   $('forget').addEventListener('click', () => {
     token.forget();
     changed({ isOther: true });

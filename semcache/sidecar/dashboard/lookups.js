@@ -82,14 +82,16 @@ const toggled = (one, row, button) => {
   if (isOpen) {
     OPEN.add(one.number);
     row.after(details(one));
+    button.setAttribute('aria-controls', `lookup-${one.number}`);
   } else {
     OPEN.delete(one.number);
     $(`lookup-${one.number}`)?.remove();
+    button.removeAttribute('aria-controls');
   }
 };
 
 const made = (one) => {
-  const button = h('button', { type: 'button', class: 'open', 'aria-expanded': 'false', 'aria-controls': `lookup-${one.number}` }, clock(one.at));
+  const button = h('button', { type: 'button', class: 'open', 'aria-expanded': 'false' }, clock(one.at));
   const row = h('tr', { class: 'lookup' }, h('td', { class: 'left' }, button),
     h('td', { class: 'left' }, h('span', { class: `dot ${fillOf(one)}` }), h('span', { class: one.failed ? 'bad' : '' }, nameOf(one))),
     h('td', { class: 'left text' }, one.text || h('i', {}, one.function || '–')), h('td', { class: 'left model' }, one.model || '–'),
@@ -112,15 +114,14 @@ const shown = (lookups) => {
     row.remove();
     known.delete(number);
   }
-  let before = place.firstElementChild;
+  let next = place.firstElementChild;
   for (const one of lookups) {
-    let row = known.get(one.number);
-    if (!row) {
-      row = made(one);
-      known.set(one.number, row);
-      place.insertBefore(row, before);
-    } else if (row === before || row.compareDocumentPosition(before ?? place) & Node.DOCUMENT_POSITION_PRECEDING) {
-      before = row.nextElementSibling?.classList.contains('details') ? row.nextElementSibling.nextElementSibling : row.nextElementSibling;
+    const row = known.get(one.number);
+    if (row) {
+      next = row.nextElementSibling?.classList.contains('details') ? row.nextElementSibling.nextElementSibling : row.nextElementSibling;
+    } else {
+      known.set(one.number, made(one));
+      place.insertBefore(known.get(one.number), next);
     }
   }
   const none = $('none');

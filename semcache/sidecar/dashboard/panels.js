@@ -9,12 +9,16 @@ export const TIERS = { memory: 'f3', disk: 'f4', redis: 'f4', memcached: 'f7', s
 const OTHERS = ['miss', 'bypass', 'refresh'];
 const STAGES = ['key', 'memory', 'wait', 'pool', 'store', 'embed', 'search', 'decide', 'load', 'put'];
 const OUTCOMES = { miss: 'loaded', bypass: 'went by', refresh: 'loaded behind' };
+const FILLS = { miss: 'f2', refresh: 'f2', bypass: 'f6' };
 const LEAST_ASKED = 3;
 // So many seconds are drawn at least, however young the sidecar is.
 const SHORTEST = 120;
+const YOUNG = 2;
 
 const sum = (values) => values.reduce((one, other) => one + other, 0);
 const isTier = (name) => name && !OTHERS.includes(name) && name !== 'error' && !name.startsWith('fault ');
+// Of a function's name what says most: "openai.chat.completions" is chat.completions.
+const plain = (name) => name.replace(/^(openai|anthropic)\./, '');
 const nameOf = (outcome) => OUTCOMES[outcome] ?? (outcome === 'semantic' ? 'near match' : outcome);
 
 const tile = (label, figure, notes, tone = '') =>
@@ -27,7 +31,7 @@ const wrongTile = ({ kind, wrong, budget, cut }) => {
   if (!wrong?.wrong_labels) return tile('wrong near hits', 'not known', ['no label yet', bound]);
   const tone = !wrong.served || budget === null ? '' : wrong.share > budget ? 'bad' : 'good';
   const whose = wrong.served ? 'of what is served' : 'of all near ones; none is served';
-  return tile('wrong near hits', percent(wrong.share), [`95% interval ${percent(wrong.low)} to ${percent(wrong.high)}, ${times(wrong.wrong_labels, 'label')}`, `${bound}; ${whose}`], tone);
+  return tile('wrong near hits', percent(wrong.share), [`95% interval ${percent(wrong.low).slice(0, -1)}–${percent(wrong.high)}, ${times(wrong.wrong_labels, 'label')}`, `${bound}; ${whose}`], tone);
 };
 
 const tiles = (live, currency) => {
@@ -39,7 +43,7 @@ const tiles = (live, currency) => {
   const [all, allLate] = live.whole.lookups;
   $('tiles').replaceChildren(
     tile('answered from the cache', asked ? percent(hits / asked) : '–', [`${count(hits)} of ${times(asked, 'lookup')} in the last minute`, `${percent(live.hit_rate)} since it began`]),
-    tile('money saved', money(sums.saved_money, currency), [`${times(tokens, 'token')}, ${span(sums.saved_seconds)} of waiting`, since === 'start' ? 'since it began' : 'in 30 days, all replicas']),
+    tile('money saved', money(sums.saved_money, currency), [`${times(tokens, 'token')}, ${span(Math.abs(sums.saved_seconds))} of waiting${sums.saved_seconds < 0 ? ' added' : ''}`, since === 'start' ? 'since it began' : 'in 30 days, all replicas']),
     wrongTile(live.policy),
     tile('a hit takes', asked && hits ? took(half) : '–', [hits ? `99 of 100 at most ${took(late)}` : 'no hit in the last minute', all ? `with loads ${took(all)}, and ${took(allLate)}` : '']),
   );
@@ -51,11 +55,14 @@ const charts = ({ series, uptime }) => {
   const by = Object.fromEntries(Object.entries(series.by).map(([name, values]) => [name, values.slice(-Math.ceil(number))]));
   const tiers = Object.keys(by).filter(isTier).sort((one, other) => Object.keys(TIERS).indexOf(one) - Object.keys(TIERS).indexOf(other));
   const zeros = () => new Array(Math.ceil(number)).fill(0);
+  // The last step has just begun: while it is young it is drawn together with the one before.
+  const young = elapsed < YOUNG;
   const of = (name) => by[name] ?? zeros();
-  const asked = zeros().map((_, at) => sum([...tiers, 'miss'].map((name) => of(name)[at])));
-  const seconds = (at) => (at === asked.length - 1 ? Math.max(1, elapsed) : step);
-  const rates = tiers.map((name) => ({ name, fill: TIERS[name] ?? 'f7', values: of(name).map((value, at) => (asked[at] ? value / asked[at] : 0)) }));
-  const all = sum(asked);
+  const drawn = (name, at) => of(name)[at] + (young && at === zeros().length - 1 ? of(name)[at - 1] : 0);
+  const asked = zeros().map((_, at) => sum([...tiers, 'miss'].map((name) => drawn(name, at))));
+  const seconds = (at) => (at === asked.length - 1 ? elapsed + (young ? step : 0) : step);
+  const rates = tiers.map((name) => ({ name, fill: TIERS[name] ?? 'f7', values: asked.map((all, at) => (all ? drawn(name, at) / all : 0)) }));
+  const all = sum([...tiers, 'miss'].map((name) => sum(of(name))));
   const told = tiers.map((name) => `${nameOf(name)} ${percent(sum(of(name)) / all)}`).join(', ');
   keys($('rate-keys'), tiers.map((name) => [TIERS[name] ?? 'f7', nameOf(name)]));
   stacked($('rate'), {
@@ -64,9 +71,9 @@ const charts = ({ series, uptime }) => {
   });
   tell($('rate-told'), all ? `Of ${times(all, 'lookup')} in ten minutes: ${told || 'no hit'}.` : 'No lookup in ten minutes.');
   const flows = [['hits', 'f5', tiers], ['loaded', 'f2', ['miss', 'refresh']], ['went by', 'f6', ['bypass']]].map(([name, fill, names]) => ({
-    name, fill, values: zeros().map((_, at) => sum(names.map((one) => of(one)[at])) / seconds(at)),
+    name, fill, values: zeros().map((_, at) => sum(names.map((one) => drawn(one, at))) / seconds(at)),
   }));
-  const errors = of('error').map((value, at) => value / seconds(at));
+  const errors = zeros().map((_, at) => drawn('error', at) / seconds(at));
   keys($('flow-keys'), [...flows.map(({ fill, name }) => [fill, name]), ['fbad', 'errors']]);
   stacked($('flow'), {
     until, step, series: flows, lines: sum(errors) ? [{ values: errors, stroke: 'sbad' }] : [], unit: (value) => (value < 10 ? Number(value.toFixed(1)) : count(value)),
@@ -87,11 +94,14 @@ const waterfall = (live) => {
   const names = found.map(({ outcome }) => outcome);
   if (place.dataset.told !== names.join()) {
     place.dataset.told = names.join();
+    const held = place.contains(document.activeElement) ? document.activeElement.dataset.name : '';
     place.replaceChildren(...names.map((name) => h('button', { type: 'button', 'data-name': name, onclick: () => { chosen = name; waterfall(live); } }, nameOf(name))));
+    if (held) place.querySelector(`[data-name="${held}"]`)?.focus();
   }
   for (const button of place.children) button.setAttribute('aria-pressed', button.dataset.name === shown?.outcome);
   if (!shown) {
     $('waterfall').replaceChildren();
+    $('by-outcome').replaceChildren();
     tell($('waterfall-told'), 'No lookup in the last minute.');
     return;
   }
@@ -106,9 +116,10 @@ const waterfall = (live) => {
     return h('div', { class: 'stage' }, h('span', {}, stage), drawn, h('span', { class: 'figures', title: times(number, 'time') }, `${took(median)} · ${took(late)}`));
   });
   $('waterfall').replaceChildren(...rows);
+  $('by-outcome').replaceChildren(...found.map((one) => h('tr', {}, h('td', {}, h('span', { class: `dot ${TIERS[one.outcome] ?? FILLS[one.outcome] ?? 'f7'}` }), nameOf(one.outcome)), cell(count(one.count)), cell(took(one.whole[0])), cell(took(one.whole[1])))));
   const load = shown.stages.load;
   const loads = load ? ` The load itself: ${took(load[1])} · ${took(load[2])}.` : '';
-  tell($('waterfall-told'), `${times(shown.count, 'lookup')} in the last minute, in all ${took(shown.whole[0])} · ${took(shown.whole[1])}: the median, and the 99th percentile.${loads}`);
+  tell($('waterfall-told'), `The median, and the 99th percentile, of lookups that were so in the last minute.${loads}`);
 };
 
 const word = (family) => {
@@ -137,7 +148,7 @@ const policy = (told) => {
   if (asked.length) {
     parts.push(h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Families' }, h('table', {},
       h('thead', {}, h('tr', {}, ['family', 'state', 'labels', 'wrong'].map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'wrap' }, family.name, h('small', {}, ` ${family.is_by_itself === false && family.name.startsWith('all ') ? '' : (family.id ?? '')}`)), h('td', {}, word(family)),
+      h('tbody', {}, asked.slice(0, 6).map((family) => h('tr', {}, h('td', { class: 'wrap', title: family.name }, plain(family.name), h('small', {}, ` ${family.id ?? ''}`)), h('td', {}, word(family)),
         cell(`${count(family.labels)}${needed(family)}`), cell(family.share === null ? '' : percent(family.share))))))));
   }
   const offers = (told.families ?? [])[0]?.offers ?? [];
@@ -161,7 +172,7 @@ const drawn = (place, told, make) => {
 
 const saved = ({ rows, since, sums }, namespace, currency) => {
   tell($('saved-since'), `${since === 'start' ? 'since it began' : 'in 30 days'}${namespace ? `, ${namespace}` : ''}`);
-  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', { class: 'wrap' }, name, one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
+  const row = (one, name, attributes = {}) => h('tr', attributes, h('td', { class: 'wrap' }, plain(name), one.model ? h('small', {}, ` ${one.model}`) : null), cell(one.hits === undefined ? '' : count(one.hits + one.near_hits)),
     cell(count(one.saved_prompt_tokens + one.saved_completion_tokens)), cell(span(one.saved_seconds)), cell(money(one.saved_money, currency)));
   $('saved').replaceChildren(...(rows.length ? [...rows.slice(0, 8).map((one) => row(one, one.stage || '–')), row(sums, 'all', { class: 'this' })]
     : [h('tr', {}, h('td', { colspan: 5 }, 'Nothing yet.'))]));
@@ -172,7 +183,7 @@ const tiers = (live) => {
   for (const [told, number] of Object.entries(live.faults)) faults[told.split(': ')[0]] = (faults[told.split(': ')[0]] ?? 0) + number;
   $('tiers').replaceChildren(...live.tiers.map(({ name, figures, is_open: open }) => h('tr', {}, h('td', {}, h('span', { class: `dot ${TIERS[name] ?? 'f7'}` }), name),
     cell(figures.entries === undefined ? (figures.rows === undefined ? '' : count(figures.rows)) : count(figures.entries)), cell(bytes(figures.bytes)), cell(figures.evictions === undefined ? (figures.evicted === undefined ? '' : count(figures.evicted)) : count(figures.evictions)),
-    h('td', { class: open ? 'bad' : '' }, open === null ? '' : open ? 'open: left alone' : 'closed'), cell(faults[name] ? count(faults[name]) : '0', { class: faults[name] ? 'warn' : '' }))));
+    h('td', { class: open ? 'bad' : '' }, open === null ? '' : open ? 'open' : 'closed'), cell(faults[name] ? count(faults[name]) : '0', { class: faults[name] ? 'warn' : '' }))));
   $('faults').replaceChildren(...Object.entries(live.faults).slice(0, 6).map(([told, number]) => h('li', {}, `${told}: ${times(number, 'time')}`)));
 };
 
@@ -181,7 +192,7 @@ const never = ({ callers }) => {
   $('never').replaceChildren(...(asked.length ? asked.map((one) => {
     const all = one.hits + one.misses + one.bypasses;
     const why = one.reasons.map(([reason, number]) => `${reason} ${count(number)}`).join(', ');
-    return h('tr', {}, h('td', {}, one.function || '–', one.stage && one.stage !== one.function ? h('small', {}, ` ${one.stage}`) : null, h('small', {}, ` ${one.model}`)), h('td', { class: 'clip left', title: one.tenant }, one.tenant || '–'),
+    return h('tr', {}, h('td', { title: one.function }, plain(one.function) || '–', one.stage && one.stage !== one.function ? h('small', {}, ` ${one.stage}`) : null, h('small', {}, ` ${one.model}`)), h('td', { class: 'clip left', title: one.tenant }, one.tenant || '–'),
       cell(count(all)), h('td', {}, one.hits ? percent(one.hits / all) : h('b', { class: 'bad' }, 'never')), h('td', { class: 'left' }, why));
   }) : [h('tr', {}, h('td', { colspan: 5 }, 'Nobody has asked three times yet.'))]));
 };
