@@ -21,7 +21,7 @@ from semcache.sidecar.live import Live
 from semcache.stats import Stats
 
 WHAT = ("stats", "metrics", "live", "lookups")
-_PATIENCE_SECONDS = 1.0
+_PATIENCE_SECONDS = 3.0
 _MEDIA = "application/msgpack"
 
 

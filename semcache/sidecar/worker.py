@@ -95,7 +95,7 @@ def cache_of_worker(settings: Settings, folder: Path) -> Cache:
         compress=settings.compress or None,
         prices=settings.prices or None,
         record=Recording(settings.record) if settings.record else None,
-        observers=[LoggingObserver()] if settings.log == "json" else (),
+        observers=[LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
         ttl=TTL(memory=settings.ttl_memory),
         timeouts=Timeouts(sidecar=settings.timeout_owner, flight=settings.timeout_flight),
     )

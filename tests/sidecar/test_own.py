@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 
 import openai
 import pytest
@@ -69,10 +70,14 @@ def test_calls_at_once_are_embedded_together(own):
         threading.Thread(target=sidecar.post, args=("/v1/embeddings", {"model": "compass", "input": [f"{n}", f"{n}x"]}))
         for n in range(6)
     ]
-    for one in crew:
+    embedder.entered.clear()
+    crew[0].start()
+    assert embedder.entered.wait(GUARD)
+    for one in crew[1:]:
         one.start()
-    while sidecar.cache.semantic.batcher.stats()["queued"] < 8:
-        pass
+    deadline = time.monotonic() + GUARD
+    while sidecar.cache.semantic.batcher.stats()["queued"] < 10:
+        assert time.monotonic() < deadline
     gate.set()
     for one in crew:
         one.join(GUARD)

@@ -95,10 +95,10 @@ def test_what_is_counted_is_of_all(sidecar):
     hits = counted(sidecar, "semcache_hits_total")
     call(sidecar, "counted")
     times = len(both(sidecar, "counted"))
-    until(lambda: counted(sidecar, "semcache_lookup_seconds_count") == calls + times + 1)
-    until(lambda: counted(sidecar, "semcache_hits_total") == hits + times)
-    until(lambda: sum(look(sidecar, "/semcache/v1/stats").json()["stats"]["hits"].values()) == hits + times)
-    until(lambda: sum(look(sidecar, "/semcache/v1/live").json()["hits"].values()) == hits + times)
+    until(lambda: counted(sidecar, "semcache_lookup_seconds_count") >= calls + times + 1)
+    until(lambda: counted(sidecar, "semcache_hits_total") >= hits + times)
+    until(lambda: sum(look(sidecar, "/semcache/v1/stats").json()["stats"]["hits"].values()) >= hits + times)
+    until(lambda: sum(look(sidecar, "/semcache/v1/live").json()["hits"].values()) >= hits + times)
     rows = []
 
     def has_all():
