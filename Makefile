@@ -22,7 +22,6 @@ SHELL := /bin/sh
 comma := ,
 extras := $(subst $(comma), ,$(EXTRAS))
 bin := $(VENV)/bin
-# Installed with --no-compile: thousands of modules are never imported, and the others compile themselves.
 pip := $(bin)/python -m pip --disable-pip-version-check
 constraints := .ci/constraints-cpu.txt
 torch_index := https://download.pytorch.org/whl/cpu
@@ -43,6 +42,7 @@ torch := $(VENV)/.stamp-torch
 installed := $(VENV)/.stamp-installed-$(subst $(comma),-,$(EXTRAS))$(if $(filter-out dev,$(TOOLS)),-$(TOOLS))
 bench_installed := $(installed)-bench
 system_installed := $(installed)-system
+# Not compiled: thousands of modules are never imported, and the others compile themselves.
 install = $(pip) install --no-compile -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
 
 # Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.

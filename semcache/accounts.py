@@ -133,8 +133,9 @@ class Accounts:
         new, old, tier, chain = as_policy(policy), self.chain.labelling, self.semantic, self.chain
         if chain.shadowing is not None:
             raise ConfigurationError("beside a shadow_embedder the policy stays as it is: begin anew with another one")
-        if getattr(new, "cross_encoder", None) is not None or getattr(new, "learns_score", False):
-            raise ConfigurationError(f"{new!r} has a second stage, or a score to learn: make a cache with it")
+        staged = self.policy if tier is not None and tier.second is not None else new
+        if getattr(staged, "cross_encoder", None) is not None or getattr(new, "learns_score", False):
+            raise ConfigurationError(f"{staged!r} has a second stage, or a score to learn: make a cache anew")
         if tier is None:
             self.policy = new
             return

@@ -71,3 +71,16 @@ def test_policy_that_cannot_be_taken_leaves_the_old_one(open_near, cache):
     beside = open_near(shadow_embedder=Compass(identity="other"))
     with pytest.raises(semcache.ConfigurationError, match="shadow_embedder"):
         beside.adopt(None)
+
+
+def test_policy_with_a_second_stage_is_not_exchanged(open_near):
+    """The stage belongs to the index, and would go on refusing."""
+
+    class Doubtful:
+        identity, sure_from = "doubtful", 1.0
+
+    cache = open_near(policy=semcache.Threshold(0.9, guards=None))
+    cache.semantic.second = Doubtful()
+    cache.policy.cross_encoder = cache.semantic.second
+    with pytest.raises(semcache.ConfigurationError, match="second stage"):
+        cache.adopt(None)
