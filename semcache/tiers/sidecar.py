@@ -21,7 +21,7 @@ from semcache.explain import Explanation
 from semcache.ledger import Served, Taken
 from semcache.log import LOST_SECONDS
 from semcache.marks import Between, Changes, Marks, Pair
-from semcache.model import Entry, Evidence, Hit, Miss, Mode, Neighbour, Request
+from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Neighbour, Request
 from semcache.plan import Exchange, Plan, run
 from semcache.stores import header
 from semcache.stores.fork import forking
@@ -29,7 +29,7 @@ from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.sidecar_address import addresses_of
 from semcache.stores.sidecar_follow import Following, Positions
 from semcache.stores.sidecar_link import Op, SidecarLink
-from semcache.stores.wire import entry_told, found_of, request_told
+from semcache.stores.wire import entry_told, facets_of, found_of, request_told
 from semcache.tier import Clock
 
 # For what nobody's answer waits for: writes, invalidations, sums.
@@ -102,35 +102,51 @@ class SidecarTier:
     def _found(self, request: Request, told: Any, waited_ns: int) -> Hit | Miss:
         """Return what a sidecar found. Raises TierError and DecodeError."""
         if isinstance(told, TierError):
-            raise told
+            # What it does not understand says nothing of how it is.
+            raise DecodeError(str(told)) if told.reason == "unreadable" else told
         found = found_of(told, request, self.name)
-        found.waited_ns = waited_ns
-        born = self._heard(told)
-        if isinstance(found, Hit):
-            found.entry.born = born(found.entry.born)
         audited = found_of(told["audited"], request, self.name) if "audited" in told else None
-        if isinstance(audited, Hit):
-            audited.entry.born = born(audited.entry.born)
+        births = self._heard(told)
+        for hit in (found, audited):
+            if isinstance(hit, Hit):
+                self._place(hit, births)
+        if isinstance(found, Hit) and self._is_dropped(request, found):
+            found = Miss(None, found.evidence)
+        found.waited_ns = waited_ns
+        if isinstance(audited, Hit) and not self._is_dropped(request, audited):
             found.evidence = found.evidence or Evidence()
             found.evidence.audited = audited, self._decode(audited.entry.value)
         return found
 
-    def _heard(self, told: Mapping[str, Any]) -> Callable[[int], int]:
+    @staticmethod
+    def _place(hit: Hit, births: Callable[[int], int] | None) -> None:
+        entry = hit.entry
+        if births is not None:
+            entry.born = births(entry.born)
+            return
+        # Of another sidecar than is followed, until it is: any mark is newer, and nobody tells of its own.
+        entry.born, entry.life, entry.limit = 0, min(entry.life, LOST_SECONDS), min(entry.limit, LOST_SECONDS)
+
+    def _is_dropped(self, request: Request, hit: Hit) -> bool:
+        """Say whether it was invalidated by what is known here: what no sidecar could keep, or another one did."""
+        return self._marks.cover((hit.entry.facets or request.facets).pairs(hit.key), hit.entry.born)
+
+    def _heard(self, told: Mapping[str, Any]) -> Callable[[int], int] | None:
         """Take note of the position that came with an answer; return what makes its births ours."""
         positions, log, position = self._positions, told.get("log"), told.get("position")
-        if not isinstance(log, str) or not isinstance(position, int):
+        if not isinstance(log, str) or type(position) is not int:
             raise DecodeError("it does not say where its log stands")
         if not positions.log:
             positions.turn_to(log, position)
-        if log != positions.log:  # of another sidecar than is followed, until it is: any mark is newer
-            return lambda _: 0
-        positions.hear(position)
-        return positions.here
+        births = positions.births_of(log)
+        if births is not None:
+            positions.latest = max(positions.latest, births(position))
+        return births
 
     def _waiting(self, request: Request) -> Hit | None:
         pending = self._outbox.pending
         write = pending.get(request.key) if pending else None
-        if write is None or write.data is None:
+        if write is None or write.data is None or self._marks.cover(write.pairs or (), write.born):
             return None
         entry = header.read(request.key, write.data, self._now())
         return None if entry is None else Hit(entry, self.name, request.key)
@@ -159,13 +175,16 @@ class SidecarTier:
         Raises TierError("full") where too much waits, and what the sidecar says of a pinned one.
         """
         self._check()
-        born = self._positions.there(entry.born)
-        if not born or not self._positions.log:
+        log, born = self._positions.there(entry.born)
+        if not born or not log:
             raise TierError("unmarked", "nothing is heard of invalidations: what is loaded is not kept in the sidecar")
         told = {"request": request_told(request), "entry": entry_told(entry) | {"born": born}}
-        op: Op = ("put", told | {"log": self._positions.log})
+        op: Op = ("put", told | {"log": log})
         if entry.is_pinned:
-            yield from self._ask(*op)
+            if not (yield from self._ask(*op)):
+                raise TierError(
+                    "unpinned", "the sidecar does not keep it: it is over its max_value, or its mode is off"
+                )
             return
         facets = (entry.facets or request.facets).of(self._namespace)
         life = min(entry.life, entry.limit, LOST_SECONDS)  # while it waits here
@@ -222,6 +241,13 @@ class SidecarTier:
         """Return none: who invalidates by a text has the sidecar do it."""
         return []
         yield
+
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key; None where there is none. Raises TierError."""
+        told = yield from self._ask("find", request_told(Request(key, mode="exact")))
+        if not isinstance(told, dict) or "value" not in told:
+            return None
+        return facets_of(told["facets"], self._namespace) if "facets" in told else Facets(self._namespace)
 
     def switch(self, mode: Mode) -> Plan[None]:
         """Set the mode of all who use the namespace. Raises TierError."""
