@@ -20,7 +20,6 @@ from typing import Any
 from msgpack import packb, unpackb
 
 from semcache.cache import Cache
-from semcache.codec import Codec
 from semcache.commands import stricter
 from semcache.errors import ConfigurationError, DecodeError, InvalidationError, SemcacheError, TierError
 from semcache.explain import explain
@@ -34,6 +33,7 @@ from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Plan, arun, run
 from semcache.reported import Reported
 from semcache.seed import seat
+from semcache.sidecar.lenient import Lenient, counted
 from semcache.sidecar.reach import Reach
 from semcache.sidecar.says import says_of
 from semcache.stores.wire import (
@@ -59,8 +59,6 @@ _MOST_TEXT = 1 << 20
 _UNKEPT = "the store could not keep it: try again when it is there"
 _LONGEST_NUMBER = 64
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-# Of a message over _SMALL bytes; a lookup has five lists and maps.
-_SMALL, _MOST_PARTS = 1 << 16, 100_000
 
 Answered = list[Any]
 
@@ -75,7 +73,7 @@ class Native:
         self._booking = Lock()
         # A program's answers are its own: what of them cannot be read here is given all the same.
         self._chain = copy(cache.chain)
-        self._chain.codec = _Lenient()
+        self._chain.codec = Lenient()
         self.counts: Counter[tuple[str, str]] = Counter()
         self._operations: Mapping[str, Callable[[Reach, Any], Plan[Any]]] = {
             "find": self._find, "put": self._put, "mark": self._mark, "count": self._count, "explain": self._explain,
@@ -89,7 +87,7 @@ class Native:
     async def answer(self, body: bytes, reach: Reach) -> bytes:
         """Carry out the operations of a message. Raises DecodeError for what is no message."""
         try:
-            told = unpackb(body, strict_map_key=False, unicode_errors="surrogatepass", **_counted(body))
+            told = unpackb(body, strict_map_key=False, unicode_errors="surrogatepass", **counted(body))
         except (ValueError, RecursionError) as error:
             raise DecodeError(f"the message is no msgpack: {error}") from None
         if not isinstance(told, list) or not 0 < len(told) <= _MOST_OPERATIONS:
@@ -364,32 +362,6 @@ class Native:
             whose = reach.owner("")  # who has heard of another's key is told nothing of it
         rows = self._cache.blast(reach.key(key_of(told.get("key"))), whose)
         return [row._replace(asked=reach.key(row.asked), stored=reach.key(row.stored)) for row in rows]
-
-
-class _Lenient(Codec):
-    """Reads values where they can be read here; what they are is their programs' own."""
-
-    @staticmethod
-    def decode(data: bytes) -> Any:
-        try:
-            return Codec.decode(data)
-        except DecodeError:
-            return None
-
-
-def _counted(body: bytes) -> dict[str, Any]:
-    """Return what counts the lists and maps of a large message, each of which takes many times its bytes."""
-    if len(body) < _SMALL:
-        return {}
-    left = [_MOST_PARTS]
-
-    def count(told: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise ValueError(f"it has over {_MOST_PARTS} parts")
-        return told
-
-    return {"list_hook": count, "object_hook": count}
 
 
 def _list(told: Any, length: int | None = None) -> list[Any]:
