@@ -10,10 +10,7 @@ a miss (law 10), and the next of the list, where there is one, is asked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from threading import Lock
 from typing import Any, NoReturn
 
 from semcache.errors import DecodeError, TierError
@@ -29,6 +26,7 @@ from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.sidecar_address import addresses_of
 from semcache.stores.sidecar_follow import Following, Positions
 from semcache.stores.sidecar_link import Op, SidecarLink
+from semcache.stores.sidecar_owed import Owed
 from semcache.stores.wire import entry_told, facets_of, found_of, request_told
 from semcache.tier import Clock
 
@@ -36,7 +34,6 @@ from semcache.tier import Clock
 PATIENT_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 _BATCH = 64
-_MOST_OWED = 500
 
 
 class SidecarTier:
@@ -62,14 +59,13 @@ class SidecarTier:
         self._positions = Positions()
         self._link = SidecarLink(addresses_of(sidecar), (("x-semcache-namespace", namespace),) if namespace else ())
         self._following = Following(self._link, marks, self._positions)
+        self._owed = Owed(lambda name, told: run(self._ask(name, told)))
         self._outbox: Outbox[Op] = Outbox(
             "semcache-sidecar", self._send, covers=marks.cover, batch=_BATCH,
             on_fault=lambda error: on_fault(getattr(error, "reason", "lost"), error),
             passes=lambda error: getattr(error, "reason", "") in ("busy", "pool"),
-            is_away=lambda error: getattr(error, "reason", "") in ("unreachable", "late"),
+            is_away=lambda error: getattr(error, "reason", "") in ("unreachable", "late"), debts=self._owed,
         )  # fmt: skip
-        self._owed: list[list[Any]] = []
-        self._paying = Lock()
         forking().add(self)
 
     # Lookups
@@ -283,9 +279,10 @@ class SidecarTier:
     # Reports and sums
 
     def serve(self, taken: Taken, put_back: Callable[[Taken], None]) -> None:
-        """Send the ids of answers."""
+        """Send the ids of answers, behind the caller."""
+        self._owed.name(taken.names)
         try:
-            self.serve_now(taken)
+            self._outbox.pay()
         except TierError:
             put_back(Taken([], taken.names))
 
@@ -304,23 +301,13 @@ class SidecarTier:
         return [Served(*row) for row in run(self._ask("blast", {"key": key, "tenant": tenant}))]
 
     def book(self, day: str, amounts: Mapping[str, float]) -> None:
-        """Send sums of a day, once, however often it takes. Raises TierError where too much is owed already."""
-        if len(self._owed) >= _MOST_OWED:
-            raise TierError("full", "the sidecar has not taken what was booked for long")
-        self._owed.append([os.urandom(8), day, dict(amounts)])
-        with suppress(TierError):  # it is owed, and sent the next time
-            self._pay()
-
-    def _pay(self) -> None:
-        with self._paying:
-            owed = list(self._owed)
-            if owed:
-                run(self._ask("book", owed))
-                self._owed = self._owed[len(owed) :]
+        """Send sums of a day, behind the caller. Raises TierError where too much is owed already."""
+        self._owed.book(day, amounts)
+        self._outbox.pay()
 
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
         """Return what all have booked, by day and name, from a day on. Raises TierError."""
-        self._pay()
+        self._owed.send()
         return {(day, name): float(amount) for day, name, amount in run(self._ask("booked", since_day))}
 
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:  # noqa: ARG002 - the policy is the sidecar's
@@ -358,4 +345,3 @@ class SidecarTier:
         self._link.after_fork()
         self._outbox.after_fork()
         self._following.after_fork()
-        self._owed, self._paying = [], Lock()
