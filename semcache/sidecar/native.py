@@ -29,7 +29,7 @@ from semcache.keys import of_embedder
 from semcache.ledger import Taken, tenant_digest
 from semcache.lookup import compare
 from semcache.marks import Pair
-from semcache.model import Evidence, Hit, Miss, Request
+from semcache.model import Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan, arun, run
 from semcache.reported import Reported
 from semcache.seed import seat
@@ -37,6 +37,8 @@ from semcache.sidecar.lenient import Lenient, counted
 from semcache.sidecar.reach import Reach
 from semcache.sidecar.says import says_of
 from semcache.stores.wire import (
+    LONGEST_NAME,
+    MOST_NAMES,
     decision_told,
     entry_of,
     found_told,
@@ -131,7 +133,9 @@ class Native:
 
     def _request(self, reach: Reach, told: Any) -> Request:
         """Return what is asked, in the scope of our embedder. Raises DecodeError."""
-        request, cache = reach.request(request_of(told)), self._cache
+        cache, request = self._cache, request_of(told)
+        _check(reach, request.facets)
+        request = reach.request(request)
         request.mode = stricter(request.mode, cache.mode)
         request.says = says_of(request.facets.function)
         if request.text is not None and len(request.text) > _MOST_TEXT:
@@ -186,6 +190,7 @@ class Native:
         if not isinstance(told, dict):
             raise DecodeError("a put is a request, an entry and a log")
         cache, request, entry = self._cache, self._request(reach, told.get("request")), entry_of(told.get("entry"))
+        _check(reach, entry.facets)
         evidence = self._evidence.pop(request.key, None)
         where = self._where()
         if told.get("log") != where["log"] or request.mode == "off":
@@ -243,7 +248,10 @@ class Native:
         if len(listed) > _MOST_OPERATIONS:
             raise DecodeError(f"over {_MOST_OPERATIONS} facet values")
         pairs: list[Pair] = []
-        for pair in map(reach.pair, map(pair_of, listed)):
+        for own in map(pair_of, listed):
+            if not reach.is_trusted and len(own[1]) > LONGEST_NAME:
+                raise DecodeError(f"a facet value is over {LONGEST_NAME} characters")
+            pair = reach.pair(own)
             is_key = isinstance(pair[1], bytes)
             if not is_key or not (yield from self._is_anothers(reach, pair[1])):  # type: ignore[arg-type]
                 pairs.append(pair)
@@ -362,6 +370,18 @@ class Native:
             whose = reach.owner("")  # who has heard of another's key is told nothing of it
         rows = self._cache.blast(reach.key(key_of(told.get("key"))), whose)
         return [row._replace(asked=reach.key(row.asked), stored=reach.key(row.stored)) for row in rows]
+
+
+def _check(reach: Reach, facets: Facets | None) -> None:
+    """See that what a program calls its entries by has bounds; a worker has seen to it. Raises DecodeError."""
+    if reach.is_trusted or facets is None:
+        return
+    names = (*facets.tags, *facets.documents)
+    if max(len(facets.tags), len(facets.documents)) > MOST_NAMES:
+        raise DecodeError(f"over {MOST_NAMES} tags or documents")
+    longest = max(map(len, (facets.function, facets.version, facets.tenant, facets.model, *names)))
+    if longest > LONGEST_NAME:
+        raise DecodeError(f"a name is over {LONGEST_NAME} characters")
 
 
 def _list(told: Any, length: int | None = None) -> list[Any]:

@@ -34,10 +34,12 @@ from semcache.model import (
 )  # fmt: skip
 
 _MODES = get_args(Mode)
-_LONGEST_NAME = 1024
+LONGEST_NAME, MOST_NAMES = 1024, 256
+"""Of what a program may call something, and of its tags, or documents."""
+# As a worker tells its owner of them: quoted, and beside each what it is called for its tenant's own.
+_LONGEST_NAME, _MOST_NAMES = 16 * LONGEST_NAME, 4 * MOST_NAMES
 _LONGEST_REASON = 4096
 _LONGEST_FAMILY = 64
-_MOST_NAMES = 256
 _FACETS_TOLD = 6
 # What an entry says in numbers, in this order; `value` and `facets` stand beside them.
 _LIVES = ("life", "age", "load_seconds", "grace", "slide", "limit")

@@ -26,6 +26,7 @@ from semcache.sidecar.settings import Server, Settings
 from semcache.stores.sidecar_address import addresses_of
 from semcache.stores.sidecar_follow import Positions
 from semcache.stores.sidecar_link import SidecarLink
+from semcache.stores.wire import facets_of, facets_told, pair_of
 from semcache.testing import ManualClock
 from semcache.tiers.sidecar import SidecarTier
 
@@ -252,6 +253,23 @@ def test_key_that_was_told_back_means_nothing_of_anothers(guarded, program):
     assert all(said == "miss" for _, said in two.explain(Request(key, facets=request.facets)).said if _ != "memory")
     fresh = program(semcache.Sidecar(guarded.url, token="one"), memory=0)
     assert ask(fresh, "a", "?")[0] == "T1's again"
+
+
+def test_names_that_a_program_may_have_fit_between_a_worker_and_its_owner():
+    """Laid over with its tenant they are longer, and more."""
+    reach = Reach("T1", "desk", "tests", b"of ours")
+    names = tuple(f"{number:04}{'🙂' * 1020}" for number in range(256))
+    laid = reach.facets(Facets("desk", "f", "", "🙂" * 1024, "m", names[:3], names))
+    assert facets_of(msgpack.unpackb(msgpack.packb(facets_told(laid))), "tests") == laid
+    for pair in (("tag", names[0]), ("tenant", "🙂" * 1024)):
+        assert pair_of(list(reach.pair(pair))) == reach.pair(pair)
+
+
+@pytest.mark.parametrize("facets", [["x" * 1025, "", "", "", [], []], ["", "", "", "", ["t"] * 257, []]])
+def test_names_without_bounds_are_refused(facets, sidecar):
+    """As they are of those who are no workers."""
+    is_well, told = told_by(sidecar, ["find", {"key": b"k" * 20, "facets": facets}])
+    assert (is_well, told[0]) == (False, "unreadable")
 
 
 def test_failure_tells_no_tenant_how_its_names_are_kept(serve):
