@@ -33,6 +33,7 @@ from semcache.tier import Clock
 # For what nobody's answer waits for: writes, invalidations, sums.
 PATIENT_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
+_LAST_SECONDS = 1.0
 _BATCH = 64
 
 
@@ -56,10 +57,11 @@ class SidecarTier:
         self._decode = decode
         self._timeout = timeout
         self._is_closed = False
+        self._patience = PATIENT_SECONDS
         self._positions = Positions()
         self._link = SidecarLink(addresses_of(sidecar), (("x-semcache-namespace", namespace),) if namespace else ())
         self._following = Following(self._link, marks, self._positions)
-        self._owed = Owed(lambda name, told: run(self._ask(name, told)))
+        self._owed = Owed(lambda name, told: run(self._ask(name, told, self._patience)))
         self._outbox: Outbox[Op] = Outbox(
             "semcache-sidecar", self._send, covers=marks.cover, batch=_BATCH,
             on_fault=lambda error: on_fault(getattr(error, "reason", "lost"), error),
@@ -189,7 +191,7 @@ class SidecarTier:
         self._outbox.put(Write(request.key, op, data, entry.born, pairs, len(data) + 512))
 
     def _send(self, batch: list[Write[Op]]) -> Sent:
-        replies = self._link.exchange([write.what for write in batch], PATIENT_SECONDS)
+        replies = self._link.exchange([write.what for write in batch], self._patience)
         return [told if isinstance(told, TierError) else bool(told) for told in replies.values]
 
     def _ask(self, name: str, told: Any, timeout: float = PATIENT_SECONDS) -> Plan[Any]:
@@ -329,6 +331,7 @@ class SidecarTier:
         if self._is_closed:
             return
         forking().discard(self)
+        self._patience = _LAST_SECONDS  # of each message that is sent from now on
         self._outbox.close(_CLOSE_SECONDS)
         self._is_closed = True
         self.rest()
