@@ -129,6 +129,7 @@ def test_log_without_a_name_yet_changes_no_position():
     """A sidecar that has just begun says so before it has found its store: births and marks still compare."""
     positions = Positions()
     positions.turn_to("A", 1000)
+    positions.hear(1000)
     positions.turn_to("B", 10)
     born = positions.hear(20)
     positions.turn_to("", 1)
