@@ -173,7 +173,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self.redis = parts.redis(redis) if redis is not None else None
         self.sidecar = None if sidecar is None else parts.sidecar(sidecar, codec)
         self.store: DiskTier | RedisTier | SidecarTier | None = self.disk or self.redis or self.sidecar
-        settles = 0.0 if self.redis is None else SETTLE_SECONDS
+        settles = SETTLE_SECONDS if self.redis or self.sidecar else 0.0
         self.log = Log(self.store, self._marks, self.clock.time if is_deaf else None, settles)
         alone = self.memcached if is_deaf else None  # else the store has what it has
         values = [tier for tier in (self.memory, self.disk, alone, self.redis) if tier is not None]

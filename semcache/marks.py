@@ -88,8 +88,9 @@ class Marks:
                 self.unkept = max(self.unkept, position)
             if len(self._marks) > self._most:
                 self._shrink(now)
-        if self.watch is not None:
-            self.watch((facet, value, position))
+        watch = self.watch  # it may end in this moment
+        if watch is not None:
+            watch((facet, value, position))
 
     def _shrink(self, now: float) -> None:
         young = {pair: mark for pair, mark in self._marks.items() if mark[1] > now - self._keep_seconds}
@@ -106,6 +107,11 @@ class Marks:
             return True
         marks = self._marks
         return any(born < marks[pair][0] for pair in pairs if pair in marks)
+
+    @property
+    def floor(self) -> int:
+        """The position before which all counts as invalidated; 0 where no mark had to give way."""
+        return self._floor
 
     def since(self, position: int) -> list[Mark]:
         """Return the marks newer than a position."""

@@ -149,9 +149,11 @@ class Reports(Commands, Accounts):
             asked = hit.key
             if hit.kind == "bypass" or hit.failed or not asked:
                 return Reported(reason=_PAST)
-        owner = None if text is None else self.tenant_of(as_tenant(tenant))
+        owner = self.tenant_of(as_tenant(tenant))
         told = {"key": asked, "response_id": response_id, "text": text, "drop": drop}
         whose = None if owner is None or owner is SHARED else str(owner)
+        if hit is not None and hit.near is not None:
+            whose = hit.near.tenant or None
         try:
             reported = Reported.read(sidecar.report(told | {"tenant": whose}))
         except SemcacheError as error:

@@ -71,12 +71,18 @@ class Control:
         queue: asyncio.Queue[Mark] = asyncio.Queue(_MOST_WAITING)
         self._queues.add(queue)  # before the marks are read: none is missed between
         try:
-            marks = self._cache.log.marks.since(0)
+            marks = self._all()
             while queue in self._queues and not self.is_ending:
                 yield self._frame(reach, marks)
                 marks = await self._next(queue)
         finally:
             self._queues.discard(queue)
+
+    def _all(self) -> list[Mark]:
+        """Return all marks, and in place of those that had to give way one of everything."""
+        known = self._cache.log.marks
+        marks = known.since(0)
+        return [*marks, ("namespace", self._cache.namespace, known.floor)] if known.floor else marks
 
     async def _next(self, queue: asyncio.Queue[Mark]) -> list[Mark]:
         """Return what has come by the next beat; what came together is told together."""
@@ -99,7 +105,7 @@ class Control:
             "mode": cache.mode if cache.mode in _MODES else None,
             "is_lost": self.is_lost,
         }
-        packed: bytes = packb(frame)
+        packed: bytes = packb(frame, unicode_errors="surrogatepass")
         return packed
 
 

@@ -60,8 +60,11 @@ class Crowd:
         self.paths.pop(number, None)
         told = self._latest.pop((number, "stats"), None)
         if told:
-            self._past_stats = [summed([*self._past_stats, told])]
-        self._past_metrics += [self._latest.pop((number, "metrics"), "")]
+            # What its tiers held is gone with it.
+            self._past_stats = [summed([*self._past_stats, {**told, "tiers": {}}])]
+        metrics = self._latest.pop((number, "metrics"), "")
+        if metrics:
+            self._past_metrics = [added([*self._past_metrics, metrics], without=("semcache_tier",)).decode()]
 
     # Adding
 
@@ -120,12 +123,14 @@ class _Added:
         return self._metrics
 
 
-def added(texts: Iterable[str]) -> bytes:
+def added(texts: Iterable[str], without: tuple[str, ...] = ()) -> bytes:
     """Return metrics of several processes as one's, their samples added; the first says which there are first."""
     families: dict[str, Metric] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for text in texts:
         for family in text_string_to_metric_families(text):
+            if family.name in without:
+                continue
             families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             own = sums.setdefault(family.name, {})
             for one in family.samples:

@@ -10,7 +10,7 @@ from semcache.sidecar.headers import Headers
 from semcache.sidecar.incoming import Incoming, Receive
 from semcache.sidecar.refusals import BUSY, RefusedError
 
-_MOST_BYTES = 1 << 20
+_NOT_MODIFIED = 304
 # Of one connection, or made anew for the next.
 _OF_A_HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"te", b"upgrade", b"content-length"))
 
@@ -18,9 +18,10 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class Forward:
-    """Hands requests to the application that listens at a path."""
+    """Hands requests, with bodies of so many bytes at most, to the application that listens at a path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._path = str(path)
         self._client: Any = None
 
@@ -38,7 +39,7 @@ class Forward:
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in scope["headers"] if name not in _OF_A_HOP
         ]  # fmt: skip
-        body = await Incoming(receive, _MOST_BYTES).whole()
+        body = await Incoming(receive, self._most_bytes).whole()
         try:
             async with self._client.request(
                 scope["method"], URL(f"http://owner{target}", encoded=True), headers=headers, data=body or None,
@@ -52,7 +53,10 @@ class Forward:
             raise RefusedError(
                 BUSY, "the process that holds the cache does not answer; it may just be starting"
             ) from error
-        told.append((b"content-length", b"%d" % len(data)))
+        # What has no body says how long it would be, or nothing.
+        length = str(len(data)) if data or scope["method"] != "HEAD" else response.headers.get("content-length")
+        if length is not None and response.status != _NOT_MODIFIED:
+            told.append((b"content-length", length.encode()))
         await send({"type": "http.response.start", "status": response.status, "headers": told})
         await send({"type": "http.response.body", "body": data})
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from copy import copy
+from math import isfinite
+from threading import Lock
 from typing import Any
 
 from msgpack import packb, unpackb
@@ -22,14 +26,19 @@ from semcache.explain import explain
 from semcache.finding import find
 from semcache.keep import keep
 from semcache.keys import of_embedder
-from semcache.ledger import Taken
+from semcache.ledger import Taken, tenant_digest
 from semcache.lookup import compare
-from semcache.model import Evidence, Hit, Miss, Request
-from semcache.plan import Plan, arun
+from semcache.marks import Pair
+from semcache.model import Evidence, Facets, Hit, Miss, Request
+from semcache.plan import Plan, arun, run
+from semcache.reported import Reported
 from semcache.seed import seat
+from semcache.sidecar.lenient import Lenient, counted
 from semcache.sidecar.reach import Reach
 from semcache.sidecar.says import says_of
 from semcache.stores.wire import (
+    LONGEST_NAME,
+    MOST_NAMES,
     decision_told,
     entry_of,
     found_told,
@@ -49,6 +58,9 @@ _MOST_OPERATIONS = 1024
 # Sums that were booked: who was not answered sends them again.
 _MOST_BOOKED = 4096
 _MOST_TEXT = 1 << 20
+_UNKEPT = "the store could not keep it: try again when it is there"
+_LONGEST_NUMBER = 64
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 Answered = list[Any]
 
@@ -60,20 +72,24 @@ class Native:
         self._cache = cache
         self._evidence: OrderedDict[bytes, Evidence] = OrderedDict()
         self._booked: OrderedDict[bytes, None] = OrderedDict()
+        self._booking = Lock()
+        # A program's answers are its own: what of them cannot be read here is given all the same.
+        self._chain = copy(cache.chain)
+        self._chain.codec = Lenient()
         self.counts: Counter[tuple[str, str]] = Counter()
         self._operations: Mapping[str, Callable[[Reach, Any], Plan[Any]]] = {
             "find": self._find, "put": self._put, "mark": self._mark, "count": self._count, "explain": self._explain,
-            "forget_near": self._forget_near, "switch": self._switch, "names": self._names, "book": self._book,
+            "forget_near": self._forget_near, "switch": self._switch, "names": self._names,
         }  # fmt: skip
         # What may wait for a file or a server in the calling thread.
         self._slow: Mapping[str, Callable[[Reach, Any], Any]] = {
-            "booked": self._booked_since, "wrong": self._wrong, "blast": self._blast
+            "book": self._book, "booked": self._booked_since, "wrong": self._wrong, "blast": self._blast
         }  # fmt: skip
 
     async def answer(self, body: bytes, reach: Reach) -> bytes:
         """Carry out the operations of a message. Raises DecodeError for what is no message."""
         try:
-            told = unpackb(body, strict_map_key=False)
+            told = unpackb(body, strict_map_key=False, unicode_errors="surrogatepass", **counted(body))
         except (ValueError, RecursionError) as error:
             raise DecodeError(f"the message is no msgpack: {error}") from None
         if not isinstance(told, list) or not 0 < len(told) <= _MOST_OPERATIONS:
@@ -82,7 +98,7 @@ class Native:
             answers = [await self._one(told[0], reach)]
         else:
             answers = list(await asyncio.gather(*(self._one(one, reach) for one in told)))
-        packed: bytes = packb(answers)
+        packed: bytes = packb(answers, unicode_errors="surrogatepass")
         return packed
 
     async def _one(self, told: Any, reach: Reach) -> Answered:
@@ -99,7 +115,9 @@ class Native:
                 return [False, ["unknown", f"an operation is a pair of its name and what it takes; there are {known}"]]
             outcome = "hit" if name == "find" and "value" in value else "miss" if name == "find" else "done"
         except SemcacheError as error:
-            return [False, [_reason(error), str(error)]]
+            # How its names are kept is told to no tenant: it would know by what they are laid over.
+            is_hidden = reach.is_apart and isinstance(error, InvalidationError)
+            return [False, [_reason(error), _UNKEPT if is_hidden else str(error)]]
         except TimeoutError:
             return [False, ["late", "no answer in time"]]
         except Exception:
@@ -115,7 +133,9 @@ class Native:
 
     def _request(self, reach: Reach, told: Any) -> Request:
         """Return what is asked, in the scope of our embedder. Raises DecodeError."""
-        request, cache = reach.request(request_of(told)), self._cache
+        cache, request = self._cache, request_of(told)
+        _check(reach, request.facets)
+        request = reach.request(request)
         request.mode = stricter(request.mode, cache.mode)
         request.says = says_of(request.facets.function)
         if request.text is not None and len(request.text) > _MOST_TEXT:
@@ -141,7 +161,7 @@ class Native:
         if request.mode in ("off", "refresh"):
             return {"reason": f"mode: {request.mode}"} | where
         event = cache.event(request)
-        found, _, evidence = yield from find(cache.chain, request, event, audits=True)
+        found, _, evidence = yield from find(self._chain, request, event, audits=True)
         cache.recorder.relay(event, is_told=not reach.is_trusted)  # a worker tells of its own lookups
         if found is None or not reach.has(found.entry.facets):
             found, audited = None, None if evidence is None else evidence.audited
@@ -170,6 +190,7 @@ class Native:
         if not isinstance(told, dict):
             raise DecodeError("a put is a request, an entry and a log")
         cache, request, entry = self._cache, self._request(reach, told.get("request")), entry_of(told.get("entry"))
+        _check(reach, entry.facets)
         evidence = self._evidence.pop(request.key, None)
         where = self._where()
         if told.get("log") != where["log"] or request.mode == "off":
@@ -194,8 +215,13 @@ class Native:
     def _explain(self, reach: Reach, told: Any) -> Plan[dict[str, Any]]:
         """Tell how a request would be answered now."""
         cache, request = self._cache, self._request(reach, told)
+        if (yield from self._is_anothers(reach, request.key)):
+            return {
+                "tier": None, "similarity": None, "age": None, "remaining": None, "decision": None, "reported": [],
+                "said": [(tier.name, "miss") for tier in cache.tiers], "neighbours": [],
+            }  # fmt: skip
         found = yield from explain(
-            cache.chain.tiers, cache.chain.codec.decode, cache.blocks, request, is_closed=cache.is_closed
+            cache.chain.tiers, self._chain.codec.decode, cache.blocks, request, is_closed=cache.is_closed
         )
         return {
             "tier": found.tier, "similarity": found.similarity, "age": found.age, "remaining": found.remaining,
@@ -208,12 +234,40 @@ class Native:
 
     def _mark(self, reach: Reach, told: Any) -> Plan[list[Any]]:
         """Invalidate, durably: the log, the mark's position in it, and how many entries went."""
-        pairs = [reach.pair(pair_of(one)) for one in _list(told)]
+        if not _list(told):
+            raise DecodeError("a mark is of some facet values")
+        pairs = yield from self._pairs(reach, told)
+        if not pairs:
+            return [*self._where().values(), 0]
         position, dropped = yield from self._cache.mark(pairs)
         return [self._cache.log.name, int(position), dropped]
 
+    def _pairs(self, reach: Reach, told: Any) -> Plan[list[Pair]]:
+        """Return what is meant, without keys of entries that are another's: who hears of one could name it."""
+        listed = _list(told)
+        if len(listed) > _MOST_OPERATIONS:
+            raise DecodeError(f"over {_MOST_OPERATIONS} facet values")
+        pairs: list[Pair] = []
+        for own in map(pair_of, listed):
+            if not reach.is_trusted and len(own[1]) > LONGEST_NAME:
+                raise DecodeError(f"a facet value is over {LONGEST_NAME} characters")
+            pair = reach.pair(own)
+            is_key = isinstance(pair[1], bytes)
+            if not is_key or not (yield from self._is_anothers(reach, pair[1])):  # type: ignore[arg-type]
+                pairs.append(pair)
+        return pairs
+
+    def _is_anothers(self, reach: Reach, key: bytes) -> Plan[bool]:
+        """Say whether an entry of this key stands that is not of who asks."""
+        holder = self._cache.store or (self._cache.memory if self._cache.memcached is None else None)
+        if not reach.is_apart or holder is None:
+            return False
+        facets = yield from holder.facets_of(key)
+        return facets is not None and not reach.has(facets)
+
     def _count(self, reach: Reach, told: Any) -> Plan[int]:
-        return (yield from self._cache.count_of([reach.pair(pair_of(one)) for one in _list(told)]))
+        pairs = yield from self._pairs(reach, told)
+        return (yield from self._cache.count_of(pairs)) if pairs else 0
 
     def _forget_near(self, reach: Reach, told: Any) -> Plan[int]:
         told = told if isinstance(told, dict) else {}
@@ -247,26 +301,32 @@ class Native:
         return
         yield
 
-    def _book(self, reach: Reach, told: Any) -> Plan[None]:
+    def _book(self, reach: Reach, told: Any) -> None:
         """Add what a program's lookups saved and spent, each batch once."""
         for batch in _list(told):
             number, day, amounts = _list(batch, 3)
-            if not isinstance(number, bytes) or not isinstance(day, str) or not isinstance(amounts, dict):
-                raise DecodeError("what is booked is a number, a day and sums by name")
-            if number in self._booked:
-                continue
+            if not isinstance(number, bytes) or len(number) > _LONGEST_NUMBER or not isinstance(amounts, dict):
+                raise DecodeError(
+                    f"what is booked is a number of at most {_LONGEST_NUMBER} bytes, a day and sums by name"
+                )
+            if not isinstance(day, str) or not _DAY.fullmatch(day):
+                raise DecodeError("a day is as 2026-11-27")
             named = {reach.booked(str(name)): number_of(amount, "a sum") for name, amount in amounts.items()}
-            self._cache.book(text_of(day, "day"), {name: amount for name, amount in named.items() if name})
-            self._booked[number] = None
-            if len(self._booked) > _MOST_BOOKED:
-                self._booked.popitem(last=False)
-        return
-        yield
+            if not all(map(isfinite, named.values())):
+                raise DecodeError("a sum has an end")
+            with self._booking:  # who was not answered may ask again while the first is under way
+                if number in self._booked:
+                    continue
+                self._cache.book(day, {name: amount for name, amount in named.items() if name})
+                self._booked[number] = None
+                if len(self._booked) > _MOST_BOOKED:
+                    self._booked.popitem(last=False)
 
     def _booked_since(self, reach: Reach, told: Any) -> list[Any]:
         """Return what was booked since a day, by day and name."""
         booked = self._cache.booked(text_of(told, "day"))
-        return [[day, name, amount] for (day, name), amount in booked.items() if reach.sees(name)]
+        seen = [(day, reach.sum_told(name), amount) for (day, name), amount in booked.items() if reach.sees(name)]
+        return [[day, name, amount] for day, name, amount in seen if name]
 
     def _wrong(self, reach: Reach, told: Any) -> dict[str, Any]:
         """Take a report of a wrong answer."""
@@ -278,6 +338,8 @@ class Native:
         is_dropped = told.get("drop") is True
         if "key" in given:
             key = reach.key(key_of(given["key"]))
+            if reach.tenant and not self._is_its_own(reach, key, told.get("tenant")):
+                return Reported(reason="no answer of that key is known here").told()
             reported = self._cache.report_wrong(key=key, drop=is_dropped)
         elif reach.is_apart:
             raise TierError("refused", "with a token, report an answer by its key, or by its event")
@@ -292,14 +354,34 @@ class Native:
             "entries": [reach.key(key) for key in reported.entries],
         }
 
+    def _is_its_own(self, reach: Reach, key: bytes, tenant: Any) -> bool:
+        """Say whether a key is none of another's: neither an entry, nor a near match, by who has heard of it."""
+        whose = tenant_digest(reach.owner("" if tenant is None else text_of(tenant, "tenant")))
+        near = [row for row in self._cache.blast(key) if row.asked == key]
+        return not run(self._is_anothers(reach, key)) and all(row.tenant == whose for row in near)
+
     def _blast(self, reach: Reach, told: Any) -> list[Any]:
         """Return who was given an answer nearly."""
         if not isinstance(told, dict):
             raise DecodeError("a blast radius is of a key")
         tenant = told.get("tenant")
-        whose = reach.owner(text_of(tenant, "tenant")) if tenant is not None else None
+        whose = None if tenant is None else reach.owner(text_of(tenant, "tenant"))
+        if whose is None and reach.tenant:
+            whose = reach.owner("")  # who has heard of another's key is told nothing of it
         rows = self._cache.blast(reach.key(key_of(told.get("key"))), whose)
         return [row._replace(asked=reach.key(row.asked), stored=reach.key(row.stored)) for row in rows]
+
+
+def _check(reach: Reach, facets: Facets | None) -> None:
+    """See that what a program calls its entries by has bounds; a worker has seen to it. Raises DecodeError."""
+    if reach.is_trusted or facets is None:
+        return
+    names = (*facets.tags, *facets.documents)
+    if max(len(facets.tags), len(facets.documents)) > MOST_NAMES:
+        raise DecodeError(f"over {MOST_NAMES} tags or documents")
+    longest = max(map(len, (facets.function, facets.version, facets.tenant, facets.model, *names)))
+    if longest > LONGEST_NAME:
+        raise DecodeError(f"a name is over {LONGEST_NAME} characters")
 
 
 def _list(told: Any, length: int | None = None) -> list[Any]:

@@ -110,7 +110,10 @@ class Owner(Sidecar):
         loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
         while not self._is_over:
             began = loop.time()
-            status = await self._lived(number)
+            try:
+                status: int | str = await self._lived(number)
+            except OSError as error:  # no more processes, or no memory for one: there may be in a moment
+                status = f"{error}, before it began"
             self._crowd.ended(number)
             if self._is_over:
                 return
@@ -136,6 +139,8 @@ class Owner(Sidecar):
                 process.stdin.write(told_to(self._settings, self._folder, number, sockets))
                 await process.stdin.drain()
             self._crowd.paths[number] = path
+            if self._is_over:  # since it was begun
+                _have_end(process)
             return await process.wait()
         finally:
             del self._processes[number]
@@ -163,8 +168,11 @@ class Owner(Sidecar):
         is_second, self._is_over = self._is_over, True
         self._give_file_back()
         for process in list(self._processes.values()):
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
+            if is_second:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+            else:
+                _have_end(process)
         if is_second:
             super().end()
         else:
@@ -181,6 +189,12 @@ class Owner(Sidecar):
         for one in (*self._public, *self._private):
             one.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _have_end(process: asyncio.subprocess.Process) -> None:
+    """Tell a worker to end: over its standard input, as a signal may have come to it already."""
+    if process.stdin is not None and not process.stdin.is_closing():
+        process.stdin.write(b"e")
 
 
 def _workers_own(_scope: object) -> Caller:

@@ -54,7 +54,7 @@ class Programs:
         self._secret = secret
         self._most_bytes = most_bytes
         self._most_requests = most_requests
-        self._running = 0
+        self._running = self._streams = 0
         self._reaches: dict[tuple[str, str], Reach] = {}
         self.native = Native(cache)
         self.control = Control(cache)
@@ -71,7 +71,13 @@ class Programs:
             raise RefusedError(_NOT_ALLOWED, f"{path} takes {_METHODS[path]}, not {scope['method'][:20]}")
         reach = self._reach_of(self._check(scope), scope["headers"])
         if path == CONTROL:
-            await self._stream(reach, receive, send)
+            if self._streams >= self._most_requests:
+                raise RefusedError(BUSY, f"{self._streams} programs follow already (limit.requests): try again")
+            self._streams += 1
+            try:
+                await self._stream(reach, receive, send)
+            finally:
+                self._streams -= 1
             return
         if self._running >= self._most_requests:
             raise RefusedError(BUSY, f"there are {self._running} calls already (limit.requests): try again")

@@ -94,6 +94,8 @@ class Proxy:
         try:
             if not path.startswith(_OURS):
                 if self._elsewhere is not None and path != "/livez" and not self.programs.has(path):
+                    if self._service.has(path) or path == "/metrics":
+                        self._doors.check_service(scope)  # it is asked over a socket there, where no name is looked at
                     await self._elsewhere(scope, receive, send)
                     return
                 if self._service.has(path):

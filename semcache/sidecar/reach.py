@@ -134,6 +134,17 @@ class Reach:
         told = read_name(name)
         return not self.tenant or (told is not None and told[1][2].partition("/")[0] == self.tenant)
 
+    def sum_told(self, name: str) -> str | None:
+        """Return the name of a sum as it gave it."""
+        told = read_name(name)
+        if told is None or not self.tenant or self.is_trusted:
+            return name
+        measure, (stage, model, tenant) = told
+        return name_of(measure, (stage, model, self._tenant_told(tenant)))
+
+    def _tenant_told(self, tenant: str) -> str:
+        return unquote(tenant[len(self.tenant) + 1 :], errors="surrogatepass")
+
     def has(self, facets: Facets | None) -> bool:
         """Say whether an entry is its own."""
         return not self._owner or (facets is not None and self.own[1] in facets.tags)
@@ -145,7 +156,7 @@ class Reach:
             return facets
         tenant = facets.tenant
         if self.tenant:
-            tenant = unquote(tenant[len(self.tenant) + 1 :], errors="surrogatepass")
+            tenant = self._tenant_told(tenant)
         return replace(
             facets, namespace=self._namespace, tenant=tenant, tags=typed(facets.tags),
             documents=typed(facets.documents),

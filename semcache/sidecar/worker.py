@@ -29,7 +29,7 @@ from semcache.sidecar.server import served_at
 from semcache.sidecar.settings import Server, Settings
 from semcache.sidecar.sockets import listening_at
 from semcache.telemetry.logging import LoggingObserver
-from semcache.ttl import TTL, Timeouts
+from semcache.ttl import TTL, Timeouts, size_bytes
 
 OWNER, OPERATOR = "owner.sock", "operator.sock"
 """Where the owner listens in its folder: for the workers' caches, and for what a worker hands on."""
@@ -59,9 +59,10 @@ class Worker(Sidecar):
     """A sidecar whose cache is its owner's, but for memory, and that listens at sockets it was given."""
 
     def __init__(self, settings: Settings, folder: Path, number: int, sockets: list[socket.socket]) -> None:
-        self._forward = Forward(folder / OPERATOR)
+        self._forward = Forward(folder / OPERATOR, size_bytes(settings.limit_body, "limit.body"))
         super().__init__(settings, cache_of_worker(settings, folder), elsewhere=self._forward)
         self._sockets = sockets
+        self._signals = 0
         self._told_at = listening_at(socket_of(folder, number))
 
     async def run(self, say: Any) -> None:
@@ -77,9 +78,20 @@ class Worker(Sidecar):
             await telling.end()
 
     def _owner_said(self) -> None:
-        """End where the owner has: its end of our standard input is closed then."""
+        """End where the owner says so, or has ended: its end of our standard input is closed then.
+
+        It is no signal, and ends nothing that is being answered: a terminal and a service manager signal us too, and
+        of two signals the second ends all at once.
+        """
         if not os.read(sys.stdin.fileno(), 1):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        if not self._is_ending:
+            self.end()
+
+    def signalled(self) -> None:
+        """End; signalled twice, at once."""
+        self._signals += 1
+        if self._signals > 1 or not self._is_ending:  # else the owner has said it before
             self.end()
 
 
@@ -112,7 +124,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         loop = runner.get_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.end)
+            loop.add_signal_handler(number, worker.signalled)
         runner.run(worker.run(lambda: None))
 
 

@@ -43,7 +43,7 @@ def write(key: bytes, entry: Entry, facets: Facets, life: float, now: float) -> 
     about: list[Any] = [facets.function, facets.version, facets.tenant, facets.model, facets.tags, facets.documents]
     if usage is not None:
         about.append(usage.packed())
-    packed: bytes = packb(about)
+    packed: bytes = packb(about, unicode_errors="surrogatepass")
     if len(packed) > MAX_FACETS_BYTES:
         raise EncodeError(f"its tags and documents take {len(packed)} bytes, over {MAX_FACETS_BYTES}: name fewer")
     flags = (_OWN_TTL if entry.own_ttl else 0) | (_PINNED if entry.is_pinned else 0) | (_TOLD if told else 0)
@@ -126,7 +126,7 @@ def peek(data: bytes) -> tuple[int, float, Facets] | None:
 
 def _told(packed: bytes) -> tuple[Facets, Usage | None]:
     try:
-        function, version, tenant, model, tags, documents, *usage = unpackb(packed)
+        function, version, tenant, model, tags, documents, *usage = unpackb(packed, unicode_errors="surrogatepass")
         facets = Facets("", function, version, tenant, model, tuple(tags), tuple(documents))
         return facets, Usage(*usage[0]) if usage else None
     except Exception as error:  # foreign bytes may break any constructor below us

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,13 +58,35 @@ class Address:
                 plain.close()
                 raise
             return plain
-        plain = socket.create_connection((self.name, self.port), timeout)
+        deadline = time.monotonic() + timeout
+        plain = self._connected(deadline)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.settimeout(_left(deadline))
             return plain if self.tls is None else self.tls.wrap_socket(plain, server_hostname=self.name)
         except BaseException:
             plain.close()
             raise
+
+    def _connected(self, deadline: float) -> socket.socket:
+        """Connect to the first of its addresses that answers, in one time for all of them. Raises OSError."""
+        trouble: OSError = OSError(f"{self.name} has no address")
+        for family, kind, protocol, _, place in socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM):
+            left = _left(deadline)
+            try:
+                plain = socket.socket(family, kind, protocol)
+            except OSError as error:
+                trouble = error
+                continue
+            try:
+                plain.settimeout(left)
+                plain.connect(place)
+            except OSError as error:
+                plain.close()
+                trouble = error
+            else:
+                return plain
+        raise trouble
 
     async def aconnect(self, made: Callable[[], Any]) -> Any:
         """Connect, on the running loop; `made` makes the protocol, which is returned. Raises OSError."""
@@ -73,6 +96,13 @@ class Address:
         if self.path:
             return (await loop.create_unix_connection(made, self.path))[1]
         return (await loop.create_connection(made, self.name, self.port, ssl=self.tls))[1]
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("no connection in time")
+    return left
 
 
 def addresses_of(told: object) -> list[Address]:

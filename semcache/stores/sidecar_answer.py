@@ -7,9 +7,13 @@ from collections.abc import Callable
 from semcache.errors import MissingExtraError, TierError
 
 try:
-    from httptools import HttpParserError, HttpResponseParser
+    from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 except ImportError as error:
     raise MissingExtraError("Cache(sidecar=...)", "remote") from error
+
+
+# A larger answer is none: 256 lookups of the largest values that are usual.
+MOST_BYTES = 256 << 20
 
 
 class GoneError(ConnectionError):
@@ -21,7 +25,8 @@ class Answer:
 
     def __init__(self, on_body: Callable[[bytes], None] | None = None) -> None:
         self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append if on_body is None else on_body
+        self._size = 0
+        self.on_body = self._keep if on_body is None else on_body
         self._parser = HttpResponseParser(self)
         self.has_begun = self.has_head = self.is_whole = False
         self.status = 0
@@ -32,8 +37,16 @@ class Answer:
         self.has_begun = True
         try:
             self._parser.feed_data(data)
+        except HttpParserUpgrade as error:
+            raise TierError("reply", "the sidecar's answer offers another protocol") from error
         except HttpParserError as error:
             raise TierError("reply", f"the sidecar's answer is no HTTP: {error}") from error
+        if self._size > MOST_BYTES:
+            raise TierError("large", f"the sidecar's answer is over {MOST_BYTES} bytes")
+
+    def _keep(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
 
     def on_headers_complete(self) -> None:
         self.has_head = True

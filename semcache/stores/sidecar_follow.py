@@ -12,6 +12,7 @@ Laws:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -37,32 +38,43 @@ class Positions:
     """The positions of the log that is followed, as this process counts them."""
 
     def __init__(self) -> None:
-        self.log = ""
         self.latest = 0
-        self._offset = 0
+        # Name, offset, and where it began here; replaced as one, as the follower's thread does while others read.
+        self._at = ("", 0, 0)
+
+    @property
+    def log(self) -> str:
+        """The name of the log that is followed; empty before one is."""
+        return self._at[0]
 
     def turn_to(self, log: str, position: int) -> bool:
-        """Follow a log from now on; whether it is another than before."""
-        if log == self.log:
+        """Follow a log from now on; whether it is another than before. One without a name is none yet."""
+        name = self._at[0]
+        if log in (name, ""):
             return False
-        is_other = self.log != ""
         # Above all that was told before: births and marks of the old log stay below those of the new.
-        self._offset = max(0, self.latest + 1 - position) if is_other else 0
-        self.log = log
-        return is_other
+        offset = max(0, self.latest + 1 - position) if name else 0
+        self._at = (log, offset, position + offset if name else 0)
+        return name != ""
+
+    def births_of(self, log: str) -> Callable[[int], int] | None:
+        """Return what makes a position of a log ours, whatever is followed meanwhile; None where it is another log."""
+        name, offset, _ = self._at
+        return (lambda position: max(position + offset, 0)) if log == name else None
 
     def here(self, position: int) -> int:
         """Return a position of the log as one of ours."""
-        return max(position + self._offset, 0)
+        return max(position + self._at[1], 0)
 
     def hear(self, position: int) -> int:
         """Take note of the log's position."""
         self.latest = max(self.latest, self.here(position))
         return self.latest
 
-    def there(self, position: int) -> int:
-        """Return a position of ours as one of the log; 0 for one that is older than it."""
-        return max(position - self._offset, 0)
+    def there(self, position: int) -> tuple[str, int]:
+        """Return the log, and a position of ours in it; 0 for one that was another's."""
+        log, offset, since = self._at
+        return log, 0 if position < since else max(position - offset, 0)
 
 
 class Following:
@@ -75,6 +87,8 @@ class Following:
         self._mode: Mode | None = None
         self._line: Line | None = None
         self._is_resting = False
+        # Whether memory has not been told of all that came, and of another log: it was lost then.
+        self._is_behind = self._is_other = False
 
     @property
     def is_on(self) -> bool:
@@ -109,11 +123,18 @@ class Following:
                 trouble = TierError("unreachable", f"{address.where}: {error}")
                 continue
             self._answer = Answer(self._feed)
-            self._unpacker = Unpacker(strict_map_key=False, max_buffer_size=_MOST_BYTES)
+            self._unpacker = Unpacker(
+                strict_map_key=False, max_buffer_size=_MOST_BYTES, unicode_errors="surrogatepass"
+            )  # fmt: skip
             self._heard = time.monotonic()
             if self._is_resting:
                 self._hang_up()
-            frame = self._next(_CONNECT_SECONDS)
+            try:
+                frame = self._next(_CONNECT_SECONDS)
+            except TierError as error:  # a gateway that answers for one that is gone, or no sidecar at all
+                self._link.failed(address)
+                trouble = error
+                continue
             if frame is None:
                 self._hang_up()
                 self._link.failed(address)
@@ -164,19 +185,27 @@ class Following:
             log, position, mode = str(frame["log"]), int(frame["position"]), frame["mode"]
             told = [mark_of(mark) for mark in frame["marks"]]
             is_lost = bool(frame["is_lost"])
-        except (KeyError, TypeError, ValueError, DecodeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, DecodeError) as error:
             self._hang_up()
             raise TierError("reply", f"{self._link.where}: its control stream is none: {error}") from error
+        if not log:  # it has only begun: what its positions are of is not known, and all is told anew when it is
+            self._hang_up()
+            raise TierError("lost", f"{self._link.where}: it has not found its store yet")
         positions = self._positions
-        is_reset = positions.turn_to(log, position)
+        self._is_other = positions.turn_to(log, position) or self._is_other
         marks: list[Mark] = [(facet, value, positions.here(at)) for facet, value, at in told]
         for mark in marks:
             self._marks.mark(*mark)
         positions.hear(max([position, *(at for *_, at in told)]))
         self._mode = mode if mode in _MODES else None
         if is_lost:
+            self._is_behind = True
             raise TierError("lost", f"{self._link.where}: it has lost its store, and cannot tell what was invalidated")
-        return self._changes(marks, is_whole=not (is_first or is_reset), is_reset=is_reset)
+        is_whole, is_reset = not (is_first or self._is_behind or self._is_other), self._is_other
+        if self._is_behind:  # memory is to be trusted again
+            marks = self._marks.since(0)
+        self._is_behind = self._is_other = False
+        return self._changes(marks, is_whole=is_whole, is_reset=is_reset)
 
     def _changes(self, marks: list[Mark], *, is_whole: bool = True, is_reset: bool = False) -> Changes:
         positions = self._positions

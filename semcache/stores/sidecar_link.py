@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from msgpack import packb, unpackb
+from msgpack import Packer, packb, unpackb
 
 from semcache.errors import TierError
 from semcache.stores.sidecar_address import Address
@@ -42,6 +42,10 @@ _RECEIVE_BYTES = 256 * 2**10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _OK = 200
 _REASONS = {401: "refused", 403: "refused", 404: "reply", 413: "large", 503: "busy"}
+# For which another of the list is asked: it is no sidecar, or a gateway answers for one, or it has too much to do.
+_ELSEWHERE = ("reply", "busy")
+# What one message holds: a sidecar takes a thousand operations, and 32 MB.
+_MOST_OPERATIONS, _MOST_BYTES = 256, 8 * 2**20
 
 
 class Replies(NamedTuple):
@@ -144,23 +148,25 @@ class SidecarLink:
                 raise self._crowded() from None
             waited_ns = time.perf_counter_ns() - began
         try:
-            return Replies(self._converse(_packed(asked), deadline), waited_ns)
+            values: list[Any] = []
+            for body in _packed(asked):
+                values += self._converse(body, deadline)
+            return Replies(values, waited_ns)
         finally:
             self._free.put(None)
 
     def _converse(self, body: bytes, deadline: float) -> list[Any]:
-        trouble: BaseException | None = None
+        trouble: OSError | TierError | None = None
         for address in self.candidates():
             try:
-                answer = self._ask(address, self._heads[address](len(body)) + body, deadline)
-            except OSError as error:
+                values = opened(self._ask(address, self._heads[address](len(body)) + body, deadline), address)
+            except (OSError, TierError) as error:
                 trouble = error
-                self.failed(address)
-                if time.monotonic() >= deadline:
+                if self._is_final(address, error) or time.monotonic() >= deadline:
                     break
                 continue
             self.succeeded(address)
-            return opened(answer, address)
+            return values
         raise self._trouble(trouble)
 
     def _ask(self, address: Address, data: bytes, deadline: float) -> Answer:
@@ -232,24 +238,27 @@ class SidecarLink:
         else:
             await pool.free.acquire()  # does not wait
         try:
-            return Replies(await self._aconverse(pool, _packed(asked), deadline), waited_ns)
+            values: list[Any] = []
+            for body in _packed(asked):
+                values += await self._aconverse(pool, body, deadline)
+            return Replies(values, waited_ns)
         finally:
             pool.free.release()
 
     async def _aconverse(self, pool: LoopPool, body: bytes, deadline: float) -> list[Any]:
-        trouble: BaseException | None = None
+        loop, trouble = asyncio.get_running_loop(), None
         for address in self.candidates():
             try:
                 async with asyncio.timeout_at(deadline):
                     answer = await pool.ask(address, self._heads[address](len(body)) + body)
-            except OSError as error:
+                values = opened(answer, address)
+            except (OSError, TierError) as error:
                 trouble = error
-                self.failed(address)
-                if isinstance(error, TimeoutError):
+                if self._is_final(address, error) or loop.time() >= deadline:
                     break
                 continue
             self.succeeded(address)
-            return opened(answer, address)
+            return values
         raise self._trouble(trouble)
 
     # Both
@@ -267,7 +276,16 @@ class SidecarLink:
     def _crowded(self) -> TierError:
         return TierError("pool", f"{self.where}: all {MAX_CONNECTIONS} connections are in use")
 
-    def _trouble(self, error: BaseException | None) -> TierError:
+    def _is_final(self, address: Address, error: OSError | TierError) -> bool:
+        """Take note that asking an address failed; whether no other is to be asked."""
+        if isinstance(error, TierError) and error.reason not in _ELSEWHERE:
+            return True
+        self.failed(address)
+        return False
+
+    def _trouble(self, error: OSError | TierError | None) -> TierError:
+        if isinstance(error, TierError):
+            return error
         reason = "late" if isinstance(error, TimeoutError) else "unreachable"
         told = "no answer in time" if reason == "late" else f"{error or 'nobody there'}"
         return TierError(reason, f"{self.where}: {told}")
@@ -293,8 +311,7 @@ def opened(answer: Answer, address: Address) -> list[Any]:
         reason = _REASONS.get(answer.status, "reply")
         raise TierError(reason, f"{address.where}: status {answer.status}: {told}")
     try:
-        told = unpackb(answer.body, strict_map_key=False)
-        return list(_values(told))
+        return list(_values(unpackb(answer.body, strict_map_key=False, unicode_errors="surrogatepass")))
     except (ValueError, TypeError) as error:
         raise TierError("reply", f"{address.where}: it does not answer as a sidecar of this version does") from error
 
@@ -304,9 +321,26 @@ def _values(told: Any) -> Iterator[Any]:
         yield value if is_well else TierError(str(value[0]), str(value[1]))
 
 
-def _packed(asked: Sequence[Op]) -> bytes:
-    packed: bytes = packb(asked)
-    return packed
+def _packed(asked: Sequence[Op]) -> Iterator[bytes]:
+    """Yield messages of some operations each."""
+    if len(asked) == 1:
+        yield b"\x91" + packb(asked[0], unicode_errors="surrogatepass")
+        return
+    message: list[bytes] = []
+    size = 0
+    for op in asked:
+        packed: bytes = packb(op, unicode_errors="surrogatepass")
+        if message and (len(message) >= _MOST_OPERATIONS or size + len(packed) > _MOST_BYTES):
+            yield _message(message)
+            message, size = [], 0
+        message.append(packed)
+        size += len(packed)
+    yield _message(message)
+
+
+def _message(packed: list[bytes]) -> bytes:
+    head: bytes = Packer().pack_array_header(len(packed))
+    return head + b"".join(packed)
 
 
 def _left(deadline: float) -> float:

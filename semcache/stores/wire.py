@@ -30,11 +30,16 @@ from semcache.model import (
     Request,
     Usage,
     Verdict,
+    as_usage,
 )  # fmt: skip
 
 _MODES = get_args(Mode)
-_LONGEST_NAME = 1024
-_MOST_NAMES = 256
+LONGEST_NAME, MOST_NAMES = 1024, 256
+"""Of what a program may call something, and of its tags, or documents."""
+# As a worker tells its owner of them: quoted, and beside each what it is called for its tenant's own.
+_LONGEST_NAME, _MOST_NAMES = 16 * LONGEST_NAME, 4 * MOST_NAMES
+_LONGEST_REASON = 4096
+_LONGEST_FAMILY = 64
 _FACETS_TOLD = 6
 # What an entry says in numbers, in this order; `value` and `facets` stand beside them.
 _LIVES = ("life", "age", "load_seconds", "grace", "slide", "limit")
@@ -114,7 +119,12 @@ def mark_of(told: object) -> Mark:
     listed = _checked(told, list, "a mark")
     if len(listed) != 3:  # noqa: PLR2004 - a facet, its value, a position
         raise DecodeError("a mark is a facet, its value and a position")
-    return (*pair_of(listed[:2]), _checked(listed[2], int, "a position"))
+    facet, value, position = listed
+    if facet not in FACETS:
+        raise DecodeError(f"a mark is of one of {', '.join(FACETS)}")
+    # Of any length: a name that were refused here would cut off from all that follows.
+    whose: str | bytes = key_of(value) if facet == "key" else _checked(value, str, facet)
+    return str(facet), whose, _checked(position, int, "a position")
 
 
 # Requests
@@ -159,8 +169,15 @@ def request_of(told: object, namespace: str = "") -> Request:
     return request
 
 
+def _family_of(told: object) -> bytes:
+    family: bytes = _checked(told, bytes, "family")
+    if len(family) > _LONGEST_FAMILY:
+        raise DecodeError(f"family is over {_LONGEST_FAMILY} bytes")
+    return family
+
+
 def _mode_of(told: object) -> Mode:
-    if told not in _MODES:
+    if not isinstance(told, str) or told not in _MODES:
         raise DecodeError(f"mode is one of {', '.join(_MODES)}")
     return told  # type: ignore[return-value]
 
@@ -169,7 +186,7 @@ _PLAIN = frozenset({"key", "facets"})
 _READ: Mapping[str, Callable[[Any], Any]] = {
     "scope": lambda told: key_of(told, "scope"),
     "text": lambda told: _checked(told, str, "text"),
-    "family": lambda told: _checked(told, bytes, "family"),
+    "family": _family_of,
     "tenanted": lambda told: _checked(told, bool, "tenanted"),
     "mode": _mode_of,
     "exact_only": lambda told: text_of(told, "exact_only"),
@@ -215,9 +232,10 @@ def entry_of(told: object, namespace: str = "") -> Entry:
 
 def _usage_of(told: object) -> Usage:
     try:
-        return Usage(*_checked(told, list, "usage"))
-    except TypeError as error:
+        usage = as_usage(Usage(*_checked(told, list, "usage")))
+    except (TypeError, ValueError, OverflowError) as error:
         raise DecodeError(f"usage is none: {error}") from error
+    return usage or Usage()
 
 
 # What was found
@@ -248,7 +266,8 @@ def found_of(told: object, request: Request, tier: str) -> Hit | Miss:
     listed: Mapping[str, Any] = _checked(told, dict, "what was found")
     evidence = _evidence_of(listed) if "stages" in listed else None
     if "value" not in listed:
-        return Miss(listed.get("reason"), evidence)
+        reason = listed.get("reason")
+        return Miss(None if reason is None else text_of(reason, "a reason", _LONGEST_REASON), evidence)
     entry = entry_of(listed, request.facets.namespace)
     if "similarity" not in listed:
         return Hit(entry, tier, request.key, evidence=evidence)
@@ -280,7 +299,9 @@ def decision_of(told: object) -> Decision | None:
         return None
     try:
         verdict, reason, similarity, cut, guard, score = _checked(told, list, "decision")
-        return Decision(Verdict(verdict), reason, similarity, cut, guard, score)
+        told_by = [None if one is None else number_of(one, "decision") for one in (similarity, cut, score)]
+        why, which = (text_of(one, "decision", _LONGEST_REASON) for one in (reason, guard))
+        return Decision(Verdict(verdict), why, told_by[0], told_by[1], which, told_by[2])
     except ValueError as error:
         raise DecodeError(f"decision is none: {error}") from error
 

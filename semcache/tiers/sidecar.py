@@ -10,10 +10,7 @@ a miss (law 10), and the next of the list, where there is one, is asked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from threading import Lock
 from typing import Any, NoReturn
 
 from semcache.errors import DecodeError, TierError
@@ -21,7 +18,7 @@ from semcache.explain import Explanation
 from semcache.ledger import Served, Taken
 from semcache.log import LOST_SECONDS
 from semcache.marks import Between, Changes, Marks, Pair
-from semcache.model import Entry, Evidence, Hit, Miss, Mode, Neighbour, Request
+from semcache.model import Entry, Evidence, Facets, Hit, Miss, Mode, Neighbour, Request
 from semcache.plan import Exchange, Plan, run
 from semcache.stores import header
 from semcache.stores.fork import forking
@@ -29,14 +26,15 @@ from semcache.stores.outbox import Outbox, Sent, Write
 from semcache.stores.sidecar_address import addresses_of
 from semcache.stores.sidecar_follow import Following, Positions
 from semcache.stores.sidecar_link import Op, SidecarLink
-from semcache.stores.wire import entry_told, found_of, request_told
+from semcache.stores.sidecar_owed import Owed
+from semcache.stores.wire import entry_told, facets_of, found_of, request_told
 from semcache.tier import Clock
 
 # For what nobody's answer waits for: writes, invalidations, sums.
 PATIENT_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
+_LAST_SECONDS = 1.0
 _BATCH = 64
-_MOST_OWED = 500
 
 
 class SidecarTier:
@@ -59,17 +57,17 @@ class SidecarTier:
         self._decode = decode
         self._timeout = timeout
         self._is_closed = False
+        self._patience = PATIENT_SECONDS
         self._positions = Positions()
         self._link = SidecarLink(addresses_of(sidecar), (("x-semcache-namespace", namespace),) if namespace else ())
         self._following = Following(self._link, marks, self._positions)
+        self._owed = Owed(lambda name, told: run(self._ask(name, told, self._patience)))
         self._outbox: Outbox[Op] = Outbox(
             "semcache-sidecar", self._send, covers=marks.cover, batch=_BATCH,
             on_fault=lambda error: on_fault(getattr(error, "reason", "lost"), error),
             passes=lambda error: getattr(error, "reason", "") in ("busy", "pool"),
-            is_away=lambda error: getattr(error, "reason", "") in ("unreachable", "late"),
+            is_away=lambda error: getattr(error, "reason", "") in ("unreachable", "late"), debts=self._owed,
         )  # fmt: skip
-        self._owed: list[list[Any]] = []
-        self._paying = Lock()
         forking().add(self)
 
     # Lookups
@@ -102,35 +100,51 @@ class SidecarTier:
     def _found(self, request: Request, told: Any, waited_ns: int) -> Hit | Miss:
         """Return what a sidecar found. Raises TierError and DecodeError."""
         if isinstance(told, TierError):
-            raise told
+            # What it does not understand says nothing of how it is.
+            raise DecodeError(str(told)) if told.reason == "unreadable" else told
         found = found_of(told, request, self.name)
-        found.waited_ns = waited_ns
-        born = self._heard(told)
-        if isinstance(found, Hit):
-            found.entry.born = born(found.entry.born)
         audited = found_of(told["audited"], request, self.name) if "audited" in told else None
-        if isinstance(audited, Hit):
-            audited.entry.born = born(audited.entry.born)
+        births = self._heard(told)
+        for hit in (found, audited):
+            if isinstance(hit, Hit):
+                self._place(hit, births)
+        if isinstance(found, Hit) and self._is_dropped(request, found):
+            found = Miss(None, found.evidence)
+        found.waited_ns = waited_ns
+        if isinstance(audited, Hit) and not self._is_dropped(request, audited):
             found.evidence = found.evidence or Evidence()
             found.evidence.audited = audited, self._decode(audited.entry.value)
         return found
 
-    def _heard(self, told: Mapping[str, Any]) -> Callable[[int], int]:
+    @staticmethod
+    def _place(hit: Hit, births: Callable[[int], int] | None) -> None:
+        entry = hit.entry
+        if births is not None:
+            entry.born = births(entry.born)
+            return
+        # Of another sidecar than is followed, until it is: any mark is newer, and nobody tells of its own.
+        entry.born, entry.life, entry.limit = 0, min(entry.life, LOST_SECONDS), min(entry.limit, LOST_SECONDS)
+
+    def _is_dropped(self, request: Request, hit: Hit) -> bool:
+        """Say whether it was invalidated by what is known here: what no sidecar could keep, or another one did."""
+        return self._marks.cover((hit.entry.facets or request.facets).pairs(hit.key), hit.entry.born)
+
+    def _heard(self, told: Mapping[str, Any]) -> Callable[[int], int] | None:
         """Take note of the position that came with an answer; return what makes its births ours."""
         positions, log, position = self._positions, told.get("log"), told.get("position")
-        if not isinstance(log, str) or not isinstance(position, int):
+        if not isinstance(log, str) or type(position) is not int:
             raise DecodeError("it does not say where its log stands")
         if not positions.log:
             positions.turn_to(log, position)
-        if log != positions.log:  # of another sidecar than is followed, until it is: any mark is newer
-            return lambda _: 0
-        positions.hear(position)
-        return positions.here
+        births = positions.births_of(log)
+        if births is not None:
+            positions.latest = max(positions.latest, births(position))
+        return births
 
     def _waiting(self, request: Request) -> Hit | None:
         pending = self._outbox.pending
         write = pending.get(request.key) if pending else None
-        if write is None or write.data is None:
+        if write is None or write.data is None or self._marks.cover(write.pairs or (), write.born):
             return None
         entry = header.read(request.key, write.data, self._now())
         return None if entry is None else Hit(entry, self.name, request.key)
@@ -159,13 +173,16 @@ class SidecarTier:
         Raises TierError("full") where too much waits, and what the sidecar says of a pinned one.
         """
         self._check()
-        born = self._positions.there(entry.born)
-        if not born or not self._positions.log:
+        log, born = self._positions.there(entry.born)
+        if not born or not log:
             raise TierError("unmarked", "nothing is heard of invalidations: what is loaded is not kept in the sidecar")
         told = {"request": request_told(request), "entry": entry_told(entry) | {"born": born}}
-        op: Op = ("put", told | {"log": self._positions.log})
+        op: Op = ("put", told | {"log": log})
         if entry.is_pinned:
-            yield from self._ask(*op)
+            if not (yield from self._ask(*op)):
+                raise TierError(
+                    "unpinned", "the sidecar does not keep it: it is over its max_value, or its mode is off"
+                )
             return
         facets = (entry.facets or request.facets).of(self._namespace)
         life = min(entry.life, entry.limit, LOST_SECONDS)  # while it waits here
@@ -174,7 +191,7 @@ class SidecarTier:
         self._outbox.put(Write(request.key, op, data, entry.born, pairs, len(data) + 512))
 
     def _send(self, batch: list[Write[Op]]) -> Sent:
-        replies = self._link.exchange([write.what for write in batch], PATIENT_SECONDS)
+        replies = self._link.exchange([write.what for write in batch], self._patience)
         return [told if isinstance(told, TierError) else bool(told) for told in replies.values]
 
     def _ask(self, name: str, told: Any, timeout: float = PATIENT_SECONDS) -> Plan[Any]:
@@ -223,6 +240,13 @@ class SidecarTier:
         return []
         yield
 
+    def facets_of(self, key: bytes) -> Plan[Facets | None]:
+        """Return the facets of the entry of a key; None where there is none. Raises TierError."""
+        told = yield from self._ask("find", request_told(Request(key, mode="exact")))
+        if not isinstance(told, dict) or "value" not in told:
+            return None
+        return facets_of(told["facets"], self._namespace) if "facets" in told else Facets(self._namespace)
+
     def switch(self, mode: Mode) -> Plan[None]:
         """Set the mode of all who use the namespace. Raises TierError."""
         yield from self._ask("switch", mode)
@@ -257,9 +281,10 @@ class SidecarTier:
     # Reports and sums
 
     def serve(self, taken: Taken, put_back: Callable[[Taken], None]) -> None:
-        """Send the ids of answers."""
+        """Send the ids of answers, behind the caller."""
+        self._owed.name(taken.names)
         try:
-            self.serve_now(taken)
+            self._outbox.pay()
         except TierError:
             put_back(Taken([], taken.names))
 
@@ -278,23 +303,13 @@ class SidecarTier:
         return [Served(*row) for row in run(self._ask("blast", {"key": key, "tenant": tenant}))]
 
     def book(self, day: str, amounts: Mapping[str, float]) -> None:
-        """Send sums of a day, once, however often it takes. Raises TierError where too much is owed already."""
-        if len(self._owed) >= _MOST_OWED:
-            raise TierError("full", "the sidecar has not taken what was booked for long")
-        self._owed.append([os.urandom(8), day, dict(amounts)])
-        with suppress(TierError):  # it is owed, and sent the next time
-            self._pay()
-
-    def _pay(self) -> None:
-        with self._paying:
-            owed = list(self._owed)
-            if owed:
-                run(self._ask("book", owed))
-                self._owed = self._owed[len(owed) :]
+        """Send sums of a day, behind the caller. Raises TierError where too much is owed already."""
+        self._owed.book(day, amounts)
+        self._outbox.pay()
 
     def booked(self, since_day: str) -> dict[tuple[str, str], float]:
         """Return what all have booked, by day and name, from a day on. Raises TierError."""
-        self._pay()
+        self._owed.send()
         return {(day, name): float(amount) for day, name, amount in run(self._ask("booked", since_day))}
 
     def tallied(self, days: list[str]) -> dict[tuple[str, str], float]:  # noqa: ARG002 - the policy is the sidecar's
@@ -316,6 +331,7 @@ class SidecarTier:
         if self._is_closed:
             return
         forking().discard(self)
+        self._patience = _LAST_SECONDS  # of each message that is sent from now on
         self._outbox.close(_CLOSE_SECONDS)
         self._is_closed = True
         self.rest()
@@ -332,4 +348,3 @@ class SidecarTier:
         self._link.after_fork()
         self._outbox.after_fork()
         self._following.after_fork()
-        self._owed, self._paying = [], Lock()
