@@ -14,7 +14,8 @@ CHAT = "/v1/chat/completions"
 
 
 class Process:
-    """A sidecar in a process of its own; `line` is the first that it said."""
+    """A sidecar in a process of its own; `line` says where it listens, or else is the first that it said; `before` is what came
+    before that."""
 
     def __init__(self, *arguments, environment=None, **how):
         command = [sys.executable, "-m", "semcache", "serve", "--port", "0", *arguments]
@@ -22,7 +23,11 @@ class Process:
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told, **how
         )  # fmt: skip
-        self.line = self.process.stderr.readline()
+        said = [self.process.stderr.readline()]
+        while said[-1] and "listens" not in said[-1]:  # a store that is away may be told of first
+            said.append(self.process.stderr.readline())
+        self.line = said[-1] or said[0]
+        self.before = "".join(said[:-1])
         self.url = self.line.split(" at ")[-1].split(",")[0].split(" and ")[0].strip()
 
     def post(self, body, *, path=CHAT, headers=None):

@@ -39,7 +39,7 @@ def told(semcache_command):
 
     def run_one(*arguments, status=0):
         ended, out, err = semcache_command(*arguments, "--json")
-        assert (ended, err) == (status, "")
+        assert (ended, err) == (status, ""), out
         return json.loads(out)
 
     return run_one

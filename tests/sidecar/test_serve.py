@@ -168,7 +168,7 @@ def test_life_that_a_caller_asks_for_is_at_most_the_exact_stores(serve, kept, lo
 def test_store_shared_without_a_secret_is_warned_of(start, tmp_path):
     """What it holds is found no more after the next start."""
     sidecar = start("--disk", str(tmp_path / "cache.db"), "--namespace", "shop")
-    assert "SEMCACHE_SECRET" in sidecar.line
+    assert "SEMCACHE_SECRET" in sidecar.before
 
 
 def test_redis_that_is_down_at_the_start_stops_nothing(start):

@@ -150,7 +150,8 @@ CASES = [
 
 def test_every_example_is_run():
     """An example that nobody runs is wrong before long."""
-    assert sorted(PRINTED) == sorted(path.name for path in FOLDER.glob("*.py"))
+    elsewhere = {"serve_demo.py"}  # tests/sidecar/test_serve_demo.py: it goes on until it is ended
+    assert sorted(PRINTED) == sorted({path.name for path in FOLDER.glob("*.py")} - elsewhere)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
