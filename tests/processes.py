@@ -14,8 +14,10 @@ CHAT = "/v1/chat/completions"
 
 
 class Process:
-    """A sidecar in a process of its own; `line` says where it listens, or else is the first that it said; `before` is what came
-    before that."""
+    """A sidecar in a process of its own; `line` says where it listens, `before` is what it said before that.
+
+    Of one that does not listen, `line` is the first that it said.
+    """
 
     def __init__(self, *arguments, environment=None, **how):
         command = [sys.executable, "-m", "semcache", "serve", "--port", "0", *arguments]
