@@ -33,6 +33,8 @@ logger = logging.getLogger("semcache")
 # So many memory hits, and other lookups, are noted before they are summed.
 FOLD_AT = 4096
 EVENTS_FOLD_AT = 256
+# Tiers that are another process or a file: the first fault of each kind is logged.
+_TOLD = ("disk", "redis", "memcached", "sidecar", "recording")
 
 STAGES = ("key", "memory", "wait", "pool", "store", "embed", "search", "decide", "load", "put")
 
@@ -362,7 +364,7 @@ class Recorder:
         """Count a fault, and log the first of each kind: a disk that is never reached is else easily overlooked."""
         kind = f"{tier}: {reason}"
         self._faults[kind] += 1
-        is_told = tier in ("disk", "redis", "memcached", "recording") or kind == "semantic: load"
+        is_told = tier in _TOLD or kind == "semantic: load"
         if self._faults[kind] == 1 and is_told:
             logger.warning("%s (%s); further ones are counted, in stats()", kind, message)
 

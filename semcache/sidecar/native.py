@@ -140,8 +140,10 @@ class Native:
         request.says = says_of(request.facets.function)
         if request.text is not None and len(request.text) > _MOST_TEXT:
             raise DecodeError(f"a text is over {_MOST_TEXT} characters")
-        if request.scope is None or cache.semantic is None or request.mode == "exact":
+        if request.scope is None or not cache.has_near or request.mode == "exact":
             request.scope = None
+            return request
+        if cache.semantic is None:  # the owner's embedder is laid over it there
             return request
         request.embedder = cache.embedder_identity
         if request.embedder:

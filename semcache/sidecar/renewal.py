@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from semcache.cache import Cache
 from semcache.errors import ConfigurationError
@@ -59,7 +59,7 @@ class Renewal:
         if self._tls is not None:
             self._load_certificate(self._tls, old)
         self._credentials.take(tokens)
-        self.settings = new
+        self.settings = replace(old, **{name: getattr(new, name) for name in _TAKEN})
         others = sorted(
             key_of(one) for one in fields(Settings)
             if one.name not in _TAKEN and getattr(old, one.name) != getattr(new, one.name)

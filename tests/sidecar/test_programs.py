@@ -520,6 +520,30 @@ def test_default_cache_takes_the_sidecar_of_the_environment(serve, monkeypatch):
     assert semcache.last().faults == []
 
 
+def test_near_matches_are_found_through_a_worker(near, open_cache, program, models):
+    """Text and scope reach the owner, whose embedder and policy they are."""
+    worker = Running(Settings(upstream=(Server(models.url),), port=0), open_cache(sidecar=near.url))
+    try:
+        one, other = program(worker), program(worker)
+        ask(one)
+        settled(one, worker.cache, near.cache)
+        value, event = ask(other, "b", "B")
+        assert (value, event.tier) == ("A", "semantic")
+        assert ask(program(worker, tenant="u"), "b", "B")[0] == "B"
+    finally:
+        worker.close()
+
+
+def test_first_fault_of_a_sidecar_is_logged(open_cache, caplog):
+    """Once for each kind: one that is never reached is else easily overlooked."""
+    cache = open_cache(sidecar="http://127.0.0.1:9")
+    ask(cache)
+    ask(cache, "b")
+    cache.stats()
+    told = [record.getMessage() for record in caplog.records if "sidecar: unreachable" in record.getMessage()]
+    assert len(told) == 1
+
+
 def test_running_sidecar_ends_its_streams_when_it_ends(serve, program):
     """Who follows does not keep it from ending."""
     sidecar = serve(timeout_drain="30s")
