@@ -100,7 +100,7 @@ class Settings:
     prices: str = _setting("", "a table of prices of your own, as a TOML file", "FILE")
     record: str = _setting("", "record what is asked in this file, redacted", "FILE")
     dashboard_texts: bool = _setting(True, "the dashboard shows what the latest lookups asked, redacted", "BOOL")  # noqa: FBT003 - a default
-    log: str = _setting("text", "text, or json: a line for each event", "FORM")
+    log: str = _setting("text", "text: only what went wrong; or json: a line for each event", "FORM")
     log_texts: bool = _setting(False, "texts, redacted, are in those lines too", "BOOL")  # noqa: FBT003 - a default
     otlp: str = _setting("", "a collector for traces, as http://localhost:4318; none: nothing is traced", "URL")
     ttl_memory: str = _setting("5m", "how long memory keeps an answer", "TIME", name="ttl.memory")
