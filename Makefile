@@ -11,7 +11,7 @@ TESTS =
 # How long `make soak` loads a sidecar, and which of its parts it runs: interface, decoders, load.
 SOAK_SECONDS ?= 600
 PARTS =
-# Handed to pytest:  make test ARGS='-k disk -x'
+# Handed to pytest:  make test ARGS='-k disk -x'; and to the demo:  make serve-demo ARGS='--port 8500'
 # The tests run in a process for each core, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
 ARGS =
 
@@ -95,7 +95,7 @@ demo: $(installed) ## replay a support desk's requests through memory, disk and 
 	@$(quiet_hub) $(bin)/semcache replay $(traffic) $(if $(has_semantic),--policy threshold:0.9,--no-semantic) $(if $(has_report),--report report.html)
 	@$(if $(has_report),echo "  Charts$(comma) and both texts of each wrong hit: $(CURDIR)/report.html",:)
 
-serve-demo: $(installed) ## a sidecar with its dashboard, in front of a stand-in, with that traffic until Ctrl-C
+serve-demo: $(installed) ## a sidecar with its dashboard, in front of a stand-in, with that traffic until Ctrl-C; ARGS='--port 8500'
 	@$(quiet_hub) $(bin)/python examples/serve_demo.py $(if $(has_semantic),,--no-embedder) $(ARGS)
 
 bench: $(bench_installed) servers ## benchmarks: ratios to benchmarks/out/, a table to benchmarks/RESULTS.md

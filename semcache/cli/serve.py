@@ -41,7 +41,10 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.new_token:
         token, digest = new_token()
-        print(f'token (shown this once, for x-semcache-token): {token}\n\n[[token]]\nsha256 = "{digest}"\ntenant = ""')
+        print(
+            f'token (shown this once, for x-semcache-token): {token}\n\n[[token]]\nsha256 = "{digest}"\n'
+            'tenant = "NAME"  # whose it is; an operator\'s is "*", with rights = ["read", "admin"]'
+        )
         return 0
     resolved = read(options)
     if options.print_config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -28,7 +28,10 @@ _PORTS = range(1 << 16)
 _SECRETS = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|secret|token|key|auth|cred|sig)[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 
-# What a message of the cache's begins with: "memory must be", "ttl of redis must be"; and its arguments in it.
+_TOKENS = "tokens"
+# What a policy's message begins with; and one of the cache's, "memory must be", "ttl of redis must be"; and arguments
+# in it.
+_POLICY = re.compile(r"(?:a threshold|max_wrong|an error budget|(?:a|the) policy) ")
 _ABOUT = re.compile(r"(?:(ttl|timeout) of )?(\w+)(?= |=|:)")
 _ARGUMENT = re.compile(r"\b(\w+)=(\"[^\"]*\"|'[^']*'|)")
 
@@ -97,7 +100,7 @@ class Settings:
     prices: str = _setting("", "a table of prices of your own, as a TOML file", "FILE")
     record: str = _setting("", "record what is asked in this file, redacted", "FILE")
     dashboard_texts: bool = _setting(True, "the dashboard shows what the latest lookups asked, redacted", "BOOL")  # noqa: FBT003 - a default
-    log: str = _setting("text", "text, or json: a line for each event", "FORM")
+    log: str = _setting("text", "text: only what went wrong; or json: a line for each event", "FORM")
     log_texts: bool = _setting(False, "texts, redacted, are in those lines too", "BOOL")  # noqa: FBT003 - a default
     otlp: str = _setting("", "a collector for traces, as http://localhost:4318; none: nothing is traced", "URL")
     ttl_memory: str = _setting("5m", "how long memory keeps an answer", "TIME", name="ttl.memory")
@@ -168,11 +171,16 @@ class Resolved:
     def named(self, message: str) -> str:
         """Return what a part of the cache says of its arguments, in the words of who typed them."""
         table = {one.name: one for one in _table()}
+        if message.startswith("token "):  # "token shop: ...": of the file's tables, which are no setting
+            return f"{self.taken[_TOKENS]}: {message}" if _TOKENS in self.taken else message
         about = _ABOUT.match(message)
         name = "_".join(filter(None, about.groups())) if about else ""
+        if _POLICY.match(message):
+            name = "policy"
         if name not in table:
             # It may say what it was given, and not by what name.
-            given = [one for one in self.taken if str(getattr(self.settings, one)) in message and one != "upstream"]
+            told_here = self.taken.keys() - {"upstream", _TOKENS}
+            given = [one for one in told_here if str(getattr(self.settings, one)) in message]
             name = given[0] if len(given) == 1 else ""
         told = _ARGUMENT.sub(lambda found: self._argument(found, table), message)
         return f"{self._place(table[name])}: {told}" if name else told
@@ -198,9 +206,25 @@ def without_secrets(address: str) -> str:
     return f"{scheme}://...@{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://{rest}"
 
 
+class _NoFlag(Action):
+    """A flag that is refused: whoever lists the processes would read its value."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> None:
+        del namespace, values
+        name = self.option_strings[0].lstrip("-")
+        variable = f"{PREFIX}{name.upper().replace('-', '_')}"
+        parser.error(
+            f"{option} is no flag: whoever lists the processes would read it; give it by {variable}, or as `{name}` in "
+            "the file of --config"
+        )
+
+
 def add_settings(parser: ArgumentParser) -> None:
     """Add a flag for each setting that may be one."""
     for one in _table():
+        if one.metadata["is_secret"]:
+            # Known only to be refused: a parser that does not know it would print its value.
+            parser.add_argument(_flag(one), nargs="?", action=_NoFlag, dest=SUPPRESS, help=SUPPRESS)
         if not one.metadata["is_secret"]:
             about = one.metadata["about"]
             told = f" (default: {one.default})" if one.default not in ((), "") else ""
@@ -218,6 +242,8 @@ def read(options: Namespace | None = None, environment: Mapping[str, str] | None
     taken: dict[str, str] = {}
     if servers is not None:
         values["upstream"], taken["upstream"] = servers, str(path)
+    if tokens:
+        taken[_TOKENS] = str(path)
     for one in _table():
         flag = getattr(options, one.name, None)
         variable = f"{PREFIX}{one.name.upper()}"

@@ -93,7 +93,7 @@ def _tighten(wishes: Wishes, mode: Mode) -> None:
 
 def _own(wishes: Wishes, name: str, text: str) -> None:
     if name not in _NAMES:
-        there = ", -".join(_NAMES)
+        there = ", -".join((*_NAMES, "token"))  # which is no wish, and so not among them
         raise UnclearWishError(f"x-semcache-{name[:40]} is no header of ours; there are x-semcache-{there}")
     if not text or len(text) > _LONGEST_NAME:
         raise UnclearWishError(f"x-semcache-{name} is text of 1 to {_LONGEST_NAME} characters")

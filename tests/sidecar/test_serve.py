@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 
 import httpx
 import pytest
@@ -222,6 +223,8 @@ def test_new_token_and_its_digest_belong_together(models, serve):
     told = subprocess.run(
         [sys.executable, "-m", "semcache", "serve", "--new-token"], capture_output=True, text=True, check=True
     ).stdout
-    own, digest = told.split("token): ")[1].split()[0], told.split('sha256 = "')[1].split('"')[0]
-    sidecar = serve(tokens=(Token.read({"sha256": digest, "tenant": "a"}, "printed"),))
+    own = told.split("token): ")[1].split()[0]
+    (table,) = tomllib.loads(told.partition("\n")[2])["token"]
+    assert table["tenant"] == "NAME"
+    sidecar = serve(tokens=(Token.read(table, "printed"),))
     assert sidecar.chat(headers={"x-semcache-token": own}).status_code == 200

@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 import pytest
 
 from semcache.errors import ConfigurationError
+from semcache.sidecar.credentials import Credentials
 from semcache.sidecar.serve import cache_of
 from semcache.sidecar.settings import PREFIX, Settings, add_settings, read
 
@@ -171,10 +172,17 @@ def test_wrong_flag_and_variable_are_named():
         read(parsed(), {f"{PREFIX}LIMIT_REQUESTS": "many"})
 
 
-def test_secret_is_no_flag():
+def test_secret_is_no_flag(capsys):
     """Every user of a machine can read what others have typed."""
     with pytest.raises(SystemExit):
         parsed("--secret", "x")
+    printed = capsys.readouterr().err
+    assert "SEMCACHE_SECRET" in printed
+    assert "of --config" in printed
+    for typed in (["--secret", "hunter2"], ["--secret=hunter2"]):
+        with pytest.raises(SystemExit):
+            parsed("--upstream", "http://a", *typed)
+    assert "hunter2" not in capsys.readouterr().err
     assert read(parsed("--upstream", "http://a"), {f"{PREFIX}SECRET": "x"}).settings.secret == "x"
 
 
@@ -192,6 +200,9 @@ def test_defaults_listen_at_this_machine_alone():
         (("--redis", "redis://h/0"), "as in --namespace shop"),
         (("--ttl-redis", "soon"), "--ttl-redis: ttl of redis must be"),
         (("--policy", "none"), "--policy: a policy is"),
+        (("--policy", "threshold:1.5"), "--policy: a threshold is a cosine"),
+        (("--policy", "budget:2"), "--policy: max_wrong is a share"),
+        (("--policy", "budget:x"), "--policy: an error budget is a share"),
         (("--record", "/no/x/y", "--namespace", "a"), "--record: --record /no/x/y: there is no folder"),
         (("--shadow-embedder", "http://a/v1#b"), "give --embedder too"),
         (("--prices", "/no"), "--prices: /no: the table of prices"),
@@ -203,6 +214,32 @@ def test_what_the_cache_refuses_is_told_in_the_words_of_who_typed_it(typed, told
     with pytest.raises(ConfigurationError) as raised:
         cache_of(resolved.settings)
     assert told in resolved.named(str(raised.value))
+
+
+def test_token_that_lacks_its_key_is_told_with_its_file_alone(tmp_path):
+    """Not as of a setting whose value happens to be the token's name."""
+    path = tmp_path / "semcache.toml"
+    digest = "0" * 64
+    path.write_text(
+        "upstream = 'http://a'\nnamespace = 'shop'\n[[token]]\ntenant = 'shop'\n"
+        f"sha256 = '{digest}'\nupstream_key_env = 'NOT_THERE'"
+    )
+    resolved = read(parsed("--config", str(path)), {})
+    with pytest.raises(ConfigurationError) as raised:
+        Credentials(resolved.settings.tokens, "s", {})
+    assert resolved.named(str(raised.value)) == (
+        f"{path}: token shop: its upstream_key_env is NOT_THERE, which the environment lacks"
+    )
+
+
+def test_policy_of_a_file_is_named_with_its_key(tmp_path):
+    """And the file."""
+    path = tmp_path / "semcache.toml"
+    path.write_text("upstream = 'http://a'\npolicy = 'threshold:1.5'")
+    resolved = read(parsed("--config", str(path)), {})
+    with pytest.raises(ConfigurationError) as raised:
+        cache_of(resolved.settings)
+    assert resolved.named(str(raised.value)).startswith(f"{path}: key `policy`: a threshold is a cosine")
 
 
 def test_variable_and_key_of_the_file_are_named_as_they_were_typed(tmp_path):

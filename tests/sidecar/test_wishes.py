@@ -120,6 +120,12 @@ def test_what_cannot_be_meant_is_a_clear_400(sidecar, models, header, value):
     assert models.calls == 0
 
 
+def test_header_that_there_is_not_is_told_with_all_that_there_are(sidecar):
+    """The token's too, which is read elsewhere."""
+    refused = sidecar.chat(headers={"x-semcache-nonsense": "1"}).json()["error"]["message"]
+    assert refused.endswith("x-semcache-namespace, -tenant, -ttl, -tags, -mode, -threshold, -token")
+
+
 def test_our_own_headers_do_not_go_upstream(sidecar, models):
     """They are about the cache."""
     sidecar.chat(headers={"x-semcache-tags": "faq", "x-vendor": "v", "connection": "x-vendor"})
