@@ -12,7 +12,7 @@ TESTS =
 SOAK_SECONDS ?= 600
 PARTS =
 # Handed to pytest:  make test ARGS='-k disk -x'; and to the demo:  make serve-demo ARGS='--port 8500'
-# The tests run in a process for each core, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
+# The tests run in a process for each core and one more, eight at most; in one, with --pdb for example:  make test ARGS='-n 0 --pdb'
 ARGS =
 
 SHELL := /bin/sh
@@ -46,7 +46,9 @@ system_installed := $(installed)-system
 install = $(pip) install --no-compile -c $(constraints) -e ".[$(if $(EXTRAS),$(EXTRAS)$(comma))$(1)]"
 
 # Tests of one xdist_group stay together, and come first; any other goes to whichever process is free.
-in_parallel := -n auto --maxprocesses 8 --dist loadgroup
+# They wait for servers and clocks half of their time: one process more than there are cores.
+processes := $(shell cores=$$(nproc 2>/dev/null || echo 2); [ $$cores -lt 8 ] && echo $$((cores + 1)) || echo 8)
+in_parallel := -n $(processes) --dist loadgroup
 
 with_oldest := VENV=.venv-oldest EXTRAS=openai,anthropic TOOLS=test constraints=.venv-oldest/oldest.txt
 
