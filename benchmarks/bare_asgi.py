@@ -40,7 +40,7 @@ def main():
     listener = listening_at(Path(sys.argv[2])) if is_local else listening("127.0.0.1", 0)
     told = (b"application/msgpack", msgpack.unpackb) if is_local else (b"application/json", json.loads)
     config = uvicorn.Config(
-        application(answer, *told), http=bounded(10.0, 60.0), ws="none", lifespan="off",
+        application(answer, *told), http=bounded(10.0, 60.0, 60.0), ws="none", lifespan="off",
         log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
     )  # fmt: skip
     print(sys.argv[2] if is_local else listener.getsockname()[1], flush=True)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pytest
 from msgpack import packb
@@ -105,18 +105,23 @@ def test_native_memory_hit(pairs, stack, tmp_path):
 
 @pytest.fixture
 def near(stack, tmp_path):
-    """A program at a sidecar with MiniLM, which has an answer to QUESTION and, to fill its scope, a thousand more."""
+    """A program at a sidecar with MiniLM, which has an answer to QUESTION and, to fill its scope, 300 more."""
     path = tmp_path / "near.sock"
     started(
         stack, "-m", "semcache", "serve", "--port", "0", "--unix", str(path), "--upstream", "http://127.0.0.1:1",
-        "--namespace", "bench", "--embedder", "all-MiniLM-L6-v2", "--policy", "threshold:0.8", "--ttl-memory", "1h",
+        "--namespace", "bench", "--embedder", "all-MiniLM-L6-v2", "--policy", "threshold:0.6", "--ttl-memory", "1h",
         "--timeout-semantic", "60s", stream="stderr",
     )  # fmt: skip
     cache = program(stack, path)
-    texts = [QUESTION, *(f"What is known of article number {number} in the shop?" for number in range(1000))]
+    texts = [QUESTION, *(f"What is known of article number {number} in the shop?" for number in range(300))]
     requests = [cache.request(text=text, function="bench") for text in texts]
     cache.get_or_load_many(requests, lambda places: [ANSWER] * len(places))
     assert cache.flush(300)
+    last = cache.request(text="What is known of article number 299 in a shop?", function="bench")
+    until = perf_counter() + 120
+    while not (near := cache.explain(last).neighbours) or near[0].text != texts[-1]:
+        assert perf_counter() < until
+        sleep(0.2)  # the sidecar embeds behind
     return cache
 
 

@@ -29,23 +29,32 @@ class Incoming:
 
     async def whole(self) -> bytes:
         """Return all of it. Raises RefusedError."""
-        return b"".join([piece async for piece in self.pieces()])
+        parts, size, more = [], 0, True
+        while more:
+            body, more = await self._next(size)
+            size += len(body)
+            parts.append(body)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield it in pieces. Raises RefusedError."""
         size, more = 0, True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.refusal = RefusedError(BAD, "the caller has gone")
-                raise self.refusal
-            body: bytes = message.get("body", b"")
+            body, more = await self._next(size)
             size += len(body)
-            if size > self._most_bytes:
-                self.refusal = too_large(self._most_bytes)
-                raise self.refusal
-            more = message.get("more_body", False)
             yield body
+
+    async def _next(self, size: int) -> tuple[bytes, bool]:
+        """Return the next piece behind so many bytes, and whether there are more. Raises RefusedError."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.refusal = RefusedError(BAD, "the caller has gone")
+            raise self.refusal
+        body: bytes = message.get("body", b"")
+        if size + len(body) > self._most_bytes:
+            self.refusal = too_large(self._most_bytes)
+            raise self.refusal
+        return body, message.get("more_body", False)
 
 
 def too_large(most_bytes: int) -> RefusedError:
