@@ -279,7 +279,10 @@ def litellm(stack, tmp_path):
         port = one.getsockname()[1]
     process = subprocess.Popen(
         [str(command), "--config", str(config), "--port", str(port), "--num_workers", "1"],
-        env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
+        env=os.environ | {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        },
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     stack.enter_context(process)
