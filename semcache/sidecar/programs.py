@@ -29,7 +29,7 @@ CONTROL = "/semcache/v1/control"
 MEDIA = "application/msgpack"
 USING = ("cache",)
 """The right to use the cache service."""
-_METHODS = {CACHE: "POST", CONTROL: "GET"}
+METHODS = {CACHE: "POST", CONTROL: "GET"}
 _NOT_ALLOWED, _NO_MEDIA = 405, 415
 _MOST_REACHES = 1024
 _LONGEST_NAMESPACE = 200
@@ -62,13 +62,13 @@ class Programs:
     @staticmethod
     def has(path: str) -> bool:
         """Say whether a path is one of these."""
-        return path in _METHODS
+        return path in METHODS
 
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request. Raises RefusedError, before anything is sent."""
         path = scope["path"]
-        if scope["method"] != _METHODS[path]:
-            raise RefusedError(_NOT_ALLOWED, f"{path} takes {_METHODS[path]}, not {scope['method'][:20]}")
+        if scope["method"] != METHODS[path]:
+            raise RefusedError(_NOT_ALLOWED, f"{path} takes {METHODS[path]}, not {scope['method'][:20]}")
         reach = self._reach_of(self._check(scope), scope["headers"])
         if path == CONTROL:
             if self._streams >= self._most_requests:

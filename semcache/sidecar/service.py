@@ -33,7 +33,7 @@ from semcache.sidecar.credentials import (
 from semcache.sidecar.doors import Doors
 from semcache.sidecar.headers import Headers
 from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
-from semcache.sidecar.programs import USING, Programs
+from semcache.sidecar.programs import METHODS, USING, Programs
 from semcache.sidecar.refusals import ABSENT, BAD, BUSY, FORBIDDEN, LARGE, UNKNOWN, RefusedError
 
 if TYPE_CHECKING:
@@ -221,7 +221,10 @@ class Service:
             try:
                 await self.programs.answer(scope, receive, send)
             except RefusedError as error:
-                await _give(_refused(error), send)
+                given = _refused(error)
+                if error.status == _NOT_ALLOWED:
+                    given.headers.append((b"allow", METHODS[scope["path"]].encode()))
+                await _give(given, send)
             return
         self._running += 1
         try:

@@ -125,7 +125,25 @@ def pages(data):
 
 
 _rows = {}
-TARGETS = {one.__name__: one for one in (body, wishes, headers, settings, asked, pages)}
+
+
+def message(data):
+    """An operation of a program: a request and an entry as they are read, or DecodeError."""
+    from msgpack import unpackb
+
+    from semcache.errors import DecodeError
+    from semcache.stores.wire import entry_of, request_of
+
+    try:
+        told = unpackb(data, strict_map_key=False)
+    except (ValueError, RecursionError):
+        return
+    for read in (request_of, entry_of):
+        with suppress(DecodeError):
+            read(told)
+
+
+TARGETS = {one.__name__: one for one in (body, wishes, headers, settings, asked, pages, message)}
 SEEDS = {
     "body": [b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}', b'{"a": 1e9, "b": "\\ud800"}'],
     "wishes": [b"\x00max-age=60, no-cache\n\x0110m\n\x02live\n\x03a, b\n\x050.9"],
@@ -133,6 +151,10 @@ SEEDS = {
     "settings": [b'port = 1\nhosts = "a"\n[ttl]\nredis = "1d"\n[[upstream]]\nurl = "http://a"\nmodels = ["b*"]\n'
                  b'[[token]]\nsha256 = "' + b"0" * 64 + b'"\ntenant = "*"\nrights = ["read"]\n'],
     "asked": [b'\x00{"tag": "a"}', b"\x01since=30d&by=stage", b'\x02{"key": "' + b"0" * 40 + b'"}'],
+    "message": [
+        b"\x82\xa3key\xc4\x14" + b"k" * 20 + b"\xa6facets\x96\xa1f\xa0\xa0\xa0\x90\x90",
+        b"\x83\xa5value\xc4\x01a\xa4born\x01\xa5lives\x96" + b"\xcb" + bytes(8) + b"\x00" * 5,
+    ],
     "pages": [b"127.0.0.1:8400\nhttp://127.0.0.1:8400", b"[::1]:1\nhttp://localhost", b"evil.example\nhttp://evil.example"],
 }  # fmt: skip
 
