@@ -90,7 +90,7 @@ class Native:
         """Carry out the operations of a message. Raises DecodeError for what is no message."""
         try:
             told = unpackb(body, strict_map_key=False, unicode_errors="surrogatepass", **counted(body))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:  # a map may have a map for a key
             raise DecodeError(f"the message is no msgpack: {error}") from None
         if not isinstance(told, list) or not 0 < len(told) <= _MOST_OPERATIONS:
             raise DecodeError(f"a message is a list of 1 to {_MOST_OPERATIONS} operations")

@@ -168,7 +168,7 @@ class Following:
         except OSError as error:
             self._hang_up()
             raise TierError("unreachable", f"{line.address.where}: its control stream broke off: {error}") from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             self._hang_up()
             raise TierError("reply", f"{line.address.where}: its control stream is none: {error}") from error
         except TierError:

@@ -437,9 +437,12 @@ def test_put_of_another_log_is_not_kept(serve, program):
 
 DEEP = b"\x91" * 100_000
 BOMB = b"\xdd\xff\xff\xff\xff"
+KEYED = b"\x91\x81\x80\x01"  # a map whose key is a map
 
 
-@pytest.mark.parametrize("body", [b"", b"\xc1", DEEP, BOMB, b"\x80", b"\x90", msgpack.packb([["find", {}]] * 1025)])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xc1", DEEP, BOMB, KEYED, b"\x80", b"\x90", msgpack.packb([["find", {}]] * 1025)]
+)
 def test_what_is_no_message_is_refused(body, sidecar):
     """And the sidecar goes on."""
     answer = sidecar.http.post("/semcache/v1/cache", content=body, headers={"content-type": "application/msgpack"})

@@ -136,7 +136,7 @@ def message(data):
 
     try:
         told = unpackb(data, strict_map_key=False)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return
     for read in (request_of, entry_of):
         with suppress(DecodeError):
