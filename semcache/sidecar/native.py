@@ -20,6 +20,7 @@ from typing import Any
 from msgpack import packb, unpackb
 
 from semcache.cache import Cache
+from semcache.chain import Chain
 from semcache.commands import stricter
 from semcache.errors import ConfigurationError, DecodeError, InvalidationError, SemcacheError, TierError
 from semcache.explain import explain
@@ -74,8 +75,8 @@ class Native:
         self._booked: OrderedDict[bytes, None] = OrderedDict()
         self._booking = Lock()
         # A program's answers are its own: what of them cannot be read here is given all the same.
-        self._chain = copy(cache.chain)
-        self._chain.codec = Lenient()
+        self._codec = Lenient()
+        self._lenient: Chain | None = None
         self.counts: Counter[tuple[str, str]] = Counter()
         self._operations: Mapping[str, Callable[[Reach, Any], Plan[Any]]] = {
             "find": self._find, "put": self._put, "mark": self._mark, "count": self._count, "explain": self._explain,
@@ -130,6 +131,15 @@ class Native:
                 self.counts[name, outcome] += 1
 
     # Lookups
+
+    @property
+    def _chain(self) -> Chain:
+        """The cache's chain as it is now, for another policy may have been adopted, with a codec that fails at none."""
+        chain = self._cache.chain
+        if self._lenient is None or self._lenient.labelling is not chain.labelling:
+            self._lenient = copy(chain)
+            self._lenient.codec = self._codec
+        return self._lenient
 
     def _request(self, reach: Reach, told: Any) -> Request:
         """Return what is asked, in the scope of our embedder. Raises DecodeError."""
@@ -223,7 +233,7 @@ class Native:
                 "said": [(tier.name, "miss") for tier in cache.tiers], "neighbours": [],
             }  # fmt: skip
         found = yield from explain(
-            cache.chain.tiers, self._chain.codec.decode, cache.blocks, request, is_closed=cache.is_closed
+            cache.chain.tiers, self._codec.decode, cache.blocks, request, is_closed=cache.is_closed
         )
         return {
             "tier": found.tier, "similarity": found.similarity, "age": found.age, "remaining": found.remaining,

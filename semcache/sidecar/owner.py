@@ -148,10 +148,10 @@ class Owner(Sidecar):
 
     def _renewed(self) -> None:
         """Begin workers with the new settings, one after another; each ends with what it answers."""
-        secret = self._settings.secret
+        old = self._settings
         super()._renewed()
-        self._settings = replace(self._settings, secret=secret)
-        self._rolling = asyncio.ensure_future(self._roll())
+        if self._settings is not old:  # else they were refused
+            self._rolling = asyncio.ensure_future(self._roll())
 
     async def _roll(self) -> None:
         for number, process in list(self._processes.items()):

@@ -266,6 +266,21 @@ def test_policy_learns_of_programs_loads(serve, program):
     assert sum(family.labels for family in policy.status().families) == 1
 
 
+def test_policy_that_is_adopted_sees_what_programs_find(serve, program):
+    """As soon as it decides: the one before it is asked no more."""
+    sidecar = serve(cache={"embedder": Compass({"a": 0, "b": 5}), "policy": semcache.ErrorBudget(0.1, guards=None)})
+    sidecar.cache.warm()
+    one = program(sidecar)
+    ask(one, "a", "same")
+    settled(one, sidecar.cache)
+    policy = semcache.ErrorBudget(0.05, guards=None)
+    sidecar.cache.adopt(policy)
+    before = sum(family.near for family in policy.status().families)
+    ask(one, "b", "same")
+    settled(one, sidecar.cache)
+    assert sum(family.near for family in policy.status().families) == before + 1
+
+
 def test_sums_are_booked_once_for_all(serve, program):
     """By which program whatever."""
     sidecar = serve()
