@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from semcache.labelling import Labelling, labelling_of
 from semcache.meter import Amounts, UsageRow, columns_of, first_day, rows_of
 from semcache.model import Mode, Tenant
 from semcache.obstacles import obstacles
+from semcache.parts import attuned, is_open, surroundings
 from semcache.policy import Policy, Threshold, Tuned, as_policy
 from semcache.policy.learner import Learner
 from semcache.tier import Clock
@@ -144,11 +146,11 @@ class Accounts:
         own, reference = weakref.ref(self), weakref.ref(tier)
         labelling = labelling_of(
             new, chain.codec, self.recorder, self.clock, audit=audit, namespace=self.namespace,
-            is_in_use=lambda: (cache := own()) is not None and not cache._closed,  # noqa: SLF001 - our own
+            is_in_use=partial(is_open, own),
         )  # fmt: skip
         with self._booking:
             if labelling is not None:
-                labelling.policy.attune(lambda: "" if (tier := reference()) is None else tier.identity, None)
+                attuned(labelling, reference, None)
                 if old is not None:
                     labelling.policy.inherit(old.policy)
                     labelling.follow(old)
@@ -157,7 +159,7 @@ class Accounts:
             tier.adopt(new)
         self.names_families = self.names_families or hasattr(new, "within")
         if isinstance(new, Learner | Threshold | Tuned):
-            new.surround(lambda: [] if (cache := own()) is None else cache._surroundings())  # noqa: SLF001 - our own
+            new.surround(partial(surroundings, own))
         self._book()
 
     def usage(self, since: Duration = "30d", by: str | Iterable[str] = ("stage", "model")) -> list[UsageRow]:

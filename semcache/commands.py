@@ -16,7 +16,7 @@ from semcache.events import Event, Recorder
 from semcache.keys import KEY_BYTES
 from semcache.log import Log
 from semcache.marks import Pair
-from semcache.model import SHARED, Mode, Tenant
+from semcache.model import SHARED, SWITCHED, Mode, Tenant
 from semcache.plan import Plan, arun, run
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Commands:
 
     def switch_all(self, mode: Mode) -> Plan[None]:
         """Set the mode of all processes, as a plan."""
-        if mode not in ("live", "shadow", "exact", "off"):
+        if mode not in SWITCHED:
             raise ConfigurationError(f"all replicas can be set to live, shadow, exact or off; got {mode!r}")
         self._switch_to(mode)
         if self.store is not None:

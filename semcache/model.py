@@ -19,6 +19,8 @@ Mode = Literal["live", "shadow", "exact", "refresh", "off"]
 # No token or coin is lost in a float up to here.
 _MOST = 2**53
 MODES: tuple[Mode, ...] = ("live", "shadow", "exact", "refresh", "off")
+SWITCHED: tuple[Mode, ...] = ("live", "shadow", "exact", "off")
+"""What all replicas can be set to."""
 
 
 class Shared(Enum):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import httpx
 from instruments import GUARD
@@ -54,3 +55,19 @@ class Process:
 def asked(text="a"):
     """Return the body of a call."""
     return {"model": "m", "messages": [{"role": "user", "content": text}]}
+
+
+@contextmanager
+def starting(url):
+    """Start sidecars in front of a server, with flags; they are killed at the end."""
+    started = []
+
+    def start(*arguments, **more):
+        started.append(Process("--upstream", url, *arguments, **more))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.stop(signal.SIGKILL)

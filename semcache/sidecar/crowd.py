@@ -17,10 +17,10 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from semcache.sidecar.credentials import Caller
 from semcache.sidecar.live import Live
 from semcache.stats import Stats
 
-WHAT = ("stats", "metrics", "live", "lookups")
 _PATIENCE_SECONDS = 3.0
 _MEDIA = "application/msgpack"
 
@@ -169,6 +169,6 @@ class Telling:
         if what == "live":
             return self._live.state()
         asked = {name: values[0] for name, values in parse_qs(query).items()}
-        reach = asked.get("reach", "")
-        reaches = (lambda tenant: tenant == reach or tenant.startswith(f"{reach}/")) if reach else None
+        caller = Caller("", frozenset(), reach=asked.get("reach", ""))
+        reaches = caller.reaches if caller.reach else None
         return self._live.lookups(asked.get("search", ""), asked.get("kind", ""), int(asked["limit"]), reaches)

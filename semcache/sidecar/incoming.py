@@ -1,7 +1,8 @@
-"""A request's body as it comes: in pieces or whole, and never more of it than is allowed."""
+"""A request as it comes: its body in pieces or whole, never over its bound, and whether its caller is still there."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,3 +61,33 @@ class Incoming:
 def too_large(most_bytes: int) -> RefusedError:
     """Return what is said of a body that is larger."""
     return RefusedError(LARGE, f"the body is over {most_bytes} bytes (limit.body)")
+
+
+async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something for a caller until it has gone; its own way out, as streams to be closed, it may go then."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+    is_over = has_gone = False
+
+    def leave(_gone: object) -> None:
+        nonlocal has_gone
+        if not is_over:
+            has_gone = True
+            task.cancel()
+
+    gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(leave)
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if not has_gone or task.uncancel():
+            raise
+    finally:
+        is_over = True
+        gone.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -30,7 +30,7 @@ from semcache.keys import of_embedder
 from semcache.ledger import Taken, tenant_digest
 from semcache.lookup import compare
 from semcache.marks import Pair
-from semcache.model import Evidence, Facets, Hit, Miss, Request
+from semcache.model import SWITCHED, Evidence, Facets, Hit, Miss, Request
 from semcache.plan import Plan, arun, run
 from semcache.reported import Reported
 from semcache.seed import seat
@@ -295,7 +295,7 @@ class Native:
         """Set the mode of all."""
         if reach.is_apart:
             raise TierError("refused", "the mode of all replicas is an operator's to set: semcache mode --sidecar")
-        if told not in ("live", "shadow", "exact", "off"):
+        if told not in SWITCHED:
             raise DecodeError("a mode of all is live, shadow, exact or off")
         yield from self._cache.switch_all(told)
 

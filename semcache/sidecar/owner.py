@@ -24,9 +24,9 @@ from typing import Any
 from semcache.sidecar.credentials import RIGHTS, Caller
 from semcache.sidecar.crowd import Crowd
 from semcache.sidecar.programs import CACHE, Programs
-from semcache.sidecar.refusals import RefusedError
 from semcache.sidecar.serve import Sidecar
 from semcache.sidecar.server import served_at
+from semcache.sidecar.service import answer_programs
 from semcache.sidecar.settings import Settings
 from semcache.sidecar.sockets import listening_at
 from semcache.sidecar.worker import OPERATOR, OWNER, socket_of, told_to
@@ -97,13 +97,7 @@ class Owner(Sidecar):
             return
         if not self._trusted.has(scope["path"]):
             scope["path"] = CACHE  # whose method or body it has not
-        try:
-            await self._trusted.answer(scope, receive, send)
-        except RefusedError as error:
-            body = error.message.encode()
-            headers = [(b"content-length", b"%d" % len(body))]
-            await send({"type": "http.response.start", "status": error.status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+        await answer_programs(self._trusted, scope, receive, send)
 
     async def _keep(self, number: int) -> None:
         """Begin a worker, and again where it ends before it is to."""

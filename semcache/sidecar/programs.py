@@ -7,16 +7,15 @@ right `cache` is wanted where there are tokens, and what it reaches is its tenan
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from semcache.cache import Cache
 from semcache.errors import DecodeError
 from semcache.sidecar.control import Control
 from semcache.sidecar.credentials import Caller
-from semcache.sidecar.incoming import Incoming, Receive, too_large
+from semcache.sidecar.incoming import Incoming, Receive, too_large, while_there
 from semcache.sidecar.native import Native
 from semcache.sidecar.reach import Reach
 from semcache.sidecar.refusals import BAD, BUSY, RefusedError
@@ -75,7 +74,7 @@ class Programs:
                 raise RefusedError(BUSY, f"{self._streams} programs follow already (limit.requests): try again")
             self._streams += 1
             try:
-                await self._stream(reach, receive, send)
+                await while_there(receive, partial(self._told, reach, send))
             finally:
                 self._streams -= 1
             return
@@ -123,24 +122,9 @@ class Programs:
             self._reaches[caller.reach, namespace] = reach
         return reach
 
-    async def _stream(self, reach: Reach, receive: Receive, send: Send) -> None:
-        """Send the control stream until its reader goes."""
-        told = asyncio.ensure_future(self._told(reach, send))
-        gone = asyncio.ensure_future(_gone(receive))
-        await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        told.cancel()
-        with suppress(asyncio.CancelledError):
-            await told
-
     async def _told(self, reach: Reach, send: Send) -> None:
+        """Send the control stream to its end."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", MEDIA.encode())]})
         async for frame in self.control.frames(reach):
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the caller has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

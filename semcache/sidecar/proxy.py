@@ -21,7 +21,7 @@ from semcache.sidecar.embeddings import EmbeddingsEndpoint
 from semcache.sidecar.endpoint import Endpoint
 from semcache.sidecar.headers import Headers, Sorted, Sorter, sent
 from semcache.sidecar.health import Health
-from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large
+from semcache.sidecar.incoming import Incoming, Limits, Receive, too_large, while_there
 from semcache.sidecar.own import PATHS as OWN_PATHS
 from semcache.sidecar.own import OwnEmbeddings, give
 from semcache.sidecar.programs import Programs
@@ -304,39 +304,9 @@ def _check_proxied(caller: Caller) -> None:
         raise RefusedError(FORBIDDEN, "this token is not for proxied calls: it lacks the right `proxy`")
 
 
-async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do something for a caller until it has gone; its own way out, as streams to be closed, it may go then."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in one
-    is_over = has_gone = False
-
-    def leave(_gone: object) -> None:
-        nonlocal has_gone
-        if not is_over:
-            has_gone = True
-            task.cancel()
-
-    gone = asyncio.ensure_future(_gone(receive))
-    gone.add_done_callback(leave)
-    try:
-        await work()
-    except asyncio.CancelledError:
-        if not has_gone or task.uncancel():
-            raise
-    finally:
-        is_over = True
-        gone.cancel()
-
-
 async def _settled(answering: asyncio.Future[Any]) -> None:
     """Wait for an answer that others may want too: who waits may be cancelled, and it goes on."""
     await asyncio.wait([answering])
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the caller has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _wishes(told: Sorted) -> Wishes:

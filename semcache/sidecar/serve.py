@@ -33,7 +33,7 @@ from semcache.sidecar.own import OwnEmbeddings
 from semcache.sidecar.programs import Programs
 from semcache.sidecar.proxy import Elsewhere, Proxy
 from semcache.sidecar.renewal import Renewal
-from semcache.sidecar.server import QuietServer, config_of
+from semcache.sidecar.server import Beside, QuietServer, config_of
 from semcache.sidecar.settings import Settings, without_secrets
 from semcache.sidecar.sockets import SocketFile, listening, listening_at
 from semcache.sidecar.upstream import BrokenOffError, Upstream
@@ -195,18 +195,17 @@ class Sidecar:
         async with cache:
             self.programs.control.begin()
             self._server = server = QuietServer(self._config)
-            beside = QuietServer(self._health_config)
             server.should_exit = self._is_ending
             warming = asyncio.create_task(self._health.warm())
-            other = asyncio.create_task(beside.serve(self._health_sockets)) if self._health_sockets else None
+            sockets = self._health_sockets
+            beside = Beside(QuietServer(self._health_config), sockets) if sockets else None
             say()
             try:
                 await server.serve(self._sockets)
             finally:
                 warming.cancel()
-                beside.should_exit = True
-                if other is not None:
-                    await other
+                if beside is not None:
+                    await beside.end()
                 await upstream.close()
         if self._export is not None:
             await asyncio.to_thread(self._export.close, _FLUSH_SECONDS)
@@ -251,10 +250,9 @@ class Sidecar:
 
 def cache_of(settings: Settings) -> Cache:
     """Make the cache of a sidecar. Raises ConfigurationError."""
-    mode: Any = settings.mode  # which the cache checks
     return Cache(
         settings.namespace,
-        memory=settings.memory,
+        **of_each(settings),
         disk=settings.disk or None,
         disk_size=settings.disk_size,
         redis=settings.redis or None,
@@ -266,12 +264,6 @@ def cache_of(settings: Settings) -> Cache:
         gpu_memory=settings.gpu_memory or None,
         policy=policy_of(settings.policy),
         audit=settings.audit,
-        mode=mode,
-        max_value=settings.max_value,
-        compress=settings.compress or None,
-        prices=settings.prices or None,
-        record=Recording(settings.record) if settings.record else None,
-        observers=[LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
         ttl=TTL(
             memory=settings.ttl_memory,
             disk=settings.ttl_disk,
@@ -287,6 +279,16 @@ def cache_of(settings: Settings) -> Cache:
             flight=settings.timeout_flight,
         ),
     )
+
+
+def of_each(settings: Settings) -> dict[str, Any]:
+    """Return what the cache of each process of a sidecar is made with."""
+    return {
+        "memory": settings.memory, "mode": settings.mode, "max_value": settings.max_value,
+        "compress": settings.compress or None, "prices": settings.prices or None,
+        "record": Recording(settings.record) if settings.record else None,
+        "observers": [LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
+    }  # fmt: skip
 
 
 def upstream_of(settings: Settings) -> Upstream:

@@ -218,13 +218,7 @@ class Service:
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, whatever comes."""
         if self.programs.has(scope["path"]):
-            try:
-                await self.programs.answer(scope, receive, send)
-            except RefusedError as error:
-                given = _refused(error)
-                if error.status == _NOT_ALLOWED:
-                    given.headers.append((b"allow", METHODS[scope["path"]].encode()))
-                await _give(given, send)
+            await answer_programs(self.programs, scope, receive, send)
             return
         self._running += 1
         try:
@@ -297,6 +291,19 @@ class Service:
         except (ValueError, RecursionError) as error:
             raise RefusedError(BAD, f"the body is no JSON object: {_reason(error)}") from None
         return _read(row.body, told) if row.body is not None else told
+
+
+async def answer_programs(
+    programs: Programs, scope: MutableMapping[str, Any], receive: Receive, send: Send
+) -> None:  # fmt: skip
+    """Answer a program, whatever comes, at one of the paths for these."""
+    try:
+        await programs.answer(scope, receive, send)
+    except RefusedError as error:
+        given = _refused(error)
+        if error.status == _NOT_ALLOWED:
+            given.headers.append((b"allow", METHODS[scope["path"]].encode()))
+        await _give(given, send)
 
 
 async def _give(given: Given, send: Send) -> None:

@@ -20,15 +20,13 @@ from typing import Any
 from msgpack import packb, unpackb
 
 from semcache.cache import Cache
-from semcache.recording import Recording
 from semcache.sidecar.credentials import Token
 from semcache.sidecar.crowd import Telling
 from semcache.sidecar.forward import Forward
-from semcache.sidecar.serve import Sidecar, begin_process, loop_factory
+from semcache.sidecar.serve import Sidecar, begin_process, loop_factory, of_each
 from semcache.sidecar.server import served_at
 from semcache.sidecar.settings import Server, Settings
 from semcache.sidecar.sockets import listening_at
-from semcache.telemetry.logging import LoggingObserver
 from semcache.ttl import TTL, Timeouts, size_bytes
 
 OWNER, OPERATOR = "owner.sock", "operator.sock"
@@ -97,17 +95,10 @@ class Worker(Sidecar):
 
 def cache_of_worker(settings: Settings, folder: Path) -> Cache:
     """Make the cache of a worker."""
-    mode: Any = settings.mode
     return Cache(
         settings.namespace,
-        memory=settings.memory,
+        **of_each(settings),
         sidecar=f"unix://{folder / OWNER}",
-        mode=mode,
-        max_value=settings.max_value,
-        compress=settings.compress or None,
-        prices=settings.prices or None,
-        record=Recording(settings.record) if settings.record else None,
-        observers=[LoggingObserver(texts=settings.log_texts)] if settings.log == "json" else (),
         ttl=TTL(memory=settings.ttl_memory),
         timeouts=Timeouts(sidecar=settings.timeout_owner, flight=settings.timeout_flight),
     )

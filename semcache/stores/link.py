@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semcache.errors import TierError
 from semcache.stores.address import Address
+from semcache.stores.loop_end import EndsWithLoop
 from semcache.stores.redis_trouble import trouble
 
 if TYPE_CHECKING:
@@ -234,26 +235,19 @@ def _converse(connection: Any, asked: Sequence[Command], then: Then | None) -> l
     return values if then is None else converse(connection, then(values))
 
 
-class _LoopPool:
+class _LoopPool(EndsWithLoop):
     """The connections of one loop."""
 
     def __init__(self, address: Address) -> None:
+        super().__init__()
         self._address = address
         self._idle: list[Any] = []
         self._free = asyncio.Semaphore(address.max_connections)
         self._making: set[asyncio.Task[Any]] = set()
-        self._end = self._until_the_end()
 
-    async def begin(self) -> None:
-        """Have our connections closed with the loop: it ends the async generators that it has begun."""
-        await anext(self._end)
-
-    async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            while self._idle:
-                _hang_up(self._idle.pop())
+    def hang_up(self) -> None:
+        while self._idle:
+            _hang_up(self._idle.pop())
 
     async def exchange(self, asked: Sequence[Command], timeout: float) -> Replies:
         deadline, waited_ns = asyncio.get_running_loop().time() + timeout, 0
@@ -340,18 +334,6 @@ class _LoopPool:
     def _take(self, task: asyncio.Task[Any], connection: Any) -> None:
         if not task.cancelled() and task.exception() is None:
             self._idle.append(connection)
-
-    def close(self, loop: AbstractEventLoop) -> None:
-        idle, self._idle = self._idle, []
-        if loop.is_closed():
-            return
-
-        def hang_up() -> None:
-            for connection in idle:
-                _hang_up(connection)
-
-        with suppress(RuntimeError):  # closed in this moment
-            loop.call_soon_threadsafe(hang_up)
 
 
 def _hang_up(connection: Any) -> None:

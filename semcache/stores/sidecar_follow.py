@@ -20,7 +20,7 @@ from msgpack import Unpacker
 
 from semcache.errors import DecodeError, TierError
 from semcache.marks import Changes, Mark, Marks
-from semcache.model import Mode
+from semcache.model import SWITCHED, Mode
 from semcache.stores.sidecar_answer import Answer, GoneError
 from semcache.stores.sidecar_link import Line, SidecarLink
 from semcache.stores.wire import mark_of
@@ -31,7 +31,6 @@ _WAIT_SECONDS = 0.5
 _CONNECT_SECONDS = 2.0
 _MOST_BYTES = 64 * 2**20
 _OK = 200
-_MODES: tuple[Mode, ...] = ("live", "shadow", "exact", "off")
 
 
 class Positions:
@@ -197,7 +196,7 @@ class Following:
         for mark in marks:
             self._marks.mark(*mark)
         positions.hear(max([position, *(at for *_, at in told)]))
-        self._mode = mode if mode in _MODES else None
+        self._mode = mode if mode in SWITCHED else None
         if is_lost:
             self._is_behind = True
             raise TierError("lost", f"{self._link.where}: it has lost its store, and cannot tell what was invalidated")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from semcache.errors import TierError
+from semcache.stores.loop_end import EndsWithLoop
 from semcache.stores.sidecar_address import Address
 from semcache.stores.sidecar_answer import Answer, GoneError
-
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
 
 MAX_CONNECTIONS = 256
 
@@ -63,24 +59,17 @@ class _Wire(asyncio.Protocol):
             self.transport.abort()
 
 
-class LoopPool:
+class LoopPool(EndsWithLoop):
     """The connections of one loop."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: dict[Address, list[_Wire]] = {}
-        self._end = self._until_the_end()
 
-    async def begin(self) -> None:
-        """Have our connections closed with the loop: it ends the async generators that it has begun."""
-        await anext(self._end)
-
-    async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            for idle in self._idle.values():
-                self._drop(idle)
+    def hang_up(self) -> None:
+        for idle in self._idle.values():
+            self._drop(idle)
 
     async def ask(self, address: Address, data: bytes) -> Answer:
         """Ask an address. Raises OSError."""
@@ -111,15 +100,3 @@ class LoopPool:
     def _drop(idle: list[_Wire]) -> None:
         while idle:
             idle.pop().close()
-
-    def close(self, loop: AbstractEventLoop) -> None:
-        """Close what is idle, from any thread."""
-        if loop.is_closed():
-            return
-
-        def hang_up() -> None:
-            for idle in self._idle.values():
-                self._drop(idle)
-
-        with suppress(RuntimeError):  # closed in this moment
-            loop.call_soon_threadsafe(hang_up)

@@ -13,7 +13,7 @@ import tomllib
 import httpx
 import pytest
 from instruments import GUARD
-from processes import Process, asked
+from processes import Process, asked, starting
 from proxies import PATHS
 
 from semcache.errors import ConfigurationError
@@ -23,15 +23,8 @@ from semcache.sidecar.settings import Server, Settings
 
 @pytest.fixture
 def start(models):
-    started = []
-
-    def start_one(*arguments, **more):
-        started.append(Process("--upstream", models.url, *arguments, **more))
-        return started[-1]
-
-    yield start_one
-    for one in started:
-        one.stop(signal.SIGKILL)
+    with starting(models.url) as start:
+        yield start
 
 
 def test_signal_lets_a_stream_end_and_the_store_has_what_was_answered(start, models, tmp_path):

@@ -5,11 +5,10 @@ They need programs that nothing else does: a browser, Node, curl, Prometheus. Wi
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
-from processes import Process
+from processes import starting
 
 from semcache.testing import StandIn
 
@@ -33,12 +32,5 @@ def models():
 @pytest.fixture
 def start(models):
     """Start sidecars in front of the stand-in, with flags; they are killed with the test."""
-    started = []
-
-    def start_one(*arguments, **more):
-        started.append(Process("--upstream", models.url, *arguments, **more))
-        return started[-1]
-
-    yield start_one
-    for one in started:
-        one.stop(signal.SIGKILL)
+    with starting(models.url) as start:
+        yield start
