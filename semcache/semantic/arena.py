@@ -1,4 +1,4 @@
-"""The memory of the flat index: rows in slabs of 1,024, each slab cut into equal blocks of 1, 2, 4 ... 1,024 rows.
+"""The memory of the index: rows in slabs of 1,024, each slab cut into equal blocks of 1, 2, 4 ... 1,024 rows.
 
 Laws:
 - a row is a number, its slab's index times 1,024 plus its offset; the rows of a block that are in use are its first;
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy import bool_, float32, float64, uint8
+    from numpy import bool_, float16, float32, float64, uint8
     from numpy.typing import NDArray
 
 SHIFT = 10
@@ -29,15 +29,19 @@ FREE, COLD, HOT = 0, 1, 2
 
 
 class Slab:
-    """1,024 rows: `vectors` is float32[1024, d], all else is one array of a row's field each."""
+    """1,024 rows: `vectors` is float16[1024, d], all else is one array of a row's field each.
 
-    __slots__ = ("block", "expires", "free", "index", "keys", "scopes", "state", "texts", "vectors")
+    In a frozen one rows stay where they are, and one that goes leaves a hole: see `large`.
+    """
+
+    __slots__ = ("block", "expires", "free", "index", "is_frozen", "keys", "scopes", "state", "texts", "vectors")
 
     def __init__(self, index: int, block: int, dimension: int) -> None:
         import numpy as np
 
         self.index = index
         self.block = block
+        self.is_frozen = False
         self.free = array("H", range(SLAB_ROWS - block, -1, -block))
         self.vectors = self._make_vectors(dimension)
         self.expires: NDArray[float64] = np.zeros(SLAB_ROWS, dtype=np.float64)
@@ -48,12 +52,12 @@ class Slab:
         self.texts: Any = np.empty(SLAB_ROWS, dtype=object)
 
     def _make_vectors(self, dimension: int) -> Any:
-        """Return memory for float32[1024, d]."""
+        """Return memory for float16[1024, d]."""
         import numpy as np
 
         # A mapping of its own, because what malloc frees seldom goes back; private, so that a fork shares no writes.
-        memory = mmap(-1, 4 * dimension * SLAB_ROWS, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-        vectors: NDArray[float32] = np.frombuffer(memory, dtype=np.float32).reshape(SLAB_ROWS, dimension)
+        memory = mmap(-1, 2 * dimension * SLAB_ROWS, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        vectors: NDArray[float16] = np.frombuffer(memory, dtype=np.float16).reshape(SLAB_ROWS, dimension)
         return vectors
 
     def give_back(self) -> None:
@@ -62,6 +66,10 @@ class Slab:
     @property
     def used_blocks(self) -> int:
         return SLAB_ROWS // self.block - len(self.free)
+
+    def may_write(self, at: int, vector: NDArray[float32]) -> bool:
+        """Say whether a row that is there may be overwritten: in a frozen slab its vector must be the same."""
+        return not self.is_frozen or bool((self.vectors[at] == vector.astype(self.vectors.dtype)).all())
 
     def write(self, at: int, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         """Fill a row; it is cold."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
 from semcache.semantic.index import FlatIndex
+from semcache.semantic.large import LargeIndex
 from semcache.semantic.nearest import Slots
 from semcache.semantic.rows import DeviceRows
 
@@ -102,7 +103,7 @@ class _Some:
 def make_index(dimension: int, max_bytes: int, device: str | None, gpu_memory: int | None) -> FlatIndex:
     """Make the index that goes with a device: on a GPU, with at most so many bytes there, or on the CPU."""
     if device is None or not device.startswith("cuda"):
-        return FlatIndex(dimension, max_bytes)
+        return LargeIndex(dimension, max_bytes)
     return DeviceIndex(dimension, max_bytes, device=device, max_device_bytes=gpu_memory)
 
 
@@ -192,18 +193,18 @@ class DeviceIndex(FlatIndex):
         """Yield what lies on the host."""
         return (one for one in super()._blocks(scope) if not isinstance(one[0], DeviceSlab))
 
-    def _elsewhere(self, *asked: Any) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
+    def _elsewhere(self, *asked: Any) -> list[tuple[NDArray[float32], NDArray[int64]]]:
         """Search what lies on the device."""
         import numpy as np
 
         scope, queries, k = asked
         if self._arena.slab(self._tail(scope)[0]).block != SLAB_ROWS:
-            return [], []
+            return []
         known = self._slots_of.get(scope)
         if known is None:
             slabs = [one for one, _, _ in super()._blocks(scope) if isinstance(one, DeviceSlab)]
             if not slabs:
-                return [], []
+                return []
             known = self._slots_of[scope] = slabs, self._device_rows.together([slab.slot for slab in slabs])
         slabs, slots = known
         start, used = self._tail(scope)
@@ -220,8 +221,8 @@ class DeviceIndex(FlatIndex):
             kept = int((near != -np.inf).sum(axis=1).max(initial=0))
             near, found = near[:, :kept], found[:, :kept]
         if not near.shape[1]:
-            return [], []
-        return [near], [self._as_rows(found)]
+            return []
+        return [(near, self._as_rows(found))]
 
     def _living(self, near: NDArray[float32], found: NDArray[int64], k: int) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return the first k of each that live, the nearest first; what is none stands last, at -inf."""

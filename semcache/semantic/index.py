@@ -1,4 +1,4 @@
-"""The index of near matches: float32 unit vectors by key, searched exactly and within one scope only (law 2).
+"""The index of near matches: unit vectors by key, in half precision, searched exactly, within one scope only (law 2).
 
 Laws:
 - a scope's rows lie in blocks of the arena: one block of 1, 2, 4 ... 1,024 rows, then full blocks of 1,024 and a last
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
+from semcache.semantic.half import NO_ROW, Scanner
 from semcache.semantic.threads import limit_faiss_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy import float32, int64
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ _SWEPT_AT_ONCE = 64
 
 
 class FlatIndex:
-    """Exact search over one arena, by FAISS, block by block. At most `max_bytes` and `max_rows` are kept."""
+    """Exact search over one arena, block by block. At most `max_bytes` and `max_rows` are kept."""
 
     def __init__(self, dimension: int, max_bytes: int, max_rows: int | None = None) -> None:
         limit_faiss_threads()
@@ -51,7 +52,8 @@ class FlatIndex:
         self.evictions = 0
         self._max_bytes = max_bytes
         self._max_rows = max_rows
-        self._row_bytes = ROW_BYTES + 4 * dimension
+        self._row_bytes = ROW_BYTES + 2 * dimension
+        self._scanner = Scanner(dimension)
         self._now = float("-inf")
         self.clear()
 
@@ -91,10 +93,10 @@ class FlatIndex:
     def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         """Keep a row; see `work.VectorIndex.add`. One that alone is over the bound is not kept."""
         self._check(vector)
-        row = self._rows[hash(key) % _SHARDS].get(key)
+        row = self._rows_of(key).get(key)
         if row is not None:
             slab, at = self._arena.slab(row), row & OFFSET
-            if slab.scopes[at] == scope:
+            if slab.scopes[at] == scope and slab.may_write(at, vector):
                 self._bytes += _text_bytes(text) - _text_bytes(slab.texts[at])
                 slab.write(at, slab.keys[at], slab.scopes[at], vector, text, expires)
                 slab.state[at] = HOT
@@ -109,7 +111,7 @@ class FlatIndex:
         self._append(key, scope, vector, text, expires)
 
     def remove(self, key: bytes) -> bool:
-        row = self._rows[hash(key) % _SHARDS].get(key)
+        row = self._rows_of(key).get(key)
         if row is None:
             return False
         self._remove(key, row)
@@ -137,14 +139,14 @@ class FlatIndex:
         return found
 
     def vector(self, key: bytes) -> NDArray[float32] | None:
-        row = self._rows[hash(key) % _SHARDS].get(key)
-        return None if row is None else self._arena.slab(row).vectors[row & OFFSET].copy()
+        row = self._rows_of(key).get(key)
+        return None if row is None else self._arena.slab(row).vectors[row & OFFSET].astype("float32")
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         """Look at every row; see `work.VectorIndex.within`."""
         found: list[Neighbour] = []
         for slab in self._host_slabs():
-            near = slab.vectors @ vector
+            near = self._scanner.convert(slab.vectors) @ vector
             alive = (slab.state != FREE) & (slab.expires > now)
             found += [
                 Neighbour(slab.keys[at], min(float(near[at]), 1.0), slab.texts[at])
@@ -165,6 +167,9 @@ class FlatIndex:
             self._swept_to += 1
         return sum(self.remove(key) for key in expired)
 
+    def close(self) -> None:
+        """End what works aside, of which there is none here."""
+
     def _make_arena(self) -> Arena:
         return Arena(self.dimension)
 
@@ -178,6 +183,10 @@ class FlatIndex:
 
     # Rows and blocks
 
+    def _rows_of(self, key: bytes) -> dict[bytes, int]:
+        """Return the part of the table that a key stands in."""
+        return self._rows[hash(key) % _SHARDS]
+
     def _tail(self, scope: bytes) -> tuple[int, int]:
         tail = self._tails[hash(scope) % _SHARDS][scope]
         return tail >> _COUNT_BITS, tail & _COUNT
@@ -190,7 +199,7 @@ class FlatIndex:
         if self.has_scope(scope):
             start, used = self._tail(scope)
             slab = self._arena.slab(start)
-            scope = slab.scopes[start & OFFSET]  # one object for all rows of a scope
+            scope = slab.scopes[start & OFFSET] if used else scope  # one object for all rows of a scope
             if used == slab.block:
                 start, used = self._extend(scope, start, used)
         else:
@@ -199,7 +208,7 @@ class FlatIndex:
             self._bytes += SCOPE_BYTES
         row = start + used
         self._arena.slab(row).write(row & OFFSET, key, scope, vector, text, expires)
-        self._rows[hash(key) % _SHARDS][key] = row
+        self._rows_of(key)[key] = row
         self._set_tail(scope, start, used + 1)
         self._len += 1
         self._bytes += self._row_bytes + _text_bytes(text)
@@ -220,7 +229,7 @@ class FlatIndex:
         target, at = self._arena.slab(target_start), target_start & OFFSET
         target.copy(at, source, source_at, used)
         for row, key in enumerate(target.keys[at : at + used], target_start):
-            self._rows[hash(key) % _SHARDS][key] = row
+            self._rows_of(key)[key] = row
         self._set_tail(scope, target_start, used)
         source.clear(source_at, used)
         self._arena.release(start)
@@ -237,9 +246,9 @@ class FlatIndex:
         if start + used - 1 != row:
             slab.copy(at, last_slab, last)
             last_key = slab.keys[at]
-            self._rows[hash(last_key) % _SHARDS][last_key] = row
+            self._rows_of(last_key)[last_key] = row
         last_slab.clear(last)
-        del self._rows[hash(key) % _SHARDS][key]
+        del self._rows_of(key)[key]
         self._shrink(scope, start, used - 1)
 
     def _shrink(self, scope: bytes, start: int, used: int) -> None:
@@ -258,9 +267,12 @@ class FlatIndex:
             if not full:
                 del self._full[scope]
         else:
-            del self._tails[hash(scope) % _SHARDS][scope]
-            self._scopes -= 1
-            self._bytes -= SCOPE_BYTES
+            self._drop_scope(scope)
+
+    def _drop_scope(self, scope: bytes) -> None:
+        del self._tails[hash(scope) % _SHARDS][scope]
+        self._scopes -= 1
+        self._bytes -= SCOPE_BYTES
 
     # Search
 
@@ -273,47 +285,41 @@ class FlatIndex:
         for start in self._full.get(scope, ()):
             yield self._arena.slab(start), start & OFFSET, SLAB_ROWS
         start, used = self._tail(scope)
-        yield self._arena.slab(start), start & OFFSET, used
+        if used:
+            yield self._arena.slab(start), start & OFFSET, used
 
     def _nearest(self, scope: bytes, queries: NDArray[float32], k: int) -> list[list[Neighbour]]:
         """Return each query's nearest rows: the nearest of each block, merged."""
-        import faiss
         import numpy as np
 
-        similarities, rows = self._elsewhere(scope, queries, k)
-        for slab, at, used in self._blocks(scope):
-            vectors = slab.vectors[at : at + used]
-            offsets = None
-            alive = slab.expires[at : at + used] > self._now
-            if not alive.all():
-                offsets = alive.nonzero()[0]
-                vectors = vectors[offsets]
-            if not len(vectors):
-                continue
-            near, where = faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-            similarities.append(near)
-            rows.append((where if offsets is None else offsets[where]) + (slab.index << SHIFT | at))
-        if not rows:
-            return [[] for _ in queries]
-        all_near, all_rows = similarities[0], rows[0]
-        if len(rows) > 1:
-            all_near, all_rows = np.hstack(similarities), np.hstack(rows)
-            order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
-            all_near, all_rows = (
-                np.take_along_axis(all_near, order, axis=1),
-                np.take_along_axis(all_rows, order, axis=1),
-            )
-        found = list(zip(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist(), strict=True))
-        for nearest, _ in found:
-            self._arena.slab(nearest[0]).state[nearest[0] & OFFSET] = HOT
-        return [list(map(self._neighbour, *pair)) for pair in found]
+        found_in = [*self._elsewhere(scope, queries, k), self._scan(self._blocks(scope), queries, k)]
+        all_near, all_rows = map(np.hstack, zip(*found_in, strict=True))
+        order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
+        all_near, all_rows = np.take_along_axis(all_near, order, axis=1), np.take_along_axis(all_rows, order, axis=1)
+        found = []
+        for rows, nears in zip(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist(), strict=True):
+            pairs = [(row, near) for row, near in zip(rows, nears, strict=True) if row != NO_ROW]
+            for row, _ in pairs[:1]:
+                self._arena.slab(row).state[row & OFFSET] = HOT
+            found.append([self._neighbour(*pair) for pair in pairs])
+        return found
 
-    def _elsewhere(self, *_: Any) -> tuple[list[NDArray[float32]], list[NDArray[int64]]]:
-        """Return similarities and rows, each [n, found], of what `_blocks` leaves out: here nothing.
+    def _scan(
+        self, blocks: Iterable[tuple[Slab, int, int]], queries: NDArray[float32], k: int
+    ) -> tuple[NDArray[float32], NDArray[int64]]:
+        """Return similarities and rows of the nearest in some blocks, each [n, k]; -1 where there are fewer."""
+        parts = (
+            (slab.vectors[at : at + used], slab.expires[at : at + used] > self._now, slab.index << SHIFT | at)
+            for slab, at, used in blocks
+        )
+        return self._scanner.nearest(queries, parts, k)
+
+    def _elsewhere(self, *_: Any) -> list[tuple[NDArray[float32], NDArray[int64]]]:
+        """Return similarities and rows, each [n, found], -1 for none, of what `_blocks` leaves out: here nothing.
 
         An index that has rows elsewhere is given a scope, float32[n, d] and k.
         """
-        return [], []
+        return []
 
     def _neighbour(self, row: int, similarity: float) -> Neighbour:
         slab, at = self._arena.slab(row), row & OFFSET

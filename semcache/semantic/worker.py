@@ -167,7 +167,7 @@ class Worker:
                 self._pause = _FIRST_PAUSE
         while self._serve_next():
             pass
-        self._index = None
+        self._let_index_go()
         self._texts.forget()
 
     def _serve_next(self) -> bool:
@@ -226,6 +226,11 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - without old rows there are still new ones
             self._report("restore", error)
 
+    def _let_index_go(self) -> None:
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+
     def _load_failed(self, error: Exception) -> None:
         with self._lock:
             waiting = self._drain()
@@ -234,7 +239,7 @@ class Worker:
                 self._failure = error
                 self._retry_at = self._clock() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._index = None
+        self._let_index_go()
         self._texts.forget()
         self._fail(waiting, error)
         if self.state == "failed":

@@ -22,8 +22,9 @@ KEYS = st.integers(0, 60).map(lambda number: b"key-%d" % number)
 
 
 def unit(seed, dimension=DIMENSION):
+    """Return a vector of length one, as near as half precision can say: so that what is kept is what was given."""
     vector = np.random.default_rng(seed).standard_normal(dimension)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return (vector / np.linalg.norm(vector)).astype(np.float16).astype(np.float32)
 
 
 def axis(place, dimension=DIMENSION):
@@ -102,7 +103,7 @@ class Rows(RuleBasedStateMachine):
         found = self.index.search(scopes, queries, k, self.now)
         for scope, query, neighbours in zip(scopes, queries, found, strict=True):
             alive = {
-                key: float(row[1] @ query)
+                key: min(float(row[1] @ query), 1.0)
                 for key, row in self.rows.items()
                 if row[0] == scope and row[3] > self.now and key in self.index
             }
@@ -191,7 +192,7 @@ def test_search_same_vector_similarity_is_at_most_one():
     for sign in (1, -1):
         for number, vector in enumerate(vectors):
             [[neighbour]] = index.search([b"%d" % number], np.array([sign * vector]), 1, 0.0)
-            assert neighbour.similarity == pytest.approx(sign, abs=1e-6)
+            assert neighbour.similarity == pytest.approx(sign, abs=2e-4)  # rows are kept in half precision
             assert -1.0 <= neighbour.similarity <= 1.0
 
 
@@ -389,7 +390,7 @@ def test_nbytes_counted_is_near_what_python_allocates():
         allocated = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    counted = index.nbytes - rows * 4 * DIMENSION
+    counted = index.nbytes - rows * 2 * DIMENSION
     assert counted == rows * (ROW_BYTES + 56 + 40) + singles * SCOPE_BYTES
     assert 0.8 < allocated / counted < 1.25
 

@@ -1,0 +1,68 @@
+"""A thread aside, for work that nobody waits for: it gives way to those who do, and ends with its owner."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from semcache.semantic.threads import usable_cpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NICENESS = 10
+
+
+class Aside:
+    """Does one thing after another; what is done tells of itself, and catches what goes wrong with it.
+
+    Work that takes long looks at `is_closed` and stops.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._closed = threading.Event()
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def is_closed(self) -> bool:
+        """Say whether nobody wants the work any more."""
+        return self._closed.is_set()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have something done, after what was asked before; nothing once closed."""
+        if self.is_closed():
+            return
+        if self._thread is None:
+            # A daemon, for the interpreter's exit is not to wait for what may take seconds: it closes us first.
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._queue.put(work)
+
+    def close(self, timeout: float | None = 5.0) -> None:
+        """Stop, and wait so many seconds for what is being done to notice."""
+        self._closed.set()
+        self._queue.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        if hasattr(os, "setpriority"):
+            with suppress(OSError):  # Linux counts niceness by thread; where it may not be, we are as nice as all
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        while True:
+            work = self._queue.get()
+            if work is None or self.is_closed():
+                return
+            work()
+            del work  # what it holds may be large
+
+
+def share_of_cpus(*, is_urgent: bool) -> int:
+    """Return with how many threads to work aside: half of the processors, or all of them."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return max(1, int(os.environ["OMP_NUM_THREADS"].partition(",")[0] or 1))
+    return usable_cpus() if is_urgent else max(1, usable_cpus() // 2)
