@@ -26,24 +26,25 @@ _MOST_RUNS = 32
 """Runs of living rows are scanned where they lie; of more of them than this the rows are copied first."""
 
 
+def untyped_faiss() -> Any:
+    """Return FAISS, whose types say less than there is."""
+    import faiss
+
+    return faiss
+
+
 class Scanner:
     """Finds the nearest of rows given in parts, float16[n, d], n at most 1,024. Not locked: one thread owns it."""
 
     def __init__(self, dimension: int) -> None:
-        import faiss
         import numpy as np
 
-        untyped: Any = faiss  # its types say less than there is
+        faiss = untyped_faiss()
         self._pointer = faiss.swig_ptr
-        self._code = untyped.ScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16)
+        self._code = faiss.ScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16)
         self._code.thisown = False  # some 200 bytes, for which FAISS's Python has no destructor and says so
-        self._scanner = self._code.select_InvertedListScanner(
-            faiss.METRIC_INNER_PRODUCT,
-            None,
-            False,
-            None,
-            False,  # noqa: FBT003 - neither pairs nor residuals
-        )
+        pairs = residuals = False
+        self._scanner = self._code.select_InvertedListScanner(faiss.METRIC_INNER_PRODUCT, None, pairs, None, residuals)
         self._scanner.thisown = True  # else it is never freed
         self._offsets = np.arange(SLAB_ROWS)
         self._converted = np.empty((SLAB_ROWS, dimension), dtype=np.float32)

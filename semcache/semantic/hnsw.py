@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.half import untyped_faiss
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -31,9 +33,9 @@ class Graph:
     """Rows float16[n, d], numbered from 0, and the links between them."""
 
     def __init__(self, index: Any) -> None:
-        import faiss
         import numpy as np
 
+        faiss = untyped_faiss()
         self._index = index
         codes = faiss.downcast_index(index.storage).codes
         flat: NDArray[uint8] = faiss.rev_swig_ptr(codes.data(), len(self) * 2 * index.d)
@@ -49,11 +51,9 @@ class Graph:
 
         `effort` is how many candidates are kept meanwhile; of `alive` a row's bit says whether it may be found.
         """
-        import faiss
-
-        untyped: Any = faiss  # its types say less than there is
+        faiss = untyped_faiss()
         selector = {} if alive is None else {"sel": faiss.IDSelectorBitmap(alive)}
-        params = untyped.SearchParametersHNSW(efSearch=max(effort, k), **selector)
+        params = faiss.SearchParametersHNSW(efSearch=max(effort, k), **selector)
         found: tuple[NDArray[float32], NDArray[int64]] = self._index.search(queries, k, params=params)
         return found
 
@@ -62,12 +62,9 @@ def grown(
     graph: Graph | None, parts: Iterable[NDArray[float32]], dimension: int, stopped: Callable[[], bool]
 ) -> Graph | None:
     """Return a graph of another's rows and those of some parts, float32[n, d], behind them; None once `stopped`."""
-    import faiss
-
-    untyped: Any = faiss
-    index: Any
+    faiss = untyped_faiss()
     if graph is None:
-        index = untyped.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_fp16, _LINKS, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_fp16, _LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = _CONSTRUCTION
         index.is_trained = True  # half precision has nothing to learn
     else:

@@ -114,8 +114,8 @@ def test_row_overwritten_with_its_own_vector_stays_where_it_is():
     """An answer that is put anew costs no hole: its text and life alone change."""
     index, vectors = filled(2 * SLAB_ROWS + 1)
     assert index.settle(60)
-    for number in range(2 * SLAB_ROWS):
-        index.add(b"%d" % number, b"scope", vectors[number], "again", 10.0)
+    for number, vector in enumerate(vectors):
+        index.add(b"%d" % number, b"scope", vector, "again", 10.0)
     assert sealed_rows(index) == 2 * SLAB_ROWS
     assert sum(segment.living for segment in index._sealed[b"scope"].segments) == 2 * SLAB_ROWS
     assert [n.text for n in index.search([b"scope"], vectors[:1], 1, 0.0)[0]] == ["again"]
