@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from semcache.semantic.threads import usable_cpus
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NICENESS = 10
+_NICENESS = 5
+"""Enough to give way; where all processors are busy it still gets a third of a usual thread's share."""
 
 
 class Aside:
@@ -50,19 +50,13 @@ class Aside:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        if hasattr(os, "setpriority"):
-            with suppress(OSError):  # Linux counts niceness by thread; where it may not be, we are as nice as all
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        if sys.platform == "linux":  # which counts niceness by thread
+            with suppress(OSError):
+                thread = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
         while True:
             work = self._queue.get()
             if work is None or self.is_closed():
                 return
             work()
             del work  # what it holds may be large
-
-
-def share_of_cpus(*, is_urgent: bool) -> int:
-    """Return with how many threads to work aside: half of the processors, or all of them."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return max(1, int(os.environ["OMP_NUM_THREADS"].partition(",")[0] or 1))
-    return usable_cpus() if is_urgent else max(1, usable_cpus() // 2)

@@ -20,11 +20,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
-from semcache.semantic.aside import Aside, share_of_cpus
+from semcache.semantic.aside import Aside
 from semcache.semantic.half import Scanner
 from semcache.semantic.hnsw import LINK_BYTES, grown
 from semcache.semantic.index import FlatIndex, _text_bytes
 from semcache.semantic.segments import Job, Sealed, Segment
+from semcache.semantic.threads import share_faiss_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -309,10 +310,8 @@ def _build(
     job: Job, rows: list[NDArray[float16]], dimension: int, is_closed: Any, *, is_urgent: bool
 ) -> None:  # fmt: skip
     """Build the job's graph; runs aside."""
-    import faiss
-
     try:
-        faiss.omp_set_num_threads(share_of_cpus(is_urgent=is_urgent))
+        share_faiss_threads(is_urgent=is_urgent)
         scanner = Scanner(dimension)
         base = None if job.base is None else job.base.graph
         job.graph = grown(base, map(scanner.convert, rows), dimension, is_closed)

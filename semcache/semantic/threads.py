@@ -33,6 +33,14 @@ def limit_faiss_threads() -> None:
         faiss.omp_set_num_threads(cpus)
 
 
+def share_faiss_threads(*, is_urgent: bool) -> None:
+    """Let FAISS, called from this thread, use half of the usable processors, or all; OMP_NUM_THREADS goes before."""
+    import faiss
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        faiss.omp_set_num_threads(usable_cpus() if is_urgent else max(1, usable_cpus() // 2))
+
+
 def _quotas(root: Path) -> list[float]:
     """Return the quotas, in processors, of this process's cgroups and of those they lie in."""
     found = []
