@@ -24,7 +24,7 @@ from semcache.semantic.aside import Aside
 from semcache.semantic.half import Scanner
 from semcache.semantic.hnsw import LINK_BYTES, grown
 from semcache.semantic.index import FlatIndex, _text_bytes
-from semcache.semantic.segments import Job, Sealed, Segment
+from semcache.semantic.segments import SEGMENT_ROWS, Job, Sealed, Segment
 from semcache.semantic.threads import share_faiss_threads
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from semcache.semantic.arena import Slab
 
 CROSSOVER = 8192
-SEGMENT_ROWS = 262_144
+"""Measured (benchmarks/RESULTS.md): so many rows are scanned in 0.4 ms, a graph of them answers in about as long."""
 EFFORT = 256
 
 _JOB_SLABS = 32
@@ -51,7 +51,7 @@ _NONE = -1
 class LargeIndex(FlatIndex):
     """A FlatIndex whose scopes are graphs from about `crossover` rows on, of at most `segment_rows` rows each.
 
-    `effort` is how many candidates a search of a graph keeps: recall for time.
+    `effort` is how many candidates a search of a graph of 262,144 rows keeps: recall for time.
     """
 
     def __init__(

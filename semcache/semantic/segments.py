@@ -8,6 +8,7 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from semcache.semantic.arena import Slab
     from semcache.semantic.hnsw import Graph
 
+SEGMENT_ROWS = 262_144
+
 _MORE_FOUND = 16
 """Rows found beyond those asked for, where lives may be over."""
+_LEAST_EFFORT = 64
 _MOST_EFFORT = 4
 
 
@@ -87,7 +91,11 @@ class Segment:
         return np.where(lives, near, np.float32(-np.inf)), self._as_rows(np.where(lives, found, -1))
 
     def _at_effort(self, effort: int, living: int) -> tuple[int, NDArray[uint8] | None]:
-        """Return how many candidates to keep, more where many are holes, and which rows may be found."""
+        """Return how many candidates to keep, and which rows may be found.
+
+        `effort` is that of a full segment: smaller ones reach the same recall with fewer, those with holes need more.
+        """
+        effort = max(_LEAST_EFFORT, round(effort * sqrt(min(1.0, len(self) / SEGMENT_ROWS))))
         if living == len(self):
             return effort, None
         return effort * min(_MOST_EFFORT, len(self) // max(1, living)), self._alive

@@ -408,6 +408,35 @@ def test_index_fails_searches_get_its_error_and_the_thread_lives_on(rig):
     assert [reason for reason, _ in r.faults] == ["search", "search"]
 
 
+def test_index_is_closed_with_its_worker(rig):
+    """What an index does aside ends when nobody searches it any more: at the end, and before the next is loaded."""
+    made = []
+
+    class Closing(FlatIndex):
+        is_closed = False
+
+        def close(self):
+            self.is_closed = True
+
+        def search(self, scopes, vectors, k, now):
+            raise TierError("lost", "the device has gone")
+
+    def make_index(dimension):
+        made.append(Closing(dimension, 10**9))
+        return made[-1]
+
+    failed = threading.Event()
+    r = rig(make_index=make_index, on_fault=lambda reason, _: reason == "load" and failed.set())
+    with pytest.raises(TierError, match="has gone"):
+        r.search(b"scope", "text")
+    assert failed.wait(SOON)
+    assert [one.is_closed for one in made] == [True]
+    r.clock.now += 1000
+    r.batcher.warm().result(SOON)
+    r.batcher.close()
+    assert [one.is_closed for one in made] == [True, True]
+
+
 def test_uncovered_text_is_neither_searched_nor_indexed(rig):
     """Law 12: a text that the embedder does not see whole raises "uncovered" with the reason, and is no row."""
     embed = Embed()

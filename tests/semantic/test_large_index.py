@@ -16,7 +16,7 @@ from semcache.semantic.large import LargeIndex
 pytestmark = pytest.mark.semantic
 
 DIMENSION = 4
-ALL = 1 << 14
+ALL = 1 << 18
 """An effort that finds every row of such small graphs."""
 
 
