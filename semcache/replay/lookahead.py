@@ -152,7 +152,7 @@ class LookAhead:
             self._counts["searched_ahead"] += 1
             share_ns = self._search_share_ns
         for near in neighbours if with_vectors else ():
-            near.vector = self._vectors.matrix[self._vectors.rows[near.text]]
+            near.vector = self._kept([near.text])[0]
         self.ahead_ns += self._embed_share_ns + share_ns
         search_ns = perf_counter_ns() - began + share_ns
         future.set_result(Found(vector, neighbours, self._embed_share_ns, search_ns))
@@ -175,11 +175,15 @@ class LookAhead:
             return None
         alive = [key for key in added if key in self._index and self._expires[key] > now]
         if alive:
-            rows = [self._vectors.rows[added[key]] for key in alive]
-            similarities = (self._vectors.matrix[rows] @ vector).clip(-1.0, 1.0).tolist()
+            similarities = (self._kept([added[key] for key in alive]) @ vector).clip(-1.0, 1.0).tolist()
             left += [Neighbour(key, near, added[key]) for key, near in zip(alive, similarities, strict=True)]
             left.sort(key=lambda near: -near.similarity)
         return left[:k]
+
+    def _kept(self, texts: list[str]) -> NDArray[float32]:
+        """Return the vectors of texts as the index keeps them, in half precision."""
+        rows = [self._vectors.rows[text] for text in texts]
+        return self._vectors.matrix[rows].astype("float16").astype("float32")
 
     def add(
         self, key: bytes, scope: bytes, text: str, vector: Any, expires: float,  # noqa: ARG002 - it is known here

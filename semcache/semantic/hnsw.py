@@ -57,6 +57,21 @@ class Graph:
         found: tuple[NDArray[float32], NDArray[int64]] = self._index.search(queries, k, params=params)
         return found
 
+    def free(self) -> None:
+        """Give the memory back; the graph is not used any more.
+
+        Python's destructor holds the interpreter's lock while the system takes a quarter of a gigabyte back, for some
+        70 ms; FAISS's own calls do not hold it, and to reorder no rows swaps what there is for nothing.
+        """
+        import numpy as np
+
+        nothing = np.empty(0, np.int64)
+        faiss = untyped_faiss()
+        del self.rows
+        self._index.reset()
+        faiss.downcast_index(self._index.storage).permute_entries(nothing)
+        self._index.hnsw.permute_entries(faiss.swig_ptr(nothing))
+
 
 def grown(
     graph: Graph | None, parts: Iterable[NDArray[float32]], dimension: int, stopped: Callable[[], bool]

@@ -164,10 +164,12 @@ class LargeIndex(FlatIndex):
             return
         if self._tail(scope)[0] == _NONE:
             self._drop_scope(scope)
-        if not sealed.segments and (self._job is None or self._job.scope != scope):  # the build of these has failed
+        if sealed.building and (self._job is None or self._job.scope != scope):  # their build has failed
             for left in sealed.building:
                 self._release(left)
-            del self._sealed[scope]
+            sealed.building.clear()
+            if not sealed.segments:
+                del self._sealed[scope]
 
     # Segments
 
@@ -279,9 +281,8 @@ class LargeIndex(FlatIndex):
         self._bytes -= LINK_BYTES * SLAB_ROWS
 
     def _let_go(self, segment: Segment) -> None:
-        """Free a segment's memory aside: to give a quarter of a gigabyte back takes milliseconds."""
-        self._aside.submit(partial(_forget, [segment.graph]))
-        del segment.graph
+        """Free a segment's memory aside, which takes milliseconds; it is not used any more."""
+        self._aside.submit(segment.graph.free)
 
     # Search
 
@@ -326,7 +327,3 @@ def _tell(owner: weakref.ref[LargeIndex], job: Job, build: Any) -> None:
     if index is not None:
         index._finished.append(job)  # noqa: SLF001 - its own
         index._changed.set()  # noqa: SLF001
-
-
-def _forget(graphs: list[Any]) -> None:
-    graphs.clear()

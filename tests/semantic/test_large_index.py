@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, invariant, rule
 from test_index import PLENTY, SCOPES, Rows, unit
 
 from semcache.semantic import large as semantic_large
@@ -49,6 +49,15 @@ class Large(Rows):
             key = keys[place]
             self.rows[key] = (scope, self.rows[key][1], "another text", self.now + 50.0)
             self.index.add(key, *self.rows[key])
+
+    @invariant()
+    def bounds_hold(self):
+        if not hasattr(self, "index"):
+            return
+        assert len(self.index) <= self.most[0]
+        if not self.rows:  # what a build was under way with goes when that ends
+            assert self.index.settle(60)
+            assert (len(self.index), self.index.nbytes, len(self.index._arena)) == (0, 0, 0)
 
     def teardown(self):
         if hasattr(self, "index"):
