@@ -315,7 +315,7 @@ def _build(
         share_faiss_threads(is_urgent=is_urgent)
         scanner = Scanner(dimension)
         base = None if job.base is None else job.base.graph
-        job.graph = grown(base, map(scanner.convert, rows), dimension, is_closed)
+        job.graph = grown(base, map(scanner.convert, rows), job.rows, dimension, is_closed)
     except BaseException as error:  # noqa: BLE001 - memory, most likely: the rows are scanned instead
         job.error = error
 
