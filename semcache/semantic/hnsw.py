@@ -88,7 +88,7 @@ def grown(
     index.is_trained = True  # half precision has nothing to learn
     storage = faiss.downcast_index(index.storage)
     before = 0 if graph is None else len(graph)
-    # Room for all at once, and not FAISS's own clone: as the codes grew, that would be copied once more, to twice its size.
+    # Room for all at once, not FAISS's own clone: as its codes grew, they would be copied again, to twice their size.
     storage.codes.resize((before + rows) * storage.code_size)
     if graph is not None:
         faiss.memcpy(storage.codes.data(), faiss.swig_ptr(graph.rows.view(np.uint8)), graph.rows.nbytes)
