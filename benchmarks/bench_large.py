@@ -66,6 +66,7 @@ class Filled:
         self.removes = array("d")
         self.text_bytes = 0
         self.missed = self.stale = 0
+        self._looking = 0.0
         for number, query in enumerate(rows.queries[:20]):  # what comes with the first calls is not the rows'
             self.index.add(b"warm %d" % number, b"warm", query, "", FOR_EVER)
             self.index.search([b"warm"], query[None], NEIGHBOURS, 0.0)
@@ -85,14 +86,20 @@ class Filled:
         self.index.add(key, scope, vector, text, FOR_EVER)
         self.inserts[row] = perf_counter() - began
         if row % LOOKED_AT == 0:
+            began = perf_counter()
             self.missed += key not in [one.key for one in self.find(row, vector)]
+            self._looking += perf_counter() - began
 
     def fill(self, start: int, stop: int) -> tuple[float, float]:
-        """Add rows one upon the other; return the seconds until the last was in, and until nothing was left to do."""
-        began = perf_counter()
+        """Add rows one upon the other; return the seconds until the last was in, and until nothing was left to do.
+
+        Those in which rows were looked for are left out.
+        """
+        began, looked = perf_counter(), self._looking
         for row, vector in self.rows.read(start, stop):
             self.add(row, vector)
-        return perf_counter() - began, self.settle() + perf_counter() - began
+        took = perf_counter() - began - (self._looking - looked)
+        return took, took + self.settle()
 
     def take_out(self) -> None:
         """Remove a tenth of each scope."""
@@ -290,7 +297,8 @@ def table(part: str, figures: Any) -> dict[str, dict[str, Any]]:
         row(name, f"{name}, us of its caller (median)", found["p50"], 50.0, "us", **some(found, "p99", "p99.9", "max"))
     wrong = {"missed": figures["missed"], "found": figures["stale"]}
     row("at once", "of each 1,000th, not found once in, or found once removed", sum(wrong.values()), 0, "", **wrong)
-    what, more = "rows a second, one upon the other, until all is built", {"until all are in": figures["in_a_second"]}
+    what = f"rows a second, one upon the other, until all is built ({figures['idle_s']:.0f} s after the last)"
+    more = {"until all are in": figures["in_a_second"]}
     row("built", what, figures["built_a_second"], None, "/s", **more)
     if "meanwhile" in figures:
         paced, alone = figures["meanwhile"], figures["alone"]
