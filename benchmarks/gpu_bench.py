@@ -17,6 +17,7 @@ import torch  # before FAISS: who comes first brings the CUDA libraries
 from run import machine
 
 from semcache.semantic.device import DeviceIndex
+from semcache.semantic.index import FlatIndex
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -164,11 +165,20 @@ def units(n: int) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def filled(rows: int, device: str = DEVICE) -> DeviceIndex:
-    """Make an index of one scope, `b"scope"`; a row's key is its number."""
+def filled(rows: int, device: str = DEVICE, vectors: Any = None) -> DeviceIndex:
+    """Make an index of one scope, `b"scope"`, whole on its device; a row's key is its number."""
     index = DeviceIndex(DIMENSION, 10**11, device=device)
-    put(index, [(number.to_bytes(8, "little"), vector) for number, vector in enumerate(units(rows))])
+    index.crossover = 0
+    vectors = units(rows) if vectors is None else vectors
+    put(index, [(number.to_bytes(8, "little"), vector) for number, vector in enumerate(vectors)])
+    for _ in range(rows >> 10):  # what came at once goes there by and by
+        index.sweep(0.0)
     return index
+
+
+def rows_on_devices(index: DeviceIndex) -> list[Any]:
+    """Return what an index has on each of its devices."""
+    return getattr(index, "_devices", None) or [index._device_rows]
 
 
 def put(index: DeviceIndex, rows: list[tuple[bytes, Any]]) -> None:
@@ -179,7 +189,7 @@ def put(index: DeviceIndex, rows: list[tuple[bytes, Any]]) -> None:
         put_each(index, rows)
 
 
-def put_each(index: DeviceIndex, rows: list[tuple[bytes, Any]]) -> None:
+def put_each(index: FlatIndex, rows: list[tuple[bytes, Any]]) -> None:
     """Add rows one by one."""
     for key, vector in rows:
         index.add(key, b"scope", vector, "a text", math.inf)

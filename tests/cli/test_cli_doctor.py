@@ -488,7 +488,7 @@ def test_search_is_told_with_its_path_and_rates(told_of_search):
     figures, told = told_of_search()
     assert figures.pop("search_seconds") > 0
     assert figures.pop("queries_per_second") > 0
-    assert figures == {"device": "cpu", "path": FlatIndex.path, "rows": 4096, "batch": 32} | (
+    assert figures == {"device": "cpu", "path": FlatIndex.path, "rows": 8192, "batch": 32} | (
         {} if FlatIndex.crossover is None else {"crossover": FlatIndex.crossover}
     )
     assert told.startswith(f"{FlatIndex.path} on the CPU")
@@ -500,12 +500,11 @@ def test_crossover_of_an_index_is_told(told_of_search, monkeypatch):
     """Where larger scopes are searched in another way, the size from which on is a figure, and stands in the text."""
     from semcache.semantic import device
 
-    monkeypatch.setattr(
-        device, "make_index", lambda dimension, most, *_: device.DeviceIndex(dimension, most, device="cpu")
-    )
+    index = device.DeviceIndex(16, 10**9, device="cpu")
+    monkeypatch.setattr(device, "make_index", lambda *_: index)
     figures, told = told_of_search()
-    assert (figures["path"], figures["crossover"]) == (device.DeviceIndex.path, device.DeviceIndex.crossover)
-    assert f"scopes of up to {device.DeviceIndex.crossover:,} rows by FAISS" in told
+    assert (figures["path"], figures["crossover"]) == (index.path, index.crossover)
+    assert f"scopes of up to {index.crossover:,} rows by FAISS" in told
 
 
 @pytest.fixture
