@@ -116,9 +116,12 @@ def _gathered(bench: Bench, batcher: Batcher, asked: Any, size: str) -> None:
         return [batcher.search(b"scope", text, NEIGHBOURS) for text in texts]
 
     def together(texts: list[str]) -> list[Any]:
-        return [batcher.search_many([b"scope"] * n, texts, NEIGHBOURS)]
+        at_once = (texts[at : at + 1024] for at in range(0, n, 1024))
+        return [batcher.search_many([b"scope"] * len(some), some, NEIGHBOURS) for some in at_once]
 
-    ways = {"gathered": each} | ({"handed over together": together} if hasattr(batcher, "search_many") else {})
+    ways = {"gathered": each}
+    if hasattr(batcher, "search_many"):
+        ways["gathered, in calls of 1,024"] = together
     for how, way in ways.items():
         waves, handed, founds = [], [], []
         for _ in range(4):
@@ -129,7 +132,7 @@ def _gathered(bench: Bench, batcher: Batcher, asked: Any, size: str) -> None:
             founds = [future.result(120) for future in futures]
             waves.append(perf_counter() - began)
             after = batcher.stats()
-        founds = founds[0] if isinstance(founds[0], list) else founds
+        founds = founds if way is each else [found for some in founds for found in some]
         bench.row(
             f"Batcher, requests {how}", size, n, statistics.median(waves[1:]),
             batches=after["batches"] - before["batches"], handed_over_ms=statistics.median(handed[1:]) * 1e3,
