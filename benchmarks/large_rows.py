@@ -11,8 +11,8 @@ rewordings lie: of 12,140 pairs of questions that are marked equal the middle ha
 their differences point where those of texts do, rather than anywhere (55% of their squares are in the first 100 of
 384 principal components; of texts themselves 66%, of noise that is alike in all directions 26%).
 
-Vectors of a recording are kept where `tune_streams.py` keeps them, rows and what is exact in `out/large-*`; delete
-these to make them anew.
+Vectors of a recording are kept where `tune_streams.py` keeps them, rows and what is exact in `out/large-*` (1.5 GB of a
+million); delete these to make them anew.
 """
 
 from __future__ import annotations
