@@ -46,6 +46,11 @@ _SWEPT_AT_ONCE = 64
 class FlatIndex:
     """Exact search over one arena, block by block. At most `max_bytes` and `max_rows` are kept."""
 
+    path = "FAISS, flat"
+    """How large scopes are searched."""
+    crossover: int | None = None
+    """How many rows a scope has at most that is compared row by row on the CPU; None: however many."""
+
     def __init__(self, dimension: int, max_bytes: int, max_rows: int | None = None) -> None:
         limit_faiss_threads()
         self.dimension = dimension

@@ -473,10 +473,51 @@ def test_rewording_is_found_through_the_store(findings, redis_url, redis_server)
     assert found["near matches"]["figures"]["similarity"] > 0.9
     assert found["learned"]["mark"] == "skipped"
     assert found["device"]["figures"]["device"] == "cpu"
-    assert found["throughput"]["figures"]["texts_per_second"] > 0
-    assert "plain passes" in found["throughput"]["told"]
-    assert "on the CPU by FAISS" in found["throughput"]["told"]
+    embedding = found["embedding"]["figures"]
+    assert embedding.pop("texts_per_second") > 0
+    assert embedding == {"device": "cpu", "path": "plain passes", "batch": 32}
+    assert found["search"]["figures"]["device"] == "cpu"
     assert redis_server.cli("KEYS", "*") == []
+
+
+@pytest.mark.semantic
+def test_search_is_told_with_its_path_and_rates(told_of_search):
+    """One query and many at once are timed on the index that a service would have, and how it searches is named."""
+    from semcache.semantic.index import FlatIndex
+
+    figures, told = told_of_search()
+    assert figures.pop("search_seconds") > 0
+    assert figures.pop("queries_per_second") > 0
+    assert figures == {"device": "cpu", "path": FlatIndex.path, "rows": 8192, "batch": 32} | (
+        {} if FlatIndex.crossover is None else {"crossover": FlatIndex.crossover}
+    )
+    assert told.startswith(f"{FlatIndex.path} on the CPU")
+    assert "queries/s in batches of 32" in told
+
+
+@pytest.mark.semantic
+def test_crossover_of_an_index_is_told(told_of_search, monkeypatch):
+    """Where larger scopes are searched in another way, the size from which on is a figure, and stands in the text."""
+    from semcache.semantic import device
+
+    index = device.DeviceIndex(16, 10**9, device="cpu")
+    monkeypatch.setattr(device, "make_index", lambda *_: index)
+    figures, told = told_of_search()
+    assert (figures["path"], figures["crossover"]) == (index.path, index.crossover)
+    assert f"scopes of up to {index.crossover:,} rows by FAISS" in told
+
+
+@pytest.fixture
+def told_of_search():
+    """Examine the search of vectors of few dimensions; return its figures, and what is said."""
+    from semcache.cli.doctor.speed import examine_search
+
+    def examine():
+        found = examine_search(16, "cpu")
+        assert (found.mark, found.what, found.mend) == ("ok", "search", "")
+        return found.figures, found.told
+
+    return examine
 
 
 @pytest.mark.semantic
@@ -498,8 +539,8 @@ def test_embedder_behind_a_url_is_asked(findings):
         found = findings("--embedder", models.openai_url)
         assert "server:m;dimension=16" in found["model"]["told"]
         assert "1792 bytes" in found["model"]["told"]
-        assert found["near matches"]["mark"] == "ok"
-        assert "device" not in found
+        assert found["near matches"]["mark"] == found["search"]["mark"] == "ok"
+        assert not {"device", "embedding"} & found.keys()
         models.fail(401)
         found = findings("--embedder", models.openai_url, status=1)
         assert "SEMCACHE_EMBEDDER_KEY" in found["model"]["mend"]

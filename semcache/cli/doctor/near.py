@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
-from math import inf
 from typing import Any
 
 from semcache.cli.doctor.finding import Finding, milliseconds
 from semcache.cli.doctor.learned import examine_learned
+from semcache.cli.doctor.speed import examine_embedding, examine_search
 from semcache.cli.doctor.trial import Patient, patients, trial_of
 from semcache.cli.store import Place
 from semcache.errors import ConfigurationError, MissingExtraError, SemcacheError
@@ -26,10 +26,6 @@ _POLICY_MEND = (
 )
 _PATIENT_SECONDS = 60.0
 _STORED = ("How do I reset my password?", "Which invoices are due in March?")
-_GPU_BATCH, _CPU_BATCH = 1024, 32
-_MOST_BATCHES = 10
-_TRIED_SECONDS = 0.5
-_ROWS = 4096
 _ASKED = "How can I reset my password?"
 
 
@@ -68,7 +64,8 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
     yield Finding("ok", "model", told, figures={"load_seconds": took, "identity": made.identity})
     if not is_served:
         yield _device(made.device, device)
-        yield _throughput(made)
+        yield examine_embedding(made)
+    yield examine_search(made.dimension, "cpu" if is_served else made.device)
     if not is_usable:
         yield Finding("skipped", "near matches", "not tried: the store cannot be used")
         return
@@ -136,44 +133,6 @@ def _device(used: str | None, asked: str) -> Finding:
         return Finding("ok", "device", f"{used}, {torch.cuda.get_device_name(used)}", figures={"device": used})
     told = f"{used}" + (", no CUDA device was found" if asked == "auto" and not torch.cuda.is_available() else "")
     return Finding("ok", "device", told, figures={"device": used or ""})
-
-
-def _throughput(made: Any) -> Finding:
-    """Embed batches of fresh texts for a moment, and search as many rows as one would."""
-    import numpy as np
-
-    from semcache.semantic.device import DeviceIndex, make_index
-
-    is_gpu = made.device.startswith("cuda")
-    batch = _GPU_BATCH if is_gpu else _CPU_BATCH
-    rates, began = [], time.perf_counter()
-    for number in range(_MOST_BATCHES):
-        texts = [f"{_ASKED} ({number} {place})" for place in range(batch)]
-        start = time.perf_counter()
-        vectors = made(texts)
-        rates.append(batch / (time.perf_counter() - start))
-        if time.perf_counter() - began > _TRIED_SECONDS:
-            break
-    rate = max(rates)
-    index = make_index(made.dimension, 10**9, made.device, None)
-    draws = np.random.default_rng(0).standard_normal((_ROWS, made.dimension)).astype(np.float32)
-    for place, row in enumerate(draws / np.linalg.norm(draws, axis=1, keepdims=True)):
-        index.add(place.to_bytes(4, "big"), b"scope", row, "", inf)
-    took = inf
-    for _ in range(5):
-        start = time.perf_counter()
-        index.search([b"scope"], vectors[:1], 4, 0.0)
-        took = min(took, time.perf_counter() - start)
-    how, path = "on the CPU by FAISS", "FAISS"
-    if isinstance(index, DeviceIndex):
-        path = index.path
-        how = f"on {made.device} by {path}, up to {index.crossover} rows a scope on the CPU by FAISS"
-    told = (
-        f"{rate:,.0f} texts/s in batches of {batch}, {made.path}; {_ROWS:,} rows searched in {milliseconds(took)} {how}"
-    )
-    figures = {"texts_per_second": round(rate), "search_seconds": took, "embed_path": made.path}
-    figures["search_path"] = path
-    return Finding("ok", "throughput", told, figures=figures)
 
 
 def _match(patient: Patient) -> Finding:
