@@ -114,9 +114,8 @@ class Filled:
 
     def settle(self) -> float:
         """Wait until nothing is left to do in the background; return how long."""
-        settle = getattr(self.index, "settle", None)
         began = perf_counter()
-        assert settle is None or settle(SETTLE_SECONDS), f"the index is not done after {SETTLE_SECONDS:.0f} s"
+        assert self.index.settle(SETTLE_SECONDS), f"the index is not done after {SETTLE_SECONDS:.0f} s"
         return perf_counter() - began
 
     def search(self, best: Any, seconds: float) -> dict[str, float]:
@@ -202,8 +201,7 @@ def measure(path: Path, scopes: int) -> dict[str, Any]:
     figures["removed_idle_s"] = filled.settle()
     figures["search of what stays"] = filled.search(rows.kept[scopes], SEARCH_SECONDS / 2)
     figures |= {"missed": filled.missed, "stale": filled.stale}
-    if hasattr(filled.index, "close"):
-        filled.index.close()
+    filled.index.close()
     return figures
 
 
@@ -240,25 +238,30 @@ def crossover(
     return found
 
 
-def flat_by_faiss(vectors: Any) -> Search:
-    """All rows in float16, compared one by one."""
-    import faiss
+def flat(vectors: Any) -> Search:
+    """All rows, compared one by one, as an index does."""
+    from semcache.semantic.half import Scanner
 
-    index = faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[:1])
-    index.add(vectors)
-    return lambda queries: index.search(queries, NEIGHBOURS)[1]
+    scanner = Scanner(DIMENSION)
+    halves = vectors.astype(np.float16)
+    parts = [(halves[first : first + 1024], None, first) for first in range(0, len(halves), 1024)]
+
+    def search(queries: Any) -> Any:
+        near, found = scanner.nearest(queries, parts, NEIGHBOURS)
+        return np.take_along_axis(found, np.argsort(-near, axis=1), axis=1)
+
+    return search
 
 
-def sealed_by_faiss(vectors: Any) -> Search:
-    """A graph of rows in float16: 16 neighbours each, 32 on the ground; 64 looked at to build it, 128 to search."""
-    import faiss
+def sealed(vectors: Any) -> Search:
+    """A graph of the rows, with the effort that an index would search it with."""
+    from semcache.semantic.hnsw import grown
+    from semcache.semantic.large import EFFORT
+    from semcache.semantic.segments import effort_for
 
-    index = faiss.IndexHNSWSQ(DIMENSION, faiss.ScalarQuantizer.QT_fp16, 16, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = 64, 128
-    index.train(vectors[:1])
-    index.add(vectors)
-    return lambda queries: index.search(queries, NEIGHBOURS)[1]
+    graph = grown(None, [vectors], len(vectors), DIMENSION, lambda: False)
+    assert graph is not None
+    return lambda queries: graph.search(queries, NEIGHBOURS, effort_for(EFFORT, len(vectors)))[1]
 
 
 def table(part: str, figures: Any) -> dict[str, dict[str, Any]]:
@@ -327,7 +330,7 @@ def _child(part: str, rows: int, data: str | None) -> Any:
     if part == "prepare":
         return str(path)
     if part == "crossover":
-        return crossover(flat_by_faiss, sealed_by_faiss, path)
+        return crossover(flat, sealed, path)
     return measure(path, dict(zip(SCOPED, scopes_of(rows), strict=True))[part])
 
 

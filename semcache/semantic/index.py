@@ -172,8 +172,12 @@ class FlatIndex:
             self._swept_to += 1
         return sum(self.remove(key) for key in expired)
 
+    def settle(self, timeout: float) -> bool:  # noqa: ARG002 - nothing is waited for
+        """Wait until nothing is left to do aside, of which there is nothing here; say whether that is so."""
+        return True
+
     def close(self) -> None:
-        """End what works aside, of which there is none here."""
+        """End what works aside, of which there is nothing here."""
 
     def _make_arena(self) -> Arena:
         return Arena(self.dimension)

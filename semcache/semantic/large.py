@@ -54,6 +54,8 @@ class LargeIndex(FlatIndex):
     `effort` is how many candidates a search of a graph of 262,144 rows keeps: recall for time.
     """
 
+    path = "FAISS, HNSW"
+
     def __init__(
         self, dimension: int, max_bytes: int, max_rows: int | None = None, *, crossover: int = CROSSOVER,
         segment_rows: int = SEGMENT_ROWS, effort: int = EFFORT,
@@ -71,10 +73,6 @@ class LargeIndex(FlatIndex):
         self._changed = threading.Event()
         self._finalizer = weakref.finalize(self, self._aside.close)
         super().__init__(dimension, max_bytes, max_rows)
-
-    @property
-    def path(self) -> str:
-        return "FAISS, HNSW"
 
     def clear(self) -> None:
         self._job = None  # what comes of it is of rows that are no more

@@ -91,11 +91,8 @@ class Segment:
         return np.where(lives, near, np.float32(-np.inf)), self._as_rows(np.where(lives, found, -1))
 
     def _at_effort(self, effort: int, living: int) -> tuple[int, NDArray[uint8] | None]:
-        """Return how many candidates to keep, and which rows may be found.
-
-        `effort` is that of a full segment: smaller ones reach the same recall with fewer, those with holes need more.
-        """
-        effort = max(_LEAST_EFFORT, round(effort * sqrt(min(1.0, len(self) / SEGMENT_ROWS))))
+        """Return how many candidates to keep, more where many are holes, and which rows may be found."""
+        effort = effort_for(effort, len(self))
         if living == len(self):
             return effort, None
         return effort * min(_MOST_EFFORT, len(self) // max(1, living)), self._alive
@@ -104,6 +101,11 @@ class Segment:
         import numpy as np
 
         return np.where(found < 0, found, self._firsts[found >> SHIFT] | found & OFFSET)
+
+
+def effort_for(effort: int, rows: int) -> int:
+    """Return how many candidates a graph of so many rows needs for the recall that one of 262,144 has with `effort`."""
+    return max(_LEAST_EFFORT, round(effort * sqrt(min(1.0, rows / SEGMENT_ROWS))))
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _GPU_TEXTS, _CPU_TEXTS = 1024, 32
 _GPU_QUERIES, _CPU_QUERIES = 256, 32
 _TRIED_SECONDS = 0.5
+_SETTLED_SECONDS = 30.0
 _MOST_TRIED = 10
 _ROWS = 8192
 _NEIGHBOURS = 4
@@ -43,6 +44,7 @@ def examine_search(dimension: int, device: str) -> Finding:
     index = make_index(dimension, 10**9, device, None)
     for place, row in enumerate(_draws(_ROWS, dimension)):
         index.add(place.to_bytes(4, "big"), b"scope", row, "", inf)
+    index.settle(_SETTLED_SECONDS)
     batch = _GPU_QUERIES if _is_gpu(device) else _CPU_QUERIES
     queries = _draws(batch, dimension)
 
@@ -54,6 +56,7 @@ def examine_search(dimension: int, device: str) -> Finding:
     how = f"{index.path} on {where}"
     if index.crossover is not None:
         how += f", scopes of up to {index.crossover:,} rows by FAISS, flat, on the CPU"
+    index.close()
     rate = round(batch / many)
     told = f"{how}; of {_ROWS:,} rows one query takes {milliseconds(one)}, {rate:,} queries/s in batches of {batch}"
     figures: dict[str, float | int | str] = {"device": device, "path": index.path, "rows": _ROWS, "search_seconds": one}
