@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
 from semcache.semantic.threads import limit_faiss_threads
+from semcache.semantic.vectors import LARGEST_SQUARE, LEAST_SQUARE, Gathered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy import float32, int64
     from numpy.typing import NDArray
 
     from semcache.semantic.arena import Slab
+    from semcache.semantic.work import NewRow
 
 ROW_BYTES = 190
 """What a row takes beside its vector and text: key, number, fields, and its share of the tables."""
@@ -40,6 +42,8 @@ _PATIENCE = 32
 _ROWS_MOVED_AT_ONCE = 32
 _EVICTED_AT_ONCE = 16
 _SWEPT_AT_ONCE = 64
+_ADDED_AT_ONCE = 256
+_FEWEST_TOGETHER = 4
 
 
 class FlatIndex:
@@ -53,6 +57,7 @@ class FlatIndex:
         self._max_rows = max_rows
         self._row_bytes = ROW_BYTES + 4 * dimension
         self._now = float("-inf")
+        self._gathered = Gathered(_ADDED_AT_ONCE, dimension)
         self.clear()
 
     def clear(self) -> None:
@@ -107,6 +112,59 @@ class FlatIndex:
             return
         self._evict_to(self._max_bytes - size, None if self._max_rows is None else self._max_rows - 1)
         self._append(key, scope, vector, text, expires)
+
+    def add_many(self, rows: Sequence[NewRow]) -> list[Exception]:
+        """Keep many rows; see `work.VectorIndex.add_many`. New ones of one scope are put in together."""
+        refused: list[Exception] = []
+        for first in range(0, len(rows), _ADDED_AT_ONCE):
+            some = rows[first : first + _ADDED_AT_ONCE]
+            matrix = self._gathered.matrix([row[2] for row in some])
+            if matrix is None or not self._has_room_for(some):
+                self._add_each(some, refused)
+            else:
+                self._add_each(self._add_new(some, matrix), refused)
+        return refused
+
+    def _add_each(self, rows: Iterable[NewRow], refused: list[Exception]) -> None:
+        for row in rows:
+            try:
+                self.add(*row)
+            except ValueError as error:
+                refused.append(error)
+
+    def _has_room_for(self, rows: Sequence[NewRow]) -> bool:
+        """Say whether nothing will have to go for rows, each of them new and in a scope of its own at worst."""
+        if self._max_rows is not None and self._len + len(rows) > self._max_rows:
+            return False
+        size = len(rows) * (self._row_bytes + SCOPE_BYTES) + _texts_bytes([row[3] for row in rows])
+        return self._bytes + size <= self._max_bytes
+
+    def _add_new(self, rows: Sequence[NewRow], matrix: NDArray[float32]) -> list[NewRow]:
+        """Add those rows whose keys are new, and return the others, which are to be added after them.
+
+        Nothing has to go for any, so their order counts among those of one key alone.
+        """
+        keys = [row[0] for row in rows]
+        is_known = [key in self._rows[hash(key) % _SHARDS] for key in keys]
+        others: list[NewRow] = []
+        places_of: dict[bytes, list[int]] = {}
+        if any(is_known) or len(set(keys)) < len(keys) or len({row[1] for row in rows}) > 1:
+            seen: set[bytes] = set()
+            for place, (row, known) in enumerate(zip(rows, is_known, strict=True)):
+                if known or row[0] in seen:
+                    others.append(row)
+                else:
+                    seen.add(row[0])
+                    places_of.setdefault(row[1], []).append(place)
+        else:
+            self._append_many(rows, matrix)
+        for places in places_of.values():
+            if len(places) < _FEWEST_TOGETHER:
+                for place in places:
+                    self._append(*rows[place])
+            else:
+                self._append_many([rows[place] for place in places], matrix[places])
+        return others
 
     def remove(self, key: bytes) -> bool:
         row = self._rows[hash(key) % _SHARDS].get(key)
@@ -170,7 +228,7 @@ class FlatIndex:
 
     def _check(self, vector: NDArray[float32]) -> None:
         square = float(vector.dot(vector)) if vector.shape == (self.dimension,) else None
-        if square is None or not 0.98 < square < 1.02:  # noqa: PLR2004 - float16 on the way leaves 0.999; NaN fails too
+        if square is None or not LEAST_SQUARE < square < LARGEST_SQUARE:
             message = (
                 f"a row must be a unit vector, float32[{self.dimension}]; got shape {vector.shape}, square {square}"
             )
@@ -203,6 +261,42 @@ class FlatIndex:
         self._set_tail(scope, start, used + 1)
         self._len += 1
         self._bytes += self._row_bytes + _text_bytes(text)
+
+    def _append_many(self, rows: Sequence[NewRow], matrix: NDArray[float32]) -> None:
+        """Put new rows of one scope, whose vectors are float32[n, d], behind its last."""
+        keys, scopes, _, texts, expires = zip(*rows, strict=True)
+        scope, done = scopes[0], 0
+        while done < len(keys):
+            start, used = self._room_behind(scope, len(keys) - done)
+            slab = self._arena.slab(start)
+            if used:
+                scope = slab.scopes[start & OFFSET]  # one object for all rows of a scope
+            some = slice(done, min(done + slab.block - used, len(keys)))
+            first, done = start + used, some.stop
+            slab.write_many(first & OFFSET, keys[some], scope, matrix[some], texts[some], expires[some])
+            for row, key in enumerate(keys[some], first):
+                self._rows[hash(key) % _SHARDS][key] = row
+            added = done - some.start
+            self._set_tail(scope, start, used + added)
+            self._len += added
+            self._bytes += added * self._row_bytes + _texts_bytes(texts[some])
+
+    def _room_behind(self, scope: bytes, rows: int) -> tuple[int, int]:
+        """Return a scope's last block and how many of its rows are in use, with room for some or all of `rows` more.
+
+        Blocks are as large as if the rows came one by one.
+        """
+        if not self.has_scope(scope):
+            self._scopes += 1
+            self._bytes += SCOPE_BYTES
+            return self._arena.allocate(_block_of(rows)), 0
+        start, used = self._tail(scope)
+        block = self._arena.slab(start).block
+        if block < SLAB_ROWS and used + rows > block:
+            return self._move(start, _block_of(used + rows)), used
+        return (
+            (start, used) if used < block else self._extend(self._arena.slab(start).scopes[start & OFFSET], start, used)
+        )
 
     def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
         """Make room behind a block that is full."""
@@ -361,6 +455,17 @@ class FlatIndex:
         offsets = slab.expired(start, stop, self._now).nonzero()[0] + start
         keys: list[bytes] = slab.keys[offsets].tolist() if len(offsets) else []
         return keys
+
+
+def _block_of(rows: int) -> int:
+    """Return the smallest block that holds so many rows, or the largest there is."""
+    return min(1 << (rows - 1).bit_length(), SLAB_ROWS)
+
+
+def _texts_bytes(texts: Sequence[str]) -> int:
+    """Return what some str take; in one step where all are ASCII, as most are."""
+    together = "".join(texts)
+    return _text_bytes(together) + 56 * (len(texts) - 1) if together.isascii() else sum(map(_text_bytes, texts))
 
 
 def _text_bytes(text: str) -> int:
