@@ -85,7 +85,7 @@ def test_search_on_gpu_short_of_memory_finds_all_the_same(torch, monkeypatch):
     index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
     vectors = units(3000, 8)
     add(index, b"scope", vectors)
-    rows = index._device_rows
+    rows = index._devices[0]
     search = rows._search
 
     def fails(*given, on_host=False):
@@ -113,6 +113,6 @@ def test_search_on_gpu_as_a_graph_finds_the_same(n, monkeypatch):
             exact = queries[0] @ vectors[:stop].T
             assert {one[0].key for one in found} == {b"scope-%d" % exact.argmax()}
             assert [one.similarity for one in found[0]] == pytest.approx(np.sort(exact)[:-5:-1].tolist(), abs=1e-3)
-    assert index._device_rows._graphs
-    assert not index._device_rows.why
+    assert index._devices[0]._graphs
+    assert not index._devices[0].why
     assert not index.troubles

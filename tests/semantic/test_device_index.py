@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, invariant
 from test_index import PLENTY, Rows, unit
 
 from semcache.errors import TierError
@@ -14,6 +14,7 @@ from semcache.semantic.arena import SLAB_ROWS
 from semcache.semantic.device import DeviceIndex
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.rows import DeviceRows
+from semcache.semantic.slots import DeviceSlab
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.semantic
@@ -28,8 +29,10 @@ class OnDevice(Rows):
     @initialize(
         max_rows=st.none() | st.integers(1, 2000), max_bytes=st.just(PLENTY),
         slots=st.none() | st.integers(0, 3), runs=st.sampled_from([0, 8]),
+        crossover=st.sampled_from([0, 512, 1024, 1500, 2048]), devices=st.sampled_from(["cpu", "cpu,cpu", "cpu,cpu,cpu"]),
     )  # fmt: skip
-    def make(self, max_rows, max_bytes, slots, runs):
+    def make(self, max_rows, max_bytes, slots, runs, crossover, devices):
+        self.crossover, self.devices = crossover, devices
         self.device_bytes = None if slots is None else slots * SLOT_BYTES
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("semcache.semantic.nearest._MOST_RUNS", runs)
@@ -38,7 +41,17 @@ class OnDevice(Rows):
         self.begin(max_rows, max_bytes)
 
     def new(self, max_bytes, max_rows):
-        return DeviceIndex(DIMENSION, max_bytes, max_rows, device="cpu", max_device_bytes=self.device_bytes)
+        return DeviceIndex(
+            DIMENSION, max_bytes, max_rows,
+            device=self.devices, max_device_bytes=self.device_bytes, crossover=self.crossover,
+        )  # fmt: skip
+
+    @invariant()
+    def every_slab_of_a_device_is_of_the_index(self):
+        if hasattr(self, "index"):
+            on_devices = [slab for slab in self.index._arena.slabs if isinstance(slab, DeviceSlab)]
+            assert {slab.number: slab for slab in on_devices} == self.index._slab_of
+            assert sum(rows.used for rows in self.index._devices) == len(on_devices)
 
     def teardown(self):
         self.patch.undo()
@@ -49,8 +62,9 @@ TestOnDevice.settings = settings(max_examples=25, stateful_step_count=20, deadli
 
 
 def filled(rows, *, scope=b"scope", index=None, dimension=32, **settings):
-    index = index or DeviceIndex(dimension, PLENTY, device="cpu", **settings)
-    vectors = np.stack([unit([7, number], dimension) for number in range(rows)])
+    index = index or DeviceIndex(dimension, PLENTY, **{"device": "cpu", "crossover": 512, **settings})
+    vectors = np.random.default_rng(7).standard_normal((rows, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for number, vector in enumerate(vectors):
         index.add(b"%s-%d" % (scope, number), scope, vector, "a text", inf)
     return index, vectors
@@ -76,7 +90,7 @@ def test_small_scopes_stay_on_the_host_and_large_ones_come_back_as_they_shrink()
     assert index.device_bytes > 0
     for number in range(500):
         index.remove(b"large-%d" % number)
-    assert not index._slab_of_slot
+    assert not index._slab_of
     assert not any(hasattr(slab, "slot") for slab in index._arena.slabs)
     found = index.search([b"large"], vectors[505:506], 1, 0.0)[0]
     assert found[0].key == b"large-505"
@@ -85,7 +99,7 @@ def test_small_scopes_stay_on_the_host_and_large_ones_come_back_as_they_shrink()
 
 def test_search_many_expired_rows_hide_no_living_one():
     """Where all that is nearest has expired, what lives is found all the same."""
-    index = DeviceIndex(DIMENSION, PLENTY, device="cpu")
+    index = DeviceIndex(DIMENSION, PLENTY, device="cpu", crossover=512)
     near, far = np.eye(DIMENSION, dtype=np.float32)[:2]
     for number in range(1500):
         index.add(b"old-%d" % number, b"scope", near, "old", 10.0)
@@ -109,7 +123,7 @@ def test_out_of_memory_for_rows_keeps_them_on_the_host(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory, says a test")
 
     monkeypatch.setattr("semcache.semantic.rows._FIRST_CHUNK", 1)
-    index._device_rows._free.clear()
+    index._devices[0]._free.clear()
     monkeypatch.setattr(torch, "zeros", fails)
     _, vectors = filled(2500, scope=b"more", index=index)
     monkeypatch.setattr(torch, "zeros", zeros)
@@ -124,7 +138,7 @@ def test_out_of_memory_in_a_search_takes_smaller_products_and_at_last_the_host(m
     import torch
 
     index, vectors = filled(3000)
-    rows, left = index._device_rows, iter(range(failures))
+    rows, left = index._devices[0], iter(range(failures))
     search = rows._search
 
     def fails(*given, on_host=False):
@@ -147,7 +161,7 @@ def test_lost_device_is_said(monkeypatch):
     def fails(*given):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(index._device_rows, "_search", fails)
+    monkeypatch.setattr(index._devices[0], "_search", fails)
     with pytest.raises(TierError) as raised:
         index.search([b"scope"], vectors[:1], 1, 0.0)
     assert raised.value.reason == "lost"
