@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from semcache.semantic.work import NewRow
 
 CROSSOVER = 4096
-"""Rows of a scope up to which it is searched on the host. Measured on an H200 beside 16 cores: there the device pays from
-2,048 rows on for one query, and from between 4,096 and 16,384 for 32."""
+"""Rows of a scope up to which it is searched on the host. Measured on an H200 beside 16 cores: there the device pays
+from 2,048 rows on for one query, and from between 4,096 and 16,384 for 32."""
 
 _MORE_FOUND = 16
 """Rows found beyond those asked for: half precision may have put the last ones in another order, or lives be over."""

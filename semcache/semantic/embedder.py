@@ -129,7 +129,8 @@ def as_embedder(
 ) -> TextEmbedder | None:
     """Return the embedder that a setting means: a model's name, path or URL, a named callable, or None.
 
-    `device` is for models, of several the first; a callable chooses its own. Raises ConfigurationError or MissingExtraError, with the mend.
+    `device` is for models, of several the first; a callable chooses its own. Raises ConfigurationError or
+    MissingExtraError, with the mend.
     """
     if value is None:
         return None
@@ -146,8 +147,8 @@ def as_embedder(
         names = str(device).split(",")
         if not _DEVICE.fullmatch(str(device)) or len(set(names)) < len(names):
             raise ConfigurationError(
-                'device is "auto", "cpu", "cuda", "cuda:1" or "mps", or several GPUs for the index, each named once, as '
-                f'"cuda:0,cuda:1", of which the first has the model; got {device!r}'
+                'device is "auto", "cpu", "cuda", "cuda:1" or "mps", or several GPUs for the index, each once, of which '
+                f'the first has the model too: "cuda:0,cuda:1"; got {device!r}'
             )
         if "://" in value:
             return EmbeddingServer(value)
