@@ -147,8 +147,8 @@ def as_embedder(
         names = str(device).split(",")
         if not _DEVICE.fullmatch(str(device)) or len(set(names)) < len(names):
             raise ConfigurationError(
-                'device is "auto", "cpu", "cuda", "cuda:1" or "mps", or several GPUs for the index, each once, of which '
-                f'the first has the model too: "cuda:0,cuda:1"; got {device!r}'
+                'device is "auto", "cpu", "cuda", "cuda:1" or "mps", or several GPUs for the index, each once, of '
+                f'which the first has the model too: "cuda:0,cuda:1"; got {device!r}'
             )
         if "://" in value:
             return EmbeddingServer(value)
