@@ -23,12 +23,12 @@ from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
 from semcache.semantic.graphs import is_lost
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.rows import DeviceRows
-from semcache.semantic.slots import DeviceSlab
+from semcache.semantic.slots import DeviceSlab, Lives
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy import bool_, float32, float64, int64
+    from numpy import bool_, float32, int64
     from numpy.typing import NDArray
 
     from semcache.semantic.nearest import Slots
@@ -40,7 +40,6 @@ from 2,048 rows on for one query, and from between 4,096 and 16,384 for 32."""
 
 _MORE_FOUND = 16
 """Rows found beyond those asked for: half precision may have put the last ones in another order, or lives be over."""
-_LIVES = 64
 
 
 @dataclass(slots=True)
@@ -51,6 +50,7 @@ class _Shard:
     rows: DeviceRows
     slabs: list[DeviceSlab]
     slots: Slots
+    numbers: NDArray[int64]
 
 
 class DeviceIndex(FlatIndex):
@@ -131,17 +131,12 @@ class DeviceIndex(FlatIndex):
         return super().sweep(now)
 
     def _make_arena(self) -> Arena:
-        import numpy as np
-
         self._devices = [
             DeviceRows(self.dimension, name, self.dtype, self._max_device_bytes, self.troubles) for name in self.devices
         ]
-        # By number: a slot times the count of devices, plus which device. When lives end, of so many slabs together:
-        # those of all rows that a search found are looked up in few steps.
+        # By number: a slot times the count of devices, plus which device.
         self._slab_of: dict[int, DeviceSlab] = {}
-        self._index_of: NDArray[int64] = np.zeros(0, np.int64)
-        self._lives: list[NDArray[float64]] = []
-        self._soonest: list[NDArray[float64]] = []
+        self._lives = Lives()
         self._shards_of: dict[bytes, list[_Shard]] = {}
         # Scopes that have slabs to bring to a device, and those for whose slabs there was no room.
         self._waiting: dict[bytes, None] = {}
@@ -196,25 +191,15 @@ class DeviceIndex(FlatIndex):
 
     def _bring(self, slab: Slab, used: int) -> bool:
         """Let a slab lie on the device that has the fewest; False where none has room."""
-        import numpy as np
-
         count = len(self._devices)
         for device in sorted(range(count), key=lambda one: self._devices[one].used):
             rows = self._devices[device]
             slot = rows.take()
             if slot is None:
                 continue
-            number = slot * count + device
-            while len(self._lives) <= number // _LIVES:
-                self._lives.append(np.zeros((_LIVES, SLAB_ROWS)))
-                self._soonest.append(np.full((_LIVES, 1), np.inf))
-                self._index_of = np.append(self._index_of, np.zeros(_LIVES, np.int64))
-            self._index_of[number] = slab.index
-            part, at = divmod(number, _LIVES)
             self._arena.slabs[slab.index] = DeviceSlab(
-                slab, used, rows=rows, slot=slot, number=number, expires=self._lives[part][at],
-                soonest=self._soonest[part][at], others=self._slab_of,
-            )  # fmt: skip
+                slab, used, rows=rows, slot=slot, number=slot * count + device, lives=self._lives, others=self._slab_of
+            )
             slab.give_back()
             return True
         return False
@@ -226,6 +211,8 @@ class DeviceIndex(FlatIndex):
 
     def _blocks(self, scope: bytes) -> Iterator[tuple[Slab, int, int]]:
         """Yield what lies on the host."""
+        if self._lies_on_devices(scope):  # else a search among a million rows would look at a thousand slabs
+            return iter(())
         return (one for one in super()._blocks(scope) if not isinstance(one[0], DeviceSlab))
 
     def _shards(self, scope: bytes) -> list[_Shard]:
@@ -239,7 +226,9 @@ class DeviceIndex(FlatIndex):
             for device, rows in enumerate(self._devices):
                 mine = [slab for slab in slabs if slab.rows is rows] if len(self._devices) > 1 else slabs
                 if mine:
-                    shards.append(_Shard(device, rows, mine, rows.together([slab.slot for slab in mine])))
+                    slots = rows.together([slab.slot for slab in mine])
+                    numbers = slots.numbers * len(self._devices) + device
+                    shards.append(_Shard(device, rows, mine, slots, numbers))
             if shards:
                 self._shards_of[scope] = shards
         return shards
@@ -269,9 +258,8 @@ class DeviceIndex(FlatIndex):
         import numpy as np
 
         rows = (len(shard.slabs) - 1) * SLAB_ROWS + used
-        numbers = shard.slots.numbers * len(self._devices) + shard.device
         near, found = self._numbered(shard, *shard.rows.found(shard.slots, begun))
-        if (np.concatenate(self._soonest)[numbers, 0] > self._now).all():
+        if (self._lives.soonest[shard.numbers] > self._now).all():
             near, found = near[:, :k], found[:, :k]
         else:
             near, found = self._living(near, found, min(k, rows))
@@ -279,7 +267,7 @@ class DeviceIndex(FlatIndex):
                 near, found = self._living_alone(shard, used, queries, k)
             kept = int((near != -np.inf).sum(axis=1).max(initial=0))
             near, found = near[:, :kept], found[:, :kept]
-        return near, self._index_of[found >> SHIFT] << SHIFT | found & OFFSET
+        return near, self._lives.indexes[found >> SHIFT] << SHIFT | found & OFFSET
 
     def _numbered(
         self, shard: _Shard, near: NDArray[float32], found: NDArray[int64]
@@ -292,11 +280,7 @@ class DeviceIndex(FlatIndex):
         """Return the first k of each that live, the nearest first; what is none stands last, at -inf."""
         import numpy as np
 
-        alive = np.zeros(found.shape, dtype=bool)
-        parts = found // (_LIVES * SLAB_ROWS)
-        for part in np.unique(parts).tolist():
-            here = parts == part
-            alive[here] = self._lives[part].ravel()[found[here] % (_LIVES * SLAB_ROWS)] > self._now
+        alive = self._lives.are_alive(found, self._now)
         near = np.where(alive, near, np.float32(-np.inf))
         order = np.argsort(-near, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(near, order, axis=1), np.take_along_axis(found, order, axis=1)
@@ -309,7 +293,7 @@ class DeviceIndex(FlatIndex):
         lives: list[NDArray[bool_]] = [slab.expires > self._now for slab in shard.slabs]
         alive = np.concatenate(lives)[: (len(shard.slabs) - 1) * SLAB_ROWS + used]
         for slab in shard.slabs:
-            slab.soonest[0] = slab.expires[slab.state != FREE].min(initial=np.inf)
+            self._lives.soonest[slab.number] = slab.expires[slab.state != FREE].min(initial=np.inf)
         count = int(alive.sum())
         if not count:
             return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64)

@@ -7,41 +7,81 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from semcache.semantic.arena import SHIFT, Slab
+from semcache.semantic.arena import SHIFT, SLAB_ROWS, Slab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy import float32, float64
+    from numpy import bool_, float32, float64, int64
     from numpy.typing import NDArray
 
     from semcache.semantic.rows import DeviceRows
 
 
+_TOGETHER = 64
+_PART = SLAB_ROWS * _TOGETHER
+
+
+class Lives:
+    """When the rows of slabs on devices expire, by the slabs' numbers: many rows are looked up in few steps.
+
+    `soonest` says of each slab before when no row does, `indexes` which of the index's slabs it is.
+    """
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self.soonest: NDArray[float64] = np.empty(0)
+        self.indexes: NDArray[int64] = np.empty(0, np.int64)
+        self._parts: list[NDArray[float64]] = []
+
+    def of(self, number: int) -> NDArray[float64]:
+        """Return when the rows of a slab expire, float64[1024], to be written to; make room for them first."""
+        import numpy as np
+
+        while len(self.soonest) <= number:
+            self._parts.append(np.zeros((_TOGETHER, SLAB_ROWS)))
+            self.soonest = np.append(self.soonest, np.full(_TOGETHER, np.inf))
+            self.indexes = np.append(self.indexes, np.zeros(_TOGETHER, np.int64))
+        lives: NDArray[float64] = self._parts[number // _TOGETHER][number % _TOGETHER]
+        return lives
+
+    def are_alive(self, rows: NDArray[int64], now: float) -> NDArray[bool_]:
+        """Say of each of some rows, by their slabs' numbers, whether its life goes on."""
+        import numpy as np
+
+        alive: NDArray[bool_] = np.zeros(rows.shape, dtype=bool)
+        parts = rows // _PART
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            alive[here] = self._parts[part].ravel()[rows[here] % _PART] > now
+        return alive
+
+
 class DeviceSlab(Slab):
     """A slab of one block of 1,024 rows, made of one on the host of which `used` rows are in use.
 
-    `expires` and `soonest` are its places among the lives of many slabs, `others` the slabs by number that it leaves
-    when it goes.
+    It leaves `others`, the slabs by number, when it goes.
     """
 
-    __slots__ = ("number", "others", "rows", "slot", "soonest")
+    __slots__ = ("lives", "number", "others", "rows", "slot")
 
     def __init__(
-        self, source: Slab, used: int, *, rows: DeviceRows, slot: int, number: int, expires: NDArray[float64],
-        soonest: NDArray[float64], others: dict[int, DeviceSlab],
+        self, source: Slab, used: int, *, rows: DeviceRows, slot: int, number: int, lives: Lives,
+        others: dict[int, DeviceSlab],
     ) -> None:  # fmt: skip
         for name in Slab.__slots__:
             setattr(self, name, getattr(source, name))
         self.rows = rows
         self.slot = slot
         self.number = number
+        self.lives = lives
         self.others = others
-        self.soonest = soonest
-        """No row's life is over before: float64[1], one of an array, so that many are compared at once."""
-        expires[:] = source.expires
-        self.expires = expires
-        soonest[0] = expires[:used].min(initial=float("inf"))
+        self.expires = lives.of(number)
+        self.expires[:] = source.expires
+        lives.indexes[number] = source.index
+        lives.soonest[number] = float("inf")
+        self._expires_at(*self.expires[:used].tolist())
         if used:
             rows.write(slot << SHIFT, source.vectors[:used])
         self.vectors: Any = _Vectors(rows, slot)
@@ -49,22 +89,26 @@ class DeviceSlab(Slab):
 
     def write(self, at: int, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         super().write(at, key, scope, vector, text, expires)
-        self.soonest[0] = min(self.soonest[0], expires)
+        self._expires_at(expires)
 
     def write_many(
         self, at: int, keys: Sequence[bytes], scope: bytes, vectors: NDArray[float32], texts: Sequence[str],
         expires: Sequence[float],
     ) -> None:  # fmt: skip
         super().write_many(at, keys, scope, vectors, texts, expires)
-        self.soonest[0] = min(self.soonest[0], *expires)
+        self._expires_at(*expires)
 
     def copy(self, at: int, source: Slab, source_at: int, rows: int = 1) -> None:
         super().copy(at, source, source_at, rows)
-        self.soonest[0] = min(self.soonest[0], self.expires[at : at + rows].min())
+        self._expires_at(*self.expires[at : at + rows].tolist())
 
     def give_back(self) -> None:
         self.rows.give(self.slot)
         del self.others[self.number]
+
+    def _expires_at(self, *times: float) -> None:
+        soonest = self.lives.soonest
+        soonest[self.number] = min(soonest[self.number], *times) if times else soonest[self.number]
 
 
 class _Vectors:
