@@ -69,7 +69,9 @@ class DeviceIndex(FlatIndex):
         import torch
 
         self.devices = device.split(",")
-        self.dtype = dtype or (torch.float32 if torch.device(self.devices[0]).type == "cpu" else torch.float16)
+        self.device = torch.device(self.devices[0])
+        """Where queries may lie already."""
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.crossover = crossover
         self.troubles: deque[BaseException] = deque(maxlen=16)
         """What went wrong on a device since it was last looked at, and was done in another way."""
@@ -113,6 +115,22 @@ class DeviceIndex(FlatIndex):
                 found[place] = neighbours
         if not are_finite:
             raise ValueError("queries must be finite; among them are NaN or infinity")
+        return found
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
+        """Return what `vector` does of each, in one step for all that lie on a device."""
+        found: list[NDArray[float32] | None] = [None] * len(keys)
+        asked: dict[DeviceRows, list[tuple[int, int]]] = {}
+        for place, key in enumerate(keys):
+            row = self._rows[hash(key) % len(self._rows)].get(key)
+            slab = None if row is None else self._arena.slab(row)
+            if row is not None and isinstance(slab, DeviceSlab):
+                asked.setdefault(slab.rows, []).append((place, slab.slot << SHIFT | row & OFFSET))
+            elif slab is not None:
+                found[place] = self.vector(key)
+        for rows, pairs in asked.items():
+            for (place, _), vector in zip(pairs, rows.read_many([row for _, row in pairs]), strict=True):
+                found[place] = vector
         return found
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:

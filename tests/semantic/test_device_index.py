@@ -411,3 +411,14 @@ def test_vector_of_a_row_comes_from_where_it_lies():
     assert index.vector(b"scope-7").tolist() == vectors[7].tolist()
     assert index.vector(b"alone").tolist() == vectors[5].tolist()
     assert index.vector(b"none") is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_vectors_of_many_rows_come_together(device):
+    """Vectors of rows on devices, on the host and of none come in the order that they were asked for."""
+    index, vectors = filled(2500, device=device)
+    index.add(b"alone", b"small", vectors[5], "a text", inf)
+    found = index.vectors([b"scope-2100", b"none", b"alone", b"scope-0", b"scope-2100"])
+    assert found[1] is None
+    assert [one.tolist() for one in found if one is not None] == [vectors[at].tolist() for at in (2100, 5, 0, 2100)]
+    assert index.vectors([]) == []
