@@ -341,7 +341,7 @@ def search_ours(bench: Bench) -> None:
                 job["ours"]()
             took = _in_turn(job, bench.sizes["seconds"] / 2)["ours"]
             floor = bench.floor(floor_bytes, 2 * rows * DIMENSION * batch, dtype)
-            flat, where = [], list(index._devices[0]._chunks)
+            flat, where = [], list(index._device_rows._chunks)
             if batch == bench.sizes["queries"][-1]:
                 exact = torch.cat([torch.from_numpy(queries).to(DEVICE) @ one.float().T for one in where], 1)
                 flat = exact.argmax(1).cpu().tolist()
@@ -349,10 +349,10 @@ def search_ours(bench: Bench) -> None:
                 flat = [sum(map(int.__eq__, flat, found)) / batch]
             bench.row(
                 f"DeviceIndex {dtype}", f"{rows:,} rows", batch, took, floor_s=floor,
-                graphs=len(index._devices[0]._graphs), **({"recall@1": flat[0]} if flat else {}),
+                graphs=len(index._device_rows._graphs), **({"recall@1": flat[0]} if flat else {}),
             )  # fmt: skip
-        if index._devices[0].why:
-            print("no graphs:", index._devices[0].why)
+        if index._device_rows.why:
+            print("no graphs:", index._device_rows.why)
         _changes(bench, index, rows)
 
 

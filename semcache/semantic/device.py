@@ -328,22 +328,34 @@ def make_index(
     """
     if device is None or not device.startswith("cuda"):
         return FlatIndex(dimension, max_bytes)
-    names = [name for name in asked.split(",") if _answers(name)] if "," in asked else [device]
+    names = asked.split(",") if "," in asked else [device]
+    if len(names) > 1:
+        if (mend := missing(names)) is not None:
+            raise ConfigurationError(f"device={asked!r}: {mend}")
+        names = [name for name in names if _answers(name)]
     if not names:
         return FlatIndex(dimension, max_bytes)
     return DeviceIndex(dimension, max_bytes, device=",".join(names), max_device_bytes=gpu_memory)
+
+
+def missing(names: Sequence[str]) -> str | None:
+    """Return which of some GPUs, "cuda:1", are not there, with the mend; None where all are."""
+    import torch
+
+    count = torch.cuda.device_count()
+    absent = [name for name in names if int(name.partition(":")[2] or 0) >= count]
+    if not absent:
+        return None
+    return (
+        f"{', '.join(absent)} cannot be used, this process sees {count} CUDA devices, counted from cuda:0; name those "
+        "that are there (nvidia-smi and CUDA_VISIBLE_DEVICES say which)"
+    )
 
 
 def _answers(name: str) -> bool:
     """Say whether a device still works in this process."""
     import torch
 
-    count = torch.cuda.device_count()
-    if int(name.partition(":")[2]) >= count:
-        raise ConfigurationError(
-            f"device names {name}, but this process sees {count} CUDA devices, from cuda:0 on: name those that are "
-            "there (nvidia-smi and CUDA_VISIBLE_DEVICES say which)"
-        )
     try:
         torch.ones(1, device=name).sum().item()
     except RuntimeError as error:

@@ -215,7 +215,7 @@ def test_devices_that_are_not_there_are_named():
     """An index on GPUs that this process does not see is a ConfigurationError with the mend, on a machine without."""
     if torch.cuda.is_available():
         pytest.skip("it is there")
-    with pytest.raises(ConfigurationError, match=r"names cuda:0, but this process sees 0 CUDA devices.*nvidia-smi"):
+    with pytest.raises(ConfigurationError, match=r"cuda:0, cuda:1 cannot be used.*sees 0 CUDA devices.*nvidia-smi"):
         make_index(DIMENSION, PLENTY, "cuda:0", None, "cuda:0,cuda:1")
     assert type(make_index(DIMENSION, PLENTY, "cpu", None, "cuda:0,cuda:1")) is FlatIndex
     assert type(make_index(DIMENSION, PLENTY, None, None, "auto")) is FlatIndex
