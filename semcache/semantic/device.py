@@ -314,7 +314,7 @@ class DeviceIndex(FlatIndex):
             self._lives.soonest[slab.number] = slab.expires[slab.state != FREE].min(initial=np.inf)
         count = int(alive.sum())
         if not count:
-            return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64)
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         return self._numbered(shard, *shard.rows.search(shard.slots, used, queries, min(k, count), alive))
 
 

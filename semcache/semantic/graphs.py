@@ -24,17 +24,18 @@ class Graph:
         import torch
 
         self.given = given
-        side = _stream_of(given.device)
         # Of that device: torch's own stream for captures is of the device that was current at the first of them.
         with torch.cuda.device(given.device):
+            side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(given.device))
             with torch.cuda.stream(side):
                 for _ in range(2):  # what is made at first use must not be made while it is captured
                     function(given)
             torch.cuda.current_stream(given.device).wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
+            stream = _stream_of(given.device)
             # Other threads may use the device meanwhile: only what this one does is watched.
-            with torch.cuda.graph(self._graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self._made = function(given)
 
     def replay(self) -> Any:
