@@ -129,7 +129,7 @@ class DeviceIndex(FlatIndex):
             elif slab is not None:
                 found[place] = self.vector(key)
         for rows, pairs in asked.items():
-            for (place, _), vector in zip(pairs, rows.read_many([row for _, row in pairs]), strict=True):
+            for (place, _), vector in zip(pairs, rows.read_some([row for _, row in pairs]), strict=True):
                 found[place] = vector
         return found
 
