@@ -86,7 +86,8 @@ class Cache(Meaning, Reports, Reindexing, Living):
     sentence-transformers name or path, the URL of a server that speaks OpenAI's `/embeddings`, a
     `semcache.EmbeddingServer`, or a callable from `list[str]` to float32[n, d] with an `identity`; without it there
     are no near matches. What near matches a `shadow_embedder` would find, and which cut they bear, is learned behind
-    the callers, before it takes the other's place. `gpu_memory` bounds what the index takes of the embedder's GPU.
+    the callers, before it takes the other's place. `device` may name several GPUs, "cuda:0,cuda:1": the first
+    has the model, all of them the index; `gpu_memory` bounds what the index takes of each.
     `policy` says which near matches are served (None: none, they are only recorded; a path: as the file of
     `semcache tune` says), `tenant` whose may meet. Of what a policy that learns serves, the share `audit` is loaded all
     the same, to be compared.
@@ -180,7 +181,7 @@ class Cache(Meaning, Reports, Reindexing, Living):
         self.semantic = (
             None
             if made is None
-            else parts.semantic(made, semantic_bytes, self.policy, self.disk or self.redis, values, gpu_bytes)
+            else parts.semantic(made, semantic_bytes, self.policy, self.disk or self.redis, values, gpu_bytes, device)
         )
         # A file is nearer than a memcached; of two servers the one that may forget comes first, be it on this host.
         tiers = [

@@ -168,7 +168,7 @@ class Parts:
 
     def semantic(
         self, embedder: TextEmbedder, max_bytes: int, policy: Policy, store: DiskTier | RedisTier | None,
-        values: list[Any], gpu_memory: int | None = None, *, is_shadow: bool = False,
+        values: list[Any], gpu_memory: int | None = None, device: str = "auto", *, is_shadow: bool = False,
     ) -> SemanticTier:  # fmt: skip
         """Make the semantic tier over the exact tiers `values`; its rows stand in the store, where there is one.
 
@@ -199,7 +199,7 @@ class Parts:
         batcher = Batcher(
             embedder,
             lambda dimension: make_index(
-                dimension, max_bytes, None if is_shadow else getattr(embedder, "device", None), gpu_memory
+                dimension, max_bytes, None if is_shadow else getattr(embedder, "device", None), gpu_memory, device
             ),
             now,
             restore=restore,

@@ -15,7 +15,7 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy import bool_, float16, float32, float64, uint8
     from numpy.typing import NDArray
@@ -79,6 +79,19 @@ class Slab:
         self.texts[at] = text
         self.expires[at] = expires
         self.state[at] = COLD
+
+    def write_many(
+        self, at: int, keys: Sequence[bytes], scope: bytes, vectors: NDArray[float32], texts: Sequence[str],
+        expires: Sequence[float],
+    ) -> None:  # fmt: skip
+        """Fill rows of one scope from this one on; they are cold. `vectors` is float32[n, d]."""
+        here = slice(at, at + len(keys))
+        self.vectors[here] = vectors
+        self.keys[here] = keys
+        self.scopes[here] = scope
+        self.texts[here] = texts
+        self.expires[here] = expires
+        self.state[here] = COLD
 
     def copy(self, at: int, source: Slab, source_at: int, rows: int = 1) -> None:
         """Fill rows from others, which stay as they are."""

@@ -1,8 +1,10 @@
-"""The index with its large scopes on a device: FlatIndex in all else, so small scopes never leave the host.
+"""The index with its large scopes on one or more devices: FlatIndex in all else, so small scopes never leave the host.
 
 Laws:
-- a scope's full blocks of 1,024 rows, and its last one once it has over 512, lie on the device, each a slot there; what
-  is smaller, and what the device has no memory for, lies on the host and is searched there, both in one search;
+- a scope that has grown past the crossover lies on a device, slab by slab, each a slot there: what it gets from then on
+  at once, what it had before one slab at a time, as it grows or is swept, so no call waits for more; meanwhile, and
+  where no device has memory left, the others lie on the host and are searched there, all in one search;
+- of several devices each has its share of the slabs, all search at the same time, and what they find is merged;
 - keys, texts and lives stay on the host; a row whose life is over is left out of what the device found, and where too
   few are left the device is asked again, for living rows alone;
 - the device's path is PyTorch's product and topk: one query at a million rows took a tenth of FAISS's time on the same
@@ -11,178 +13,216 @@ Laws:
 
 from __future__ import annotations
 
-from functools import partial
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
+from semcache.semantic.graphs import is_lost
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.large import LargeIndex
-from semcache.semantic.nearest import Slots
 from semcache.semantic.rows import DeviceRows
+from semcache.semantic.slots import DeviceSlab, Lives
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from numpy import bool_, float32, float64, int64
+    from numpy import bool_, float32, int64
     from numpy.typing import NDArray
+
+    from semcache.semantic.nearest import Slots
+    from semcache.semantic.work import NewRow
+
+CROSSOVER = 4096
+"""Rows of a scope up to which it is searched on the host. Measured on an H200 beside 16 cores: there the device pays
+from 2,048 rows on for one query, and from between 4,096 and 16,384 for 32."""
 
 _MORE_FOUND = 16
 """Rows found beyond those asked for: half precision may have put the last ones in another order, or lives be over."""
-_LIVES = 64
 
 
-class DeviceSlab(Slab):
-    """A slab of one block of 1,024 rows, whose vectors are a slot of the device."""
+@dataclass(slots=True)
+class _Shard:
+    """What one device has of a scope, in the scope's order."""
 
-    __slots__ = ("others", "rows", "slot", "soonest")
-
-    def __init__(
-        self, index: int, block: int, dimension: int, *, rows: DeviceRows, slot: int, expires: NDArray[float64],
-        soonest: NDArray[float64], others: dict[int, DeviceSlab],
-    ) -> None:  # fmt: skip
-        self.rows = rows
-        self.slot = slot
-        self.others = others
-        self.soonest = soonest
-        """No row's life is over before: float64[1], one of an array, so that many are compared at once."""
-        soonest[0] = float("inf")
-        super().__init__(index, block, dimension)
-        self.expires = expires
-
-    def _make_vectors(self, dimension: int) -> Any:  # noqa: ARG002 - the rows know it
-        return _Vectors(self.rows, self.slot)
-
-    def write(self, at: int, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
-        super().write(at, key, scope, vector, text, expires)
-        self.soonest[0] = min(self.soonest[0], expires)
-
-    def copy(self, at: int, source: Slab, source_at: int, rows: int = 1) -> None:
-        super().copy(at, source, source_at, rows)
-        self.soonest[0] = min(self.soonest[0], self.expires[at : at + rows].min())
-
-    def give_back(self) -> None:
-        self.rows.give(self.slot)
-        del self.others[self.slot]
-
-
-class _Vectors:
-    """A slot's vectors, as a slab takes and gives them."""
-
-    def __init__(self, rows: DeviceRows, slot: int) -> None:
-        self._rows = rows
-        self._first = slot << SHIFT
-
-    def __getitem__(self, at: int | slice) -> Any:
-        if isinstance(at, slice):
-            return _Some(self._rows, self._first + at.start, at.stop - at.start)
-        return self._rows.read(self._first + int(at), 1)[0]
-
-    def __setitem__(self, at: int | slice, vectors: Any) -> None:
-        first = self._first + (at.start if isinstance(at, slice) else at)
-        if isinstance(vectors, _Some):  # from the device to the device
-            self._rows.move(first, vectors.first, vectors.count)
-        else:
-            self._rows.write(first, vectors if isinstance(at, slice) else vectors[None])
-
-
-class _Some:
-    """Rows in a row, read when they are looked at: numpy does so where they are put into host memory."""
-
-    def __init__(self, rows: DeviceRows, first: int, count: int) -> None:
-        self._rows = rows
-        self.first = first
-        self.count = count
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's own
-        vectors = self._rows.read(self.first, self.count)
-        return vectors if dtype is None else vectors.astype(dtype)
-
-
-def make_index(dimension: int, max_bytes: int, device: str | None, gpu_memory: int | None) -> FlatIndex:
-    """Make the index that goes with a device: on a GPU, with at most so many bytes there, or on the CPU."""
-    if device is None or not device.startswith("cuda"):
-        return LargeIndex(dimension, max_bytes)
-    return DeviceIndex(dimension, max_bytes, device=device, max_device_bytes=gpu_memory)
+    device: int
+    rows: DeviceRows
+    slabs: list[DeviceSlab]
+    slots: Slots
+    numbers: NDArray[int64]
 
 
 class DeviceIndex(FlatIndex):
-    """A FlatIndex whose large scopes lie on a torch device, in `dtype`: half precision on CUDA unless told.
+    """A FlatIndex whose large scopes lie on torch devices, in `dtype`: half precision on CUDA unless told.
 
-    `max_device_bytes` bounds what the rows take there.
+    `device` is one, or several: "cuda:0,cuda:1". `max_device_bytes` bounds what the rows take of each. Scopes of more
+    rows than `crossover` lie there, rounded up to whole slabs of 1,024; what a scope of at most 512 has is no slab.
     """
 
     path = "PyTorch"
-    crossover = SLAB_ROWS // 2
-    """A scope of more rows is searched on the device."""
+    crossover: int
 
     def __init__(
         self, dimension: int, max_bytes: int, max_rows: int | None = None, *, device: str,
-        dtype: Any = None, max_device_bytes: int | None = None,
+        dtype: Any = None, max_device_bytes: int | None = None, crossover: int = CROSSOVER,
     ) -> None:  # fmt: skip
         import torch
 
-        self.device = torch.device(device)
+        self.devices = device.split(",")
+        self.device = torch.device(self.devices[0])
+        """Where queries may lie already."""
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self.crossover = crossover
+        self.troubles: deque[BaseException] = deque(maxlen=16)
+        """What went wrong on a device since it was last looked at, and was done in another way."""
         self._max_device_bytes = max_device_bytes
         super().__init__(dimension, max_bytes, max_rows)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the device that rows take, or are kept for them."""
-        return self._device_rows.nbytes
+        """Bytes of the devices that rows take, or are kept for them."""
+        return sum(rows.nbytes for rows in self._devices)
 
-    @property
-    def troubles(self) -> deque[BaseException]:
-        """What went wrong on the device since it was last looked at, and was done in another way."""
-        return self._device_rows.troubles
+    def search(self, scopes: Sequence[bytes], vectors: Any, k: int, now: float) -> list[list[Neighbour]]:
+        """Search; see `work.VectorIndex.search`. The queries may also be a tensor on a device: they then stay there.
+
+        Only for scopes on the host they are copied to it, once.
+        """
+        import torch
+
+        if not isinstance(vectors, torch.Tensor):
+            return super().search(scopes, vectors, k, now)
+        if tuple(vectors.shape) != (len(scopes), self.dimension):
+            message = f"queries must be finite float32[{len(scopes)}, {self.dimension}]; got {tuple(vectors.shape)}"
+            raise ValueError(message)
+        self._now = now
+        places_of: dict[bytes, list[int]] = {}
+        for place, scope in enumerate(scopes):
+            places_of.setdefault(scope, []).append(place)
+        found: list[list[Neighbour]] = [[] for _ in scopes]
+        are_finite = vectors.isfinite().all()  # looked at below: to wait for it here would keep the device waiting
+        on_host: NDArray[float32] | None = None
+        for scope, places in places_of.items():
+            if k <= 0 or not self.has_scope(scope):
+                continue
+            mine: Any = vectors
+            if not self._lies_on_devices(scope):
+                on_host = vectors.float().cpu().numpy() if on_host is None else on_host
+                mine = on_host[places]
+            elif len(places) < len(scopes):
+                mine = vectors[torch.tensor(places).to(vectors.device)]
+            for place, neighbours in zip(places, self._nearest(scope, mine, k), strict=True):
+                found[place] = neighbours
+        if not are_finite:
+            raise ValueError("queries must be finite; among them are NaN or infinity")
+        return found
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
+        """Return what `vector` does of each, in one step for all that lie on a device."""
+        found: list[NDArray[float32] | None] = [None] * len(keys)
+        asked: dict[DeviceRows, list[tuple[int, int]]] = {}
+        for place, key in enumerate(keys):
+            row = self._rows_of(key).get(key)
+            slab = None if row is None else self._arena.slab(row)
+            if row is not None and isinstance(slab, DeviceSlab):
+                asked.setdefault(slab.rows, []).append((place, slab.slot << SHIFT | row & OFFSET))
+            elif slab is not None:
+                found[place] = self.vector(key)
+        for rows, pairs in asked.items():
+            for (place, _), vector in zip(pairs, rows.read_some([row for _, row in pairs]), strict=True):
+                found[place] = vector
+        return found
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         found = super().within(vector, similarity, now)
-        nears, rows = self._device_rows.near(vector, similarity)
-        for near, row in zip(nears.tolist(), rows.tolist(), strict=True):
-            slab, at = self._slab_of_slot.get(row >> SHIFT), row & OFFSET
-            alive = slab is not None and slab.state[at] != FREE and slab.expires[at] > now
-            if slab is not None and alive and near >= similarity - 1e-6:
-                found.append(Neighbour(slab.keys[at], min(near, 1.0), slab.texts[at]))
+        for device, rows in enumerate(self._devices):
+            nears, places = rows.near(vector, similarity)
+            for near, place in zip(nears.tolist(), places.tolist(), strict=True):
+                slab, at = self._slab_of.get((place >> SHIFT) * len(self._devices) + device), place & OFFSET
+                alive = slab is not None and slab.state[at] != FREE and slab.expires[at] > now
+                if slab is not None and alive and near >= similarity - 1e-6:
+                    found.append(Neighbour(slab.keys[at], min(near, 1.0), slab.texts[at]))
         return sorted(found, key=lambda one: -one.similarity)
 
+    def sweep(self, now: float) -> int:
+        self._bring_one()
+        return super().sweep(now)
+
     def _make_arena(self) -> Arena:
-        self._device_rows = DeviceRows(self.dimension, self.device, self.dtype, self._max_device_bytes)
-        self._slab_of_slot: dict[int, DeviceSlab] = {}
-        # When lives end, of so many slots together: those of all rows that a search found are looked up in few steps.
-        self._lives: list[NDArray[float64]] = []
-        self._soonest: list[NDArray[float64]] = []
-        self._slots_of: dict[bytes, tuple[list[DeviceSlab], Slots]] = {}
-        return Arena(self.dimension, self._make_slab)
+        self._devices = [
+            DeviceRows(self.dimension, name, self.dtype, self._max_device_bytes, self.troubles) for name in self.devices
+        ]
+        # By number: a slot times the count of devices, plus which device.
+        self._slab_of: dict[int, DeviceSlab] = {}
+        self._lives = Lives()
+        self._shards_of: dict[bytes, list[_Shard]] = {}
+        # Scopes that have slabs to bring to a device, and those for whose slabs there was no room.
+        self._waiting: dict[bytes, None] = {}
+        self._refused: dict[bytes, None] = {}
+        return super()._make_arena()
 
-    def _make_slab(self, index: int, block: int, dimension: int) -> Slab:
-        import numpy as np
+    # What changes which slabs a scope has, and where they lie
 
-        slot = self._device_rows.take() if block == SLAB_ROWS else None
-        if slot is None:
-            return Slab(index, block, dimension)
-        while len(self._lives) <= slot // _LIVES:
-            self._lives.append(np.zeros((_LIVES, SLAB_ROWS)))
-            self._soonest.append(np.full((_LIVES, 1), np.inf))
-        slab = self._slab_of_slot[slot] = DeviceSlab(
-            index, block, dimension, rows=self._device_rows, slot=slot,
-            expires=self._lives[slot // _LIVES][slot % _LIVES],
-            soonest=self._soonest[slot // _LIVES][slot % _LIVES], others=self._slab_of_slot,
-        )  # fmt: skip
-        return slab
-
-    # What changes which slabs a scope has
+    def _append_many(self, rows: Sequence[NewRow], matrix: NDArray[float32]) -> None:
+        super()._append_many(rows, matrix)
+        scope = rows[0][1]
+        start, used = self._tail(scope)
+        if used > self.crossover and scope not in self._full and self._arena.slab(start).block == SLAB_ROWS:
+            self._waiting[scope] = None  # it came at once, and no block was begun behind the crossover
+            self._bring_one()
 
     def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
-        self._slots_of.pop(scope, None)
-        return super()._extend(scope, start, used)
+        self._shards_of.pop(scope, None)
+        self._bring_one()
+        is_there = isinstance(self._arena.slab(self._full.get(scope, [start])[0]), DeviceSlab)
+        start, used = super()._extend(scope, start, used)
+        slab, before = self._arena.slab(start), len(self._full.get(scope, ())) * SLAB_ROWS + used
+        if slab.block == SLAB_ROWS and (before >= self.crossover or is_there):
+            if not self._bring(slab, used):
+                self._refused[scope] = None
+            elif not is_there and scope in self._full:
+                self._waiting[scope] = None
+        return start, used
 
     def _shrink(self, scope: bytes, start: int, used: int) -> None:
         if not used or used <= SLAB_ROWS // 4:
-            self._slots_of.pop(scope, None)
+            self._shards_of.pop(scope, None)
+        before = len(self._slab_of)
         super()._shrink(scope, start, used)
+        if self._refused and len(self._slab_of) < before:
+            self._waiting |= self._refused
+            self._refused.clear()
+
+    def _bring_one(self) -> None:
+        """Bring one slab to a device, of a scope that waits for it."""
+        scope = next(iter(self._waiting), None)
+        if scope is None:
+            return
+        for slab, _, used in super()._blocks(scope) if self.has_scope(scope) else ():
+            if slab.block == SLAB_ROWS and not isinstance(slab, DeviceSlab):
+                if self._bring(slab, used):
+                    self._shards_of.pop(scope, None)
+                    return
+                self._refused[scope] = None
+                break
+        del self._waiting[scope]
+
+    def _bring(self, slab: Slab, used: int) -> bool:
+        """Let a slab lie on the device that has the fewest; False where none has room."""
+        count = len(self._devices)
+        for device in sorted(range(count), key=lambda one: self._devices[one].used):
+            rows = self._devices[device]
+            slot = rows.take()
+            if slot is None:
+                continue
+            self._arena.slabs[slab.index] = DeviceSlab(
+                slab, used, rows=rows, slot=slot, number=slot * count + device, lives=self._lives, others=self._slab_of
+            )
+            slab.give_back()
+            return True
+        return False
 
     # Search
 
@@ -191,71 +231,134 @@ class DeviceIndex(FlatIndex):
 
     def _blocks(self, scope: bytes) -> Iterator[tuple[Slab, int, int]]:
         """Yield what lies on the host."""
+        if self._lies_on_devices(scope):  # else a search among a million rows would look at a thousand slabs
+            return iter(())
         return (one for one in super()._blocks(scope) if not isinstance(one[0], DeviceSlab))
 
-    def _elsewhere(self, *asked: Any) -> list[tuple[NDArray[float32], NDArray[int64]]]:
-        """Search what lies on the device."""
-        import numpy as np
-
-        scope, queries, k = asked
+    def _shards(self, scope: bytes) -> list[_Shard]:
+        """Return what lies on devices of a scope."""
         if self._arena.slab(self._tail(scope)[0]).block != SLAB_ROWS:
             return []
-        known = self._slots_of.get(scope)
-        if known is None:
-            slabs = [one for one, _, _ in super()._blocks(scope) if isinstance(one, DeviceSlab)]
-            if not slabs:
-                return []
-            known = self._slots_of[scope] = slabs, self._device_rows.together([slab.slot for slab in slabs])
-        slabs, slots = known
+        shards = self._shards_of.get(scope)
+        if shards is None:
+            slabs = [slab for slab, _, _ in super()._blocks(scope) if isinstance(slab, DeviceSlab)]
+            shards = []
+            for device, rows in enumerate(self._devices):
+                mine = [slab for slab in slabs if slab.rows is rows] if len(self._devices) > 1 else slabs
+                if mine:
+                    slots = rows.together([slab.slot for slab in mine])
+                    numbers = slots.numbers * len(self._devices) + device
+                    shards.append(_Shard(device, rows, mine, slots, numbers))
+            if shards:
+                self._shards_of[scope] = shards
+        return shards
+
+    def _lies_on_devices(self, scope: bytes) -> bool:
+        """Say whether no row of a scope lies on the host."""
+        return sum(len(shard.slabs) for shard in self._shards(scope)) == len(self._full.get(scope, ())) + 1
+
+    def _elsewhere(self, *asked: Any) -> list[tuple[NDArray[float32], NDArray[int64]]]:
+        """Search what lies on devices, on all of them at once."""
+        scope, queries, k = asked
+        shards = self._shards(scope)
         start, used = self._tail(scope)
-        used = used if slabs[-1].index == start >> SHIFT else SLAB_ROWS
-        rows = (len(slabs) - 1) * SLAB_ROWS + used
-        search = partial(self._device_rows.search, slots, used, queries)
-        near, found = search(min(k + _MORE_FOUND, rows))
-        if (np.concatenate(self._soonest)[slots.numbers, 0] > self._now).all():
+        begun = []
+        for shard in shards:
+            here = used if shard.slabs[-1].index == start >> SHIFT else SLAB_ROWS
+            rows = (len(shard.slabs) - 1) * SLAB_ROWS + here
+            begun.append((shard, here, shard.rows.begin(shard.slots, here, queries, min(k + _MORE_FOUND, rows))))
+        found = [self._found(shard, here, queries, k, some) for shard, here, some in begun]
+        return [one for one in found if one[0].shape[1]]
+
+    def _found(
+        self, shard: _Shard, used: int, queries: Any, k: int, begun: Any
+    ) -> tuple[NDArray[float32], NDArray[int64]]:
+        """Return the living rows that a shard has found, at most k of each, and the index's numbers of them."""
+        import numpy as np
+
+        rows = (len(shard.slabs) - 1) * SLAB_ROWS + used
+        near, found = self._numbered(shard, *shard.rows.found(shard.slots, begun))
+        if (self._lives.soonest[shard.numbers] > self._now).all():
             near, found = near[:, :k], found[:, :k]
         else:
             near, found = self._living(near, found, min(k, rows))
             if near.size and (near[:, -1] == -np.inf).any() and rows > k + _MORE_FOUND:
-                near, found = self._living_alone(slabs, used, search, k)
+                near, found = self._living_alone(shard, used, queries, k)
             kept = int((near != -np.inf).sum(axis=1).max(initial=0))
             near, found = near[:, :kept], found[:, :kept]
-        if not near.shape[1]:
-            return []
-        return [(near, self._as_rows(found))]
+        return near, self._lives.indexes[found >> SHIFT] << SHIFT | found & OFFSET
+
+    def _numbered(
+        self, shard: _Shard, near: NDArray[float32], found: NDArray[int64]
+    ) -> tuple[NDArray[float32], NDArray[int64]]:
+        """Let what a device has found bear the numbers that its slabs have among those of all devices."""
+        count = len(self._devices)
+        return near, found if count == 1 else ((found >> SHIFT) * count + shard.device) << SHIFT | found & OFFSET
 
     def _living(self, near: NDArray[float32], found: NDArray[int64], k: int) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return the first k of each that live, the nearest first; what is none stands last, at -inf."""
         import numpy as np
 
-        alive = np.zeros(found.shape, dtype=bool)
-        parts = found // (_LIVES * SLAB_ROWS)
-        for part in np.unique(parts).tolist():
-            here = parts == part
-            alive[here] = self._lives[part].ravel()[found[here] % (_LIVES * SLAB_ROWS)] > self._now
+        alive = self._lives.are_alive(found, self._now)
         near = np.where(alive, near, np.float32(-np.inf))
         order = np.argsort(-near, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(near, order, axis=1), np.take_along_axis(found, order, axis=1)
 
     def _living_alone(
-        self, slabs: list[DeviceSlab], used: int, search: Any, k: int
-    ) -> tuple[NDArray[float32], NDArray[int64]]:
+        self, shard: _Shard, used: int, queries: Any, k: int
+    ) -> tuple[NDArray[float32], NDArray[int64]]:  # fmt: skip
         import numpy as np
 
-        lives: list[NDArray[bool_]] = [slab.expires > self._now for slab in slabs]
-        alive = np.concatenate(lives)[: (len(slabs) - 1) * SLAB_ROWS + used]
-        for slab in slabs:
-            slab.soonest[0] = slab.expires[slab.state != FREE].min(initial=np.inf)
+        lives: list[NDArray[bool_]] = [slab.expires > self._now for slab in shard.slabs]
+        alive = np.concatenate(lives)[: (len(shard.slabs) - 1) * SLAB_ROWS + used]
+        for slab in shard.slabs:
+            self._lives.soonest[slab.number] = slab.expires[slab.state != FREE].min(initial=np.inf)
         count = int(alive.sum())
         if not count:
-            return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64)
-        found: tuple[NDArray[float32], NDArray[int64]] = search(min(k, count), alive)
-        return found
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        return self._numbered(shard, *shard.rows.search(shard.slots, used, queries, min(k, count), alive))
 
-    def _as_rows(self, found: NDArray[int64]) -> NDArray[int64]:
-        """Return the index's rows for the device's."""
-        import numpy as np
 
-        slots, places = np.unique(found >> SHIFT, return_inverse=True)
-        indexes = np.fromiter((self._slab_of_slot[slot].index for slot in slots.tolist()), np.int64, len(slots))
-        return indexes[places].reshape(found.shape) << SHIFT | found & OFFSET
+def make_index(
+    dimension: int, max_bytes: int, device: str | None, gpu_memory: int | None, asked: str = "auto"
+) -> FlatIndex:  # fmt: skip
+    """Make the index that goes with an embedder's device: on GPUs, with at most so many bytes on each, or on the CPU.
+
+    `asked` is the setting; where it names several devices and the embedder is on one, the index has all of them that
+    have not failed. Raises ConfigurationError for one that is not there.
+    """
+    if device is None or not device.startswith("cuda"):
+        return LargeIndex(dimension, max_bytes)
+    names = asked.split(",") if "," in asked else [device]
+    if len(names) > 1:
+        if (mend := missing(names)) is not None:
+            raise ConfigurationError(f"device={asked!r}: {mend}")
+        names = [name for name in names if _answers(name)]
+    if not names:
+        return LargeIndex(dimension, max_bytes)
+    return DeviceIndex(dimension, max_bytes, device=",".join(names), max_device_bytes=gpu_memory)
+
+
+def missing(names: Sequence[str]) -> str | None:
+    """Return which of some GPUs, "cuda:1", are not there, with the mend; None where all are."""
+    import torch
+
+    count = torch.cuda.device_count()
+    absent = [name for name in names if int(name.partition(":")[2] or 0) >= count]
+    if not absent:
+        return None
+    return (
+        f"{', '.join(absent)} cannot be used, this process sees {count} CUDA devices, counted from cuda:0; name those "
+        "that are there (nvidia-smi and CUDA_VISIBLE_DEVICES say which)"
+    )
+
+
+def _answers(name: str) -> bool:
+    """Say whether a device still works in this process."""
+    import torch
+
+    try:
+        torch.ones(1, device=name).sum().item()
+    except RuntimeError as error:
+        return not is_lost(error)
+    return True

@@ -33,7 +33,7 @@ __all__ = [
     "as_unit",
 ]
 
-_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?|cuda:\d+(,cuda:\d+)+")
 
 
 class Embedder(Protocol):
@@ -129,7 +129,8 @@ def as_embedder(
 ) -> TextEmbedder | None:
     """Return the embedder that a setting means: a model's name, path or URL, a named callable, or None.
 
-    `device` is for models; a callable chooses its own. Raises ConfigurationError or MissingExtraError, with the mend.
+    `device` is for models, of several the first; a callable chooses its own. Raises ConfigurationError or
+    MissingExtraError, with the mend.
     """
     if value is None:
         return None
@@ -143,11 +144,15 @@ def as_embedder(
     if isinstance(value, str):
         if not value:
             raise ConfigurationError('an embedder is a model\'s name, as in embedder="all-MiniLM-L6-v2"; got ""')
-        if not _DEVICE.fullmatch(str(device)):
-            raise ConfigurationError(f'device is "auto", "cpu", "cuda", "cuda:1" or "mps"; got {device!r}')
+        names = str(device).split(",")
+        if not _DEVICE.fullmatch(str(device)) or len(set(names)) < len(names):
+            raise ConfigurationError(
+                'device is "auto", "cpu", "cuda", "cuda:1" or "mps", or several GPUs for the index, each once, of '
+                f'which the first has the model too: "cuda:0,cuda:1"; got {device!r}'
+            )
         if "://" in value:
             return EmbeddingServer(value)
-        return SentenceTransformerEmbedder(value, device=device)
+        return SentenceTransformerEmbedder(value, device=names[0])
     if isinstance(value, SentenceTransformerEmbedder | EmbeddingServer | CallableEmbedder):
         return value
     if not callable(value):

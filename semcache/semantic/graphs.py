@@ -6,6 +6,7 @@ and a device that is lost are raised.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,20 +24,31 @@ class Graph:
         import torch
 
         self.given = given
-        side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(given.device))
-        with torch.cuda.stream(side):
-            for _ in range(2):  # what is made at first use must not be made while it is captured
-                function(given)
-        torch.cuda.current_stream(given.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: only what this one does is watched.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._made = function(given)
+        # Of that device: torch's own stream for captures is of the device that was current at the first of them.
+        with torch.cuda.device(given.device):
+            side: Any = torch.cuda.Stream(given.device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(given.device))
+            with torch.cuda.stream(side):
+                for _ in range(2):  # what is made at first use must not be made while it is captured
+                    function(given)
+            torch.cuda.current_stream(given.device).wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            stream = _stream_of(given.device)
+            # Other threads may use the device meanwhile: only what this one does is watched.
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._made = function(given)
 
     def replay(self) -> Any:
         self._graph.replay()
         return self._made
+
+
+@cache
+def _stream_of(device: Any) -> Any:
+    """Return the stream that graphs of a device are captured on: of one stream they can share memory."""
+    import torch
+
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def capture(function: Callable[[Any], Any], make: Callable[[], Any], pool: Any = None) -> Graph | str:

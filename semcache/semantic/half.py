@@ -58,7 +58,7 @@ class Scanner:
     def nearest(
         self, queries: NDArray[float32], parts: Iterable[tuple[NDArray[float16], NDArray[bool_] | None, int]], k: int
     ) -> tuple[NDArray[float32], NDArray[int64]]:
-        """Return similarities and numbers of the k nearest to each of float32[n, d], in no order: both [n, k].
+        """Return similarities and numbers of the k nearest to each of float32[n, d], nearest first: both [n, k].
 
         A part is rows, which of them may be found (None for all), and the number of the first.
         """
@@ -72,7 +72,8 @@ class Scanner:
                     self._scan(queries, rows, ids, similarities, numbers)
                 else:
                     similarities, numbers = self._multiply(queries, rows, ids, similarities, numbers)
-        return similarities, numbers
+        order = np.argsort(-similarities, axis=1, kind="stable")
+        return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(numbers, order, axis=1)
 
     def _living(
         self, rows: NDArray[float16], alive: NDArray[bool_] | None, first: int

@@ -1,9 +1,7 @@
 """The index of near matches: unit vectors by key, in half precision, searched exactly, within one scope only (law 2).
 
 Laws:
-- a scope's rows lie in blocks of the arena: one block of 1, 2, 4 ... 1,024 rows, then full blocks of 1,024 and a last
-  one. Adding, overwriting and removing take constant time (a block that is full is copied to one of twice its size; a
-  removed row is replaced by the scope's last), and the next search sees what they did;
+- adding, overwriting and removing take constant time, and the next search sees what they did;
 - it holds keys and texts, never answers (law 4); a row whose life is over is not found, and goes by a sweep;
 - rows and bytes are bounded; what is over goes by second chance (CLOCK): the nearest row of a search gets one.
 """
@@ -14,26 +12,21 @@ from itertools import count as numbers
 from typing import TYPE_CHECKING, Any
 
 from semcache.model import Neighbour
-from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS, Arena
+from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS
 from semcache.semantic.half import NO_ROW, Scanner
+from semcache.semantic.scoped import SCOPE_BYTES, ScopedRows, text_bytes, texts_bytes
 from semcache.semantic.threads import limit_faiss_threads
+from semcache.semantic.vectors import LARGEST_SQUARE, LEAST_SQUARE, Gathered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy import float32, int64
     from numpy.typing import NDArray
 
     from semcache.semantic.arena import Slab
+    from semcache.semantic.work import NewRow
 
-ROW_BYTES = 190
-"""What a row takes beside its vector and text: key, number, fields, and its share of the tables."""
-SCOPE_BYTES = 150
-"""What a scope takes beside its rows."""
-
-_SHARDS = 256
-_COUNT_BITS = SHIFT + 1
-_COUNT = (1 << _COUNT_BITS) - 1
 _WINDOW = 256
 # A text is within 1.0 of itself, whatever its product with itself in float32.
 _ROUNDING = 1e-6
@@ -41,9 +34,11 @@ _PATIENCE = 32
 _ROWS_MOVED_AT_ONCE = 32
 _EVICTED_AT_ONCE = 16
 _SWEPT_AT_ONCE = 64
+_ADDED_AT_ONCE = 256
+_FEWEST_TOGETHER = 4
 
 
-class FlatIndex:
+class FlatIndex(ScopedRows):
     """Exact search over one arena, block by block. At most `max_bytes` and `max_rows` are kept."""
 
     path = "FAISS, flat"
@@ -53,47 +48,18 @@ class FlatIndex:
 
     def __init__(self, dimension: int, max_bytes: int, max_rows: int | None = None) -> None:
         limit_faiss_threads()
-        self.dimension = dimension
         self.evictions = 0
         self._max_bytes = max_bytes
         self._max_rows = max_rows
-        self._row_bytes = ROW_BYTES + 2 * dimension
         self._scanner = Scanner(dimension)
         self._now = float("-inf")
-        self.clear()
+        self._gathered = Gathered(_ADDED_AT_ONCE, dimension)
+        super().__init__(dimension)
 
     def clear(self) -> None:
-        self._arena = self._make_arena()
-        # In shards, because a table of a million keys takes tens of milliseconds to grow.
-        self._rows: list[dict[bytes, int]] = [{} for _ in range(_SHARDS)]
-        # A scope's last block: its first row and, in the low bits, how many of its rows are in use. One number, because
-        # chat makes a scope a conversation, most of one row.
-        self._tails: list[dict[bytes, int]] = [{} for _ in range(_SHARDS)]
-        # The blocks of 1,024 before it, all full; only large scopes have any.
-        self._full: dict[bytes, list[int]] = {}
-        self._len = 0
-        self._scopes = 0
-        self._bytes = 0
+        super().clear()
         self._hand = 0
         self._swept_to = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of vectors, texts, rows and scopes; the bound is on these."""
-        return self._bytes
-
-    @property
-    def scopes(self) -> int:
-        return self._scopes
-
-    def __len__(self) -> int:
-        return self._len
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._rows[hash(key) % _SHARDS]
-
-    def has_scope(self, scope: bytes) -> bool:
-        return scope in self._tails[hash(scope) % _SHARDS]
 
     def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         """Keep a row; see `work.VectorIndex.add`. One that alone is over the bound is not kept."""
@@ -102,18 +68,71 @@ class FlatIndex:
         if row is not None:
             slab, at = self._arena.slab(row), row & OFFSET
             if slab.scopes[at] == scope and slab.may_write(at, vector):
-                self._bytes += _text_bytes(text) - _text_bytes(slab.texts[at])
+                self._bytes += text_bytes(text) - text_bytes(slab.texts[at])
                 slab.write(at, slab.keys[at], slab.scopes[at], vector, text, expires)
                 slab.state[at] = HOT
                 self._evict_to(self._max_bytes, self._max_rows)
                 return
             self._remove(key, row)
-        size = self._row_bytes + SCOPE_BYTES + _text_bytes(text)
+        size = self._row_bytes + SCOPE_BYTES + text_bytes(text)
         if size > self._max_bytes or self._max_rows == 0:
             self.evictions += 1
             return
         self._evict_to(self._max_bytes - size, None if self._max_rows is None else self._max_rows - 1)
         self._append(key, scope, vector, text, expires)
+
+    def add_many(self, rows: Sequence[NewRow]) -> list[Exception]:
+        """Keep many rows; see `work.VectorIndex.add_many`. New ones of one scope are put in together."""
+        refused: list[Exception] = []
+        for first in range(0, len(rows), _ADDED_AT_ONCE):
+            some = rows[first : first + _ADDED_AT_ONCE]
+            matrix = self._gathered.matrix([row[2] for row in some])
+            if matrix is None or not self._has_room_for(some):
+                self._add_each(some, refused)
+            else:
+                self._add_each(self._add_new(some, matrix), refused)
+        return refused
+
+    def _add_each(self, rows: Iterable[NewRow], refused: list[Exception]) -> None:
+        for row in rows:
+            try:
+                self.add(*row)
+            except ValueError as error:
+                refused.append(error)
+
+    def _has_room_for(self, rows: Sequence[NewRow]) -> bool:
+        """Say whether nothing will have to go for rows, each of them new and in a scope of its own at worst."""
+        if self._max_rows is not None and self._len + len(rows) > self._max_rows:
+            return False
+        size = len(rows) * (self._row_bytes + SCOPE_BYTES) + texts_bytes([row[3] for row in rows])
+        return self._bytes + size <= self._max_bytes
+
+    def _add_new(self, rows: Sequence[NewRow], matrix: NDArray[float32]) -> list[NewRow]:
+        """Add those rows whose keys are new, and return the others, which are to be added after them.
+
+        Nothing has to go for any, so their order counts among those of one key alone.
+        """
+        keys = [row[0] for row in rows]
+        is_known = [key in self._rows_of(key) for key in keys]
+        others: list[NewRow] = []
+        places_of: dict[bytes, list[int]] = {}
+        if any(is_known) or len(set(keys)) < len(keys) or len({row[1] for row in rows}) > 1:
+            seen: set[bytes] = set()
+            for place, (row, known) in enumerate(zip(rows, is_known, strict=True)):
+                if known or row[0] in seen:
+                    others.append(row)
+                else:
+                    seen.add(row[0])
+                    places_of.setdefault(row[1], []).append(place)
+        else:
+            self._append_many(rows, matrix)
+        for places in places_of.values():
+            if len(places) < _FEWEST_TOGETHER:
+                for place in places:
+                    self._append(*rows[place])
+            else:
+                self._append_many([rows[place] for place in places], matrix[places])
+        return others
 
     def remove(self, key: bytes) -> bool:
         row = self._rows_of(key).get(key)
@@ -179,139 +198,33 @@ class FlatIndex:
     def close(self) -> None:
         """End what works aside, of which there is nothing here."""
 
-    def _make_arena(self) -> Arena:
-        return Arena(self.dimension)
-
     def _check(self, vector: NDArray[float32]) -> None:
         square = float(vector.dot(vector)) if vector.shape == (self.dimension,) else None
-        if square is None or not 0.98 < square < 1.02:  # noqa: PLR2004 - float16 on the way leaves 0.999; NaN fails too
+        if square is None or not LEAST_SQUARE < square < LARGEST_SQUARE:
             message = (
                 f"a row must be a unit vector, float32[{self.dimension}]; got shape {vector.shape}, square {square}"
             )
             raise ValueError(message)
 
-    # Rows and blocks
-
-    def _rows_of(self, key: bytes) -> dict[bytes, int]:
-        """Return the part of the table that a key stands in."""
-        return self._rows[hash(key) % _SHARDS]
-
-    def _tail(self, scope: bytes) -> tuple[int, int]:
-        tail = self._tails[hash(scope) % _SHARDS][scope]
-        return tail >> _COUNT_BITS, tail & _COUNT
-
-    def _set_tail(self, scope: bytes, start: int, rows: int) -> None:
-        self._tails[hash(scope) % _SHARDS][scope] = start << _COUNT_BITS | rows
-
-    def _append(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
-        """Put a new row behind the last of its scope."""
-        if self.has_scope(scope):
-            start, used = self._tail(scope)
-            slab = self._arena.slab(start)
-            scope = slab.scopes[start & OFFSET] if used else scope  # one object for all rows of a scope
-            if used == slab.block:
-                start, used = self._extend(scope, start, used)
-        else:
-            start, used = self._arena.allocate(1), 0
-            self._scopes += 1
-            self._bytes += SCOPE_BYTES
-        row = start + used
-        self._arena.slab(row).write(row & OFFSET, key, scope, vector, text, expires)
-        self._rows_of(key)[key] = row
-        self._set_tail(scope, start, used + 1)
-        self._len += 1
-        self._bytes += self._row_bytes + _text_bytes(text)
-
-    def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
-        """Make room behind a block that is full."""
-        if used < SLAB_ROWS:
-            return self._move(start, 2 * used), used
-        self._full.setdefault(scope, []).append(start)
-        return self._arena.allocate(SLAB_ROWS), 0
-
-    def _move(self, start: int, block: int) -> int:
-        """Move a scope's only block to one of `block` rows; return where it is now."""
-        source, source_at = self._arena.slab(start), start & OFFSET
-        scope = source.scopes[source_at]
-        used = self._tail(scope)[1]
-        target_start = self._arena.allocate(block)
-        target, at = self._arena.slab(target_start), target_start & OFFSET
-        target.copy(at, source, source_at, used)
-        for row, key in enumerate(target.keys[at : at + used], target_start):
-            self._rows_of(key)[key] = row
-        self._set_tail(scope, target_start, used)
-        source.clear(source_at, used)
-        self._arena.release(start)
-        return target_start
-
-    def _remove(self, key: bytes, row: int) -> None:
-        """Drop a row and put the last of its scope in its place."""
-        slab, at = self._arena.slab(row), row & OFFSET
-        scope = slab.scopes[at]
-        self._bytes -= self._row_bytes + _text_bytes(slab.texts[at])
-        self._len -= 1
-        start, used = self._tail(scope)
-        last_slab, last = self._arena.slab(start), (start & OFFSET) + used - 1
-        if start + used - 1 != row:
-            slab.copy(at, last_slab, last)
-            last_key = slab.keys[at]
-            self._rows_of(last_key)[last_key] = row
-        last_slab.clear(last)
-        del self._rows_of(key)[key]
-        self._shrink(scope, start, used - 1)
-
-    def _shrink(self, scope: bytes, start: int, used: int) -> None:
-        """Set how many rows of a scope's last block are in use, and give back what it does not need."""
-        if used:
-            self._set_tail(scope, start, used)
-            block = self._arena.slab(start).block
-            # A quarter, not half: a scope that grows and shrinks by a row is not copied each time.
-            if used <= block // 4 and scope not in self._full:
-                self._move(start, block // 2)
-            return
-        self._arena.release(start)
-        full = self._full.get(scope)
-        if full:
-            self._set_tail(scope, full.pop(), SLAB_ROWS)
-            if not full:
-                del self._full[scope]
-        else:
-            self._drop_scope(scope)
-
-    def _drop_scope(self, scope: bytes) -> None:
-        del self._tails[hash(scope) % _SHARDS][scope]
-        self._scopes -= 1
-        self._bytes -= SCOPE_BYTES
-
     # Search
-
-    def _host_slabs(self) -> Iterator[Slab]:
-        """Yield the slabs whose vectors are here."""
-        return (slab for slab in self._arena.slabs if slab is not None)
-
-    def _blocks(self, scope: bytes) -> Iterator[tuple[Slab, int, int]]:
-        """Yield a scope's blocks: slab, first offset, rows in use."""
-        for start in self._full.get(scope, ()):
-            yield self._arena.slab(start), start & OFFSET, SLAB_ROWS
-        start, used = self._tail(scope)
-        if used:
-            yield self._arena.slab(start), start & OFFSET, used
 
     def _nearest(self, scope: bytes, queries: NDArray[float32], k: int) -> list[list[Neighbour]]:
         """Return each query's nearest rows: the nearest of each block, merged."""
         import numpy as np
 
-        found_in = [*self._elsewhere(scope, queries, k), self._scan(self._blocks(scope), queries, k)]
-        all_near, all_rows = map(np.hstack, zip(*found_in, strict=True))
-        order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
-        all_near, all_rows = np.take_along_axis(all_near, order, axis=1), np.take_along_axis(all_rows, order, axis=1)
-        found = []
-        for rows, nears in zip(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist(), strict=True):
-            pairs = [(row, near) for row, near in zip(rows, nears, strict=True) if row != NO_ROW]
-            for row, _ in pairs[:1]:
-                self._arena.slab(row).state[row & OFFSET] = HOT
-            found.append([self._neighbour(*pair) for pair in pairs])
-        return found
+        found_in = self._elsewhere(scope, queries, k)
+        blocks = list(self._blocks(scope))
+        if blocks:
+            found_in.append(self._scan(blocks, queries, k))
+        if not found_in:
+            return [[] for _ in queries]
+        all_near, all_rows = found_in[0]
+        if len(found_in) > 1:
+            all_near, all_rows = map(np.hstack, zip(*found_in, strict=True))
+            order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
+            all_near = np.take_along_axis(all_near, order, axis=1)
+            all_rows = np.take_along_axis(all_rows, order, axis=1)
+        return self._neighbours(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist())
 
     def _scan(
         self, blocks: Iterable[tuple[Slab, int, int]], queries: NDArray[float32], k: int
@@ -330,9 +243,23 @@ class FlatIndex:
         """
         return []
 
-    def _neighbour(self, row: int, similarity: float) -> Neighbour:
-        slab, at = self._arena.slab(row), row & OFFSET
-        return Neighbour(slab.keys[at], similarity, slab.texts[at])
+    def _neighbours(self, rows: list[list[int]], similarities: list[list[float]]) -> list[list[Neighbour]]:
+        """Return what was found, of each query the nearest first, which has been found now.
+
+        Without a call for each: a batch has a thousand.
+        """
+        slabs: list[Any] = self._arena.slabs
+        for found in rows:
+            if found[0] != NO_ROW:
+                slabs[found[0] >> SHIFT].state[found[0] & OFFSET] = HOT
+        return [
+            [
+                Neighbour((slab := slabs[row >> SHIFT]).keys[at := row & OFFSET], similarity, slab.texts[at])
+                for row, similarity in zip(found, near, strict=True)
+                if row != NO_ROW
+            ]
+            for found, near in zip(rows, similarities, strict=True)
+        ]
 
     # Bounds
 
@@ -376,8 +303,3 @@ class FlatIndex:
         offsets = slab.expired(start, stop, self._now).nonzero()[0] + start
         keys: list[bytes] = slab.keys[offsets].tolist() if len(offsets) else []
         return keys
-
-
-def _text_bytes(text: str) -> int:
-    """Return what a str takes; not `sys.getsizeof`, which changes once the str has been encoded."""
-    return 56 + len(text) * (1 if text.isascii() else 2)

@@ -23,17 +23,19 @@ from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
 from semcache.semantic.aside import Aside
 from semcache.semantic.half import Scanner
 from semcache.semantic.hnsw import LINK_BYTES, grown
-from semcache.semantic.index import FlatIndex, _text_bytes
+from semcache.semantic.index import FlatIndex
+from semcache.semantic.scoped import block_of, text_bytes
 from semcache.semantic.segments import SEGMENT_ROWS, Job, Sealed, Segment
 from semcache.semantic.threads import share_faiss_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy import float16, float32, int64
     from numpy.typing import NDArray
 
     from semcache.semantic.arena import Slab
+    from semcache.semantic.work import NewRow
 
 CROSSOVER = 8192
 """Measured (benchmarks/RESULTS.md): so many rows are scanned in 0.4 ms, a graph of them answers in about as long."""
@@ -106,6 +108,12 @@ class LargeIndex(FlatIndex):
             place[0].soonest = min(place[0].soonest, expires)
         self._evict_to(self._max_bytes, self._max_rows)
 
+    def add_many(self, rows: Sequence[NewRow]) -> list[Exception]:
+        self._tend(_MOVED_BY_SWEEP)
+        refused = super().add_many(rows)
+        self._evict_to(self._max_bytes, self._max_rows)
+        return refused
+
     def remove(self, key: bytes) -> bool:
         self._tend(_MOVED_AT_ONCE)
         return super().remove(key)
@@ -120,6 +128,13 @@ class LargeIndex(FlatIndex):
         if self.has_scope(scope) and self._tail(scope)[0] == _NONE:
             self._set_tail(scope, self._arena.allocate(1), 0)
         super()._append(key, scope, vector, text, expires)
+
+    def _room_behind(self, scope: bytes, rows: int) -> tuple[int, int]:
+        if self.has_scope(scope) and self._tail(scope)[0] == _NONE:
+            start = self._arena.allocate(block_of(rows))
+            self._set_tail(scope, start, 0)
+            return start, 0
+        return super()._room_behind(scope, rows)
 
     def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
         made = super()._extend(scope, start, used)
@@ -149,7 +164,7 @@ class LargeIndex(FlatIndex):
         """Take out a row of a frozen slab, and what is over with it."""
         scope = slab.scopes[at]
         sealed = self._sealed[scope]
-        self._bytes -= self._row_bytes + _text_bytes(slab.texts[at])
+        self._bytes -= self._row_bytes + text_bytes(slab.texts[at])
         self._len -= 1
         slab.clear(at)
         slab.expires[at] = -inf

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from semcache.errors import TierError
 from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
 from semcache.semantic.graphs import Graph, capture, is_lost
-from semcache.semantic.nearest import Slots, largest, taken_of
+from semcache.semantic.nearest import Slots, fill, find, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,9 +39,13 @@ _PRODUCTS = 2**28
 """Similarities that a product makes at once: half a gigabyte."""
 _LEAST_PRODUCTS = 2**20
 _GATHERED = 128
+_MOST_COPIES = 16
 _HALF_ROUNDING = 2e-3
-_GRAPH_QUERIES = 8
-_GRAPH_PRODUCTS = 2**24
+_GRAPH_QUERIES = 256
+_GRAPH_WORK = 2**28
+"""Similarities of a search that is a graph: what more takes hardly feels its launches."""
+_GRAPH_PRODUCTS = 2**26
+"""Of them at once: graphs keep their memory, which those of a device share."""
 _GRAPH_AFTER = 64
 """Searches of the same slots before they get a graph: to capture one takes longer than to search a few times."""
 _MOST_GRAPHS = 64
@@ -50,13 +54,16 @@ _MOST_GRAPHS = 64
 class DeviceRows:
     """Slots for float32[1024, d] each, kept as `dtype` on `device`. Not locked: one thread owns it."""
 
-    def __init__(self, dimension: int, device: Any, dtype: Any, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, dimension: int, device: Any, dtype: Any, max_bytes: int | None = None,
+        troubles: deque[BaseException] | None = None,
+    ) -> None:  # fmt: skip
         import torch
 
         self.device = torch.device(device)
         self.dimension = dimension
         self.dtype = dtype
-        self.troubles: deque[BaseException] = deque(maxlen=16)
+        self.troubles: deque[BaseException] = deque(maxlen=16) if troubles is None else troubles
         self._slot_bytes: int = SLAB_ROWS * dimension * dtype.itemsize
         self._max_slots = None if max_bytes is None else max_bytes // self._slot_bytes
         self._chunks: list[Any] = []
@@ -69,6 +76,7 @@ class DeviceRows:
         self._staged = 0
         self._products = _PRODUCTS
         self._graphs: WeakSet[Graph] = WeakSet()
+        self._pool: Any = None
         self._use_graphs = self.device.type == "cuda"
         self.why = ""
         """Why no search is a CUDA graph."""
@@ -77,6 +85,11 @@ class DeviceRows:
     def nbytes(self) -> int:
         """Bytes of the device that the chunks take."""
         return self._slots * self._slot_bytes
+
+    @property
+    def used(self) -> int:
+        """How many slots are in use."""
+        return self._slots - len(self._free)
 
     def take(self) -> int | None:
         """Return a slot, or None where there is none to be had."""
@@ -126,6 +139,18 @@ class DeviceRows:
         vectors: NDArray[float32] = chunk[at : at + rows].float().cpu().numpy()
         return vectors
 
+    def read_some(self, rows: Sequence[int]) -> NDArray[float32]:
+        """Return float32[n, d] of rows of whatever slots, in one copy. Raises TierError("lost")."""
+        import torch
+
+        self.flush()
+        try:
+            with torch.inference_mode():
+                vectors: NDArray[float32] = self._gather(torch.tensor(rows).to(self.device)).float().cpu().numpy()
+        except RuntimeError as error:
+            raise lost(error) from error
+        return vectors
+
     def flush(self) -> None:
         """Bring to the device what waits. Raises TierError("lost")."""
         if not self._pending:
@@ -143,21 +168,24 @@ class DeviceRows:
                 moves = torch.from_numpy(-1 - sources[~is_new])
                 moved = self._gather(moves.to(self.device)) if len(moves) else None  # before any is written
                 if is_new.any():
-                    stage = self._stage[:staged].to(self.device).to(self.dtype)
-                    places = torch.from_numpy(sources[is_new]).to(self.device)
-                    self._scatter(targets[is_new], stage[places])
+                    self._place(targets[is_new], sources[is_new], self._stage[:staged].to(self.device))
                 if moved is not None:
                     self._scatter(targets[~is_new], moved)
         except RuntimeError as error:
             raise lost(error) from error
 
     def search(
-        self, slots: Slots, used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None = None
+        self, slots: Slots, used: int, queries: Any, k: int, alive: NDArray[bool_] | None = None
     ) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return the k nearest of some slots' rows, `used` of them in the last: similarities and rows, [n, k].
 
-        `alive` says of each row, in the order of the slots, whether it may be found. Raises TierError("lost").
+        `queries` are float32[n, d], of numpy or a tensor on whatever device. `alive` says of each row, in the order of
+        the slots, whether it may be found. Raises TierError("lost").
         """
+        return self.found(slots, self.begin(slots, used, queries, k, alive))
+
+    def begin(self, slots: Slots, used: int, queries: Any, k: int, alive: NDArray[bool_] | None = None) -> Any:
+        """Begin a search, as `search` has it, and return what `found` makes rows of, before the next is begun."""
         import torch
 
         self.flush()
@@ -174,9 +202,21 @@ class DeviceRows:
             torch.cuda.empty_cache()
         if self._products > _LEAST_PRODUCTS:
             self._products //= 4
-            return self.search(slots, used, queries, k, alive)
+            return self.begin(slots, used, queries, k, alive)
         with torch.inference_mode():
             return self._search(slots, used, queries, k, alive, on_host=True)
+
+    def found(self, slots: Slots, begun: Any) -> tuple[NDArray[float32], NDArray[int64]]:
+        """Wait for a search that was begun, and return what it finds. Raises TierError("lost")."""
+        import numpy as np
+
+        try:
+            found = begun.cpu().numpy()
+        except RuntimeError as error:
+            raise lost(error) from error
+        k = found.shape[1] // 2
+        places = found[:, k:].view(np.int32).astype(np.int64)
+        return found[:, :k], slots.numbers[places >> SHIFT] << SHIFT | places & OFFSET
 
     def together(self, numbers: Sequence[int]) -> Slots:
         """Return slots as they are to be searched; it holds as long as they are in use."""
@@ -186,7 +226,9 @@ class DeviceRows:
         breaks = (np.diff(slots) != 1) | np.isin(slots[1:], self._starts)
         firsts = np.concatenate([[0], breaks.nonzero()[0] + 1])
         counts = np.diff(np.concatenate([firsts, [len(slots)]]))
-        return Slots(slots, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)))
+        there = np.unique(np.searchsorted(self._starts, slots, side="right") - 1).tolist()
+        chunks = [(self._chunks[number], self._starts[number] << SHIFT) for number in there]
+        return Slots(slots, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)), chunks)
 
     def near(self, vector: NDArray[float32], similarity: float) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return similarities and rows of all, free ones included, that may be so near. Raises TierError("lost")."""
@@ -247,6 +289,20 @@ class DeviceRows:
             out[mine] = chunk[at[mine]]
         return out
 
+    def _place(self, targets: NDArray[int64], sources: NDArray[int64], stage: Any) -> None:
+        """Fill rows from places of the stage; those that come in few runs, as rows put in at once do, by copies."""
+        import numpy as np
+        import torch
+
+        breaks = (np.diff(targets) != 1) | (np.diff(sources) != 1) | (targets[1:] & OFFSET == 0)
+        if breaks.sum() >= _MOST_COPIES:
+            self._scatter(targets, stage.to(self.dtype)[torch.from_numpy(sources).to(self.device)])
+            return
+        firsts = np.concatenate([[0], breaks.nonzero()[0] + 1])
+        for first, stop in zip(firsts.tolist(), [*firsts[1:].tolist(), len(targets)], strict=True):
+            chunk, at = self._where(int(targets[first]))
+            chunk[at : at + stop - first].copy_(stage[sources[first] : sources[first] + stop - first])
+
     def _scatter(self, rows: NDArray[int64], vectors: Any) -> None:
         import numpy as np
         import torch
@@ -259,32 +315,27 @@ class DeviceRows:
             self._chunks[number][at] = some
 
     def _search(
-        self, slots: Slots, used: int, queries: NDArray[float32], k: int, alive: NDArray[bool_] | None,
-        *, on_host: bool = False,
-    ) -> tuple[NDArray[float32], NDArray[int64]]:  # fmt: skip
-        import numpy as np
+        self, slots: Slots, used: int, queries: Any, k: int, alive: NDArray[bool_] | None, *, on_host: bool = False
+    ) -> Any:
+        """Return what `_find` does, on its way: a graph's is its own until the next one."""
         import torch
 
         n = len(queries)
-        given = np.full((n, self.dimension + 1), used, np.float32)
-        given[:, :-1] = queries
         graph = None if on_host or alive is not None else self._graph(slots, n, k)
         if graph is not None:
-            graph.given[:n].copy_(torch.from_numpy(given))
-            packed = graph.replay()[:n]
-        else:
-            device = torch.device("cpu") if on_host else self.device
-            packed = self._find(slots, k, torch.from_numpy(given).to(device), alive)
-        found = packed.cpu().numpy()
-        places = found[:, k:].view(np.int32).astype(np.int64)
-        return found[:, :k], slots.numbers[places >> SHIFT] << SHIFT | places & OFFSET
+            fill(graph.given[:n], queries, used)
+            return graph.replay()[:n]
+        device = torch.device("cpu") if on_host else self.device
+        given = torch.empty((n, self.dimension + 1), dtype=torch.float32, device=device)
+        fill(given, queries, used)
+        return self._find(slots, k, self._products, given, alive)
 
     def _graph(self, slots: Slots, queries: int, k: int) -> Graph | None:
         """Return the graph of a search of so many queries, once such were asked often enough."""
         import torch
 
-        fewest = 1 << (queries - 1).bit_length()
-        is_small = fewest <= _GRAPH_QUERIES and (fewest * len(slots)) << SHIFT <= _GRAPH_PRODUCTS
+        fewest = size_of(queries)
+        is_small = fewest <= _GRAPH_QUERIES and (fewest * len(slots)) << SHIFT <= _GRAPH_WORK
         if not self._use_graphs or not is_small or slots.is_scattered:
             return None
         graph = slots.graphs.get((fewest, k))
@@ -293,8 +344,11 @@ class DeviceRows:
         slots.asked[fewest, k] += 1
         if slots.asked[fewest, k] < _GRAPH_AFTER or len(self._graphs) >= _MOST_GRAPHS:
             return None
+        if self.device.type == "cuda" and not self._graphs:  # a pool goes with the last graph that has it
+            self._pool = torch.cuda.graph_pool_handle()
         shape = fewest, self.dimension + 1
-        made = capture(partial(self._find, slots, k), lambda: torch.zeros(shape, device=self.device))
+        find = partial(self._find, slots, k, min(self._products, _GRAPH_PRODUCTS))
+        made = capture(find, lambda: torch.zeros(shape, device=self.device), self._pool)
         if isinstance(made, str):
             self._use_graphs, self.why = False, made
             return None
@@ -302,43 +356,11 @@ class DeviceRows:
         self._graphs.add(made)
         return made
 
-    def _find(self, slots: Slots, k: int, given: Any, alive: NDArray[bool_] | None = None) -> Any:
-        """Return float32[n, 2k]: similarities, and the bits of the int32 places in the slots' order.
-
-        `given` is float32[n, d + 1]: queries, and how many rows of the last slot are in use.
-        """
-        import numpy as np
-        import torch
-
-        exact, used = given[:, :-1].contiguous(), given[:1, -1:]
-        on_host = exact.device.type != self.device.type  # a device without a number is the current one
-        rough = exact if on_host else exact.to(self.dtype)
-        may = None
-        if alive is not None:
-            whole = np.zeros(len(slots) << SHIFT, dtype=bool)
-            whole[: len(alive)] = alive
-            may = torch.from_numpy(whole).to(exact.device)
-        nears, founds, vectors = [], [], []
-        for first, parts in self._groups(slots, max(1, self._products // len(exact) >> SHIFT)):
-            here = [part.cpu().float() for part in parts] if on_host else parts
-            start, stop = first << SHIFT, (first << SHIFT) + sum(map(len, here))
-            near = torch.empty((len(exact), stop - start), dtype=rough.dtype, device=exact.device)
-            at = 0
-            for part in here:
-                torch.mm(rough, part.T, out=near[:, at : at + len(part)])
-                at += len(part)
-            if may is not None:
-                near.masked_fill_(~may[start:stop], -torch.inf)
-            if stop >> SHIFT == len(slots):
-                near[:, -SLAB_ROWS:].masked_fill_(torch.arange(SLAB_ROWS, device=exact.device) >= used, -torch.inf)
-            near, places = largest(near, k)
-            nears.append(near)
-            founds.append(places + start)
-            vectors.append(taken_of(here, places))
-        near, found, again = (one[0] if len(one) == 1 else torch.cat(one, 1) for one in (nears, founds, vectors))
-        near = torch.where(near == -torch.inf, -torch.inf, torch.einsum("qkd,qd->qk", again.float(), exact))
-        near, order = near.topk(k)
-        return torch.cat([near, found.gather(1, order).to(torch.int32).view(torch.float32)], 1)
+    def _find(self, slots: Slots, k: int, products: int, given: Any, alive: NDArray[bool_] | None = None) -> Any:
+        """Find, with at most so many products at once; on the host, where the queries are there and not the rows."""
+        on_host = given.device.type != self.device.type  # a device without a number is the current one
+        groups = self._groups(slots, max(1, products // len(given) >> SHIFT))
+        return find(slots, k, groups, given, self.dtype, alive, on_host=on_host)
 
     def _groups(self, slots: Slots, most: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield the place of a first slot and the vectors from there on, at most so many slots of them."""

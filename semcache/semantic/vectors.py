@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
 
+LEAST_SQUARE, LARGEST_SQUARE = 0.98, 1.02
+"""Between them the square of a row's length must be: float16 on the way leaves 0.999; NaN is in no range."""
+
 
 def as_unit(vectors: Any, n: int, identity: str) -> NDArray[float32]:
     """Return n vectors as float32[n, d], contiguous and of unit length.
@@ -45,3 +48,29 @@ def to_units(vectors: Sequence[NDArray[Any]]) -> Sequence[NDArray[float32]]:
     lengths = np.linalg.norm(matrix, axis=-1, keepdims=True)
     matrix /= np.where(lengths == 0.0, np.float32(1.0), lengths)
     return list(matrix)
+
+
+class Gathered:
+    """Memory for vectors that come one by one and are checked together: fresh pages cost more than the check."""
+
+    def __init__(self, rows: int, dimension: int) -> None:
+        import numpy as np
+
+        self._dimension = dimension
+        self._memory: NDArray[float32] = np.empty(rows * dimension, np.float32)
+
+    def matrix(self, vectors: Sequence[NDArray[float32]]) -> NDArray[float32] | None:
+        """Return vectors as float32[n, d], until it is next asked, where all may be rows of an index, else None."""
+        import numpy as np
+
+        together = self._memory[: len(vectors) * self._dimension]
+        try:
+            if set(map(len, vectors)) != {self._dimension}:
+                return None
+            np.concatenate(vectors, out=together, casting="unsafe")
+        except (TypeError, ValueError):  # one without a length, or with more dimensions than one
+            return None
+        matrix = together.reshape(len(vectors), self._dimension)
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+        is_unit = (squares > LEAST_SQUARE) & (squares < LARGEST_SQUARE)
+        return matrix if is_unit.all() else None

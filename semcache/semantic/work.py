@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     Vector: TypeAlias = NDArray[float32]
 
+NewRow: TypeAlias = "tuple[bytes, bytes, Vector, str, float]"
+"""A row for an index: key, scope, unit vector, text, and when its life is over."""
+
 Row: TypeAlias = "tuple[bytes, bytes, str, Vector | None, float]"
 """A row to restore: key, scope, text, its vector (of whatever precision) or None, and when its life is over."""
 
@@ -37,6 +40,10 @@ class VectorIndex(Protocol):
 
         Raises ValueError for a vector of another shape, or not of unit length (NaN among them).
         """
+        ...
+
+    def add_many(self, rows: Sequence[NewRow]) -> list[Exception]:
+        """Add rows, as `add` does one after another, in a fraction of its time; return the errors of those refused."""
         ...
 
     def remove(self, key: bytes) -> bool:

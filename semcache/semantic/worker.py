@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from semcache.semantic.batcher import Batcher
-    from semcache.semantic.work import Row, Vector, VectorIndex
+    from semcache.semantic.work import NewRow, Row, Vector, VectorIndex
 
 State = Literal["idle", "loading", "ready", "failed", "closed"]
 
@@ -252,8 +252,10 @@ class Worker:
             made = self._texts.vectors([row[2] for row in alive if row[3] is None])
             found = [(row, made[row[2]] if row[3] is None else row[3]) for row in alive]
             whole = [(row, vector) for row, vector in found if not isinstance(vector, Exception)]
-            for (row, _), unit in zip(whole, to_units([vector for _, vector in whole]), strict=True):
-                self._insert(row[0], row[1], unit, row[2], row[4])
+            units = to_units([vector for _, vector in whole])
+            self._insert_many(
+                [(row[0], row[1], unit, row[2], row[4]) for (row, _), unit in zip(whole, units, strict=True)]
+            )  # fmt: skip
 
     def _serve(self, batch: list[Item]) -> None:
         """Embed all texts of a batch at once, and search at once for those between whom nothing is dropped.
@@ -355,6 +357,15 @@ class Worker:
             self._report("add", error)
             return False
         return True
+
+    def _insert_many(self, rows: list[NewRow]) -> None:
+        try:
+            refused = self._loaded.add_many(rows)
+        except BaseException as error:  # noqa: BLE001 - no memory, a device that is lost
+            self._report("add", error)
+        else:
+            for one in refused:
+                self._report("add", one)
 
     # What both run
 

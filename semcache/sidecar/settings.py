@@ -88,7 +88,7 @@ class Settings:
         "", "one that is to take its place: its near matches are compared, never served", "MODEL"
     )
     semantic: str = _setting("512MB", "the bound of the index", "SIZE")
-    device: str = _setting("auto", "cpu, cuda, cuda:1", "DEVICE")
+    device: str = _setting("auto", "cpu, cuda, cuda:1; of several, cuda:0,cuda:1, the index has all", "DEVICE")
     gpu_memory: str = _setting("", "the bound of what the index takes of a GPU", "SIZE")
     policy: str = _setting("shadow", "shadow, budget:0.01, threshold:0.92, or a file of semcache tune", "POLICY")
     audit: float = _setting(0.02, "the share of near matches served that is loaded all the same, to be compared", "N")

@@ -30,7 +30,7 @@ def keys(found):
 
 def test_search_on_gpu_finds_the_nearest():
     """Recall@1 against float32 brute force is at least 0.999 in half precision, of queries near and far."""
-    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda", crossover=512)
     vectors = units(30_000, 1)
     add(index, b"scope", vectors)
     near = vectors[:1000] + 0.3 * units(1000, 2)
@@ -47,7 +47,7 @@ def test_search_on_gpu_finds_the_nearest():
 
 def test_changes_on_gpu_are_seen_by_the_next_search():
     """Over many rounds of rows added, overwritten and removed in several scopes, searches equal the CPU's index."""
-    device, flat = DeviceIndex(DIMENSION, PLENTY, device="cuda"), FlatIndex(DIMENSION, PLENTY)
+    device, flat = DeviceIndex(DIMENSION, PLENTY, device="cuda", crossover=512), FlatIndex(DIMENSION, PLENTY)
     generator = np.random.default_rng(4)
     scopes = [b"small", b"large", b"other"]
     for turn in range(12):
@@ -73,19 +73,19 @@ def test_changes_on_gpu_are_seen_by_the_next_search():
 def test_index_on_gpu_keeps_to_its_bound():
     """With gpu_memory= for one slot the rows that find no room are on the host, and found."""
     index = make_index(DIMENSION, PLENTY, "cuda:0", 2 * 1024 * DIMENSION)
-    vectors = units(4000, 7)
+    vectors = units(9000, 7)
     add(index, b"scope", vectors)
-    assert index.device_bytes <= 2 * 1024 * DIMENSION
-    found = index.search([b"scope"] * 400, vectors[::10], 1, 0.0)
-    assert [one[0].key for one in found] == [b"scope-%d" % number for number in range(0, 4000, 10)]
+    assert 0 < index.device_bytes <= 2 * 1024 * DIMENSION
+    found = index.search([b"scope"] * 900, vectors[::10], 1, 0.0)
+    assert [one[0].key for one in found] == [b"scope-%d" % number for number in range(0, 9000, 10)]
 
 
 def test_search_on_gpu_short_of_memory_finds_all_the_same(torch, monkeypatch):
     """Law 10: a product that has no room on the device is made in parts, or on the host."""
-    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda", crossover=512)
     vectors = units(3000, 8)
     add(index, b"scope", vectors)
-    rows = index._device_rows
+    rows = index._devices[0]
     search = rows._search
 
     def fails(*given, on_host=False):
@@ -99,11 +99,11 @@ def test_search_on_gpu_short_of_memory_finds_all_the_same(torch, monkeypatch):
     assert len(index.troubles) == 5
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 20, 100, 256])
 def test_search_on_gpu_as_a_graph_finds_the_same(n, monkeypatch):
     """Few queries of a scope become a CUDA graph, which sees what is added later, and is made anew with its slots."""
     monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 3)
-    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda", crossover=512)
     vectors = units(70_000, 9)
     for stop in (66_900, 66_901, 67_500, 70_000):
         add(index, b"scope", vectors[len(index) : stop], first=len(index))
@@ -113,6 +113,71 @@ def test_search_on_gpu_as_a_graph_finds_the_same(n, monkeypatch):
             exact = queries[0] @ vectors[:stop].T
             assert {one[0].key for one in found} == {b"scope-%d" % exact.argmax()}
             assert [one.similarity for one in found[0]] == pytest.approx(np.sort(exact)[:-5:-1].tolist(), abs=1e-3)
-    assert index._device_rows._graphs
-    assert not index._device_rows.why
+    assert index._devices[0]._graphs
+    assert not index._devices[0].why
     assert not index.troubles
+
+
+def test_rows_put_in_together_on_gpu_are_found_by_the_next_search():
+    """Many rows in one call lie where one by one they would, and are seen at once."""
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    vectors = units(12_000, 10)
+    for first in range(0, 12_000, 1000):
+        rows = [
+            (b"%d" % number, b"scope", vectors[number], "a text", inf) for number in range(first, first + 1000)
+        ]  # fmt: skip
+        assert index.add_many(rows) == []
+        found = index.search([b"scope"] * 10, vectors[first : first + 1000 : 100], 1, 0.0)
+        assert [one[0].key for one in found] == [b"%d" % number for number in range(first, first + 1000, 100)]
+    index.sweep(0.0)
+    assert index.device_bytes >= 11_000 * DIMENSION * 2
+    assert not index.troubles
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_queries_on_gpu_find_what_those_on_the_host_find(n, torch):
+    """Queries that lie on the GPU, in float32 or in half precision, are searched there, by graphs and plainly."""
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda", crossover=512)
+    vectors = units(20_000, 11)
+    add(index, b"scope", vectors)
+    add(index, b"small", vectors[:100])
+    scopes = [[b"scope", b"small"][number % 7 == 6] for number in range(n)]
+    for dtype, off in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
+        queries = torch.from_numpy(vectors[:n]).to("cuda", dtype)
+        for _ in range(70):  # few queries have a graph then
+            there = index.search(scopes, queries, 4, 0.0)
+        here = index.search(scopes, vectors[:n], 4, 0.0)
+        assert [one[0].key for one in there] == [one[0].key for one in here]
+        for a, b in zip(there, here, strict=True):
+            assert [one.similarity for one in a] == pytest.approx([one.similarity for one in b], abs=off)
+    with pytest.raises(ValueError, match="finite"):
+        index.search([b"scope"], torch.full((1, DIMENSION), torch.nan, device="cuda"), 1, 0.0)
+
+
+def test_rows_on_one_gpu_twice_are_found_together():
+    """Two logical shards on one device have half of the slabs each, and find what one index finds."""
+    one, two = (DeviceIndex(DIMENSION, PLENTY, device=name, crossover=512) for name in ("cuda:0", "cuda:0,cuda:0"))
+    vectors = units(10_000, 12)
+    for index in (one, two):
+        add(index, b"scope", vectors)
+        index.sweep(0.0)
+    assert [rows.used for rows in two._devices] == [5, 5]
+    for _ in range(70):
+        there = two.search([b"scope"] * 3, vectors[:3], 4, 0.0)
+    found = two.search([b"scope"] * 200, vectors[::50], 4, 0.0)
+    expected = one.search([b"scope"] * 200, vectors[::50], 4, 0.0)
+    assert [one[0].key for one in there] == [b"scope-0", b"scope-1", b"scope-2"]
+    assert keys(found) == keys(expected)
+
+
+def test_rows_on_several_gpus_are_found_together(torch):
+    """A graph of each device is captured on that device: what all of them find is merged."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    index = make_index(DIMENSION, PLENTY, "cuda:0", None, "cuda:0,cuda:1")
+    vectors = units(20_000, 13)
+    add(index, b"scope", vectors)
+    for turn in range(100):
+        found = index.search([b"scope"] * 4, vectors[turn::5000], 2, 0.0)
+        assert [one[0].key for one in found] == [b"scope-%d" % number for number in range(turn, 20_000, 5000)]
+    assert all(rows._graphs and not rows.why for rows in index._devices)

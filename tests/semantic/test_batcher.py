@@ -593,6 +593,18 @@ def test_restore_poisonous_text_is_left_out(rig):
     assert sorted(keys(r.search(b"scope", "good"))) == [b"better", b"good"]
 
 
+def test_restored_vectors_that_are_none_are_told_one_by_one_and_cost_no_other_row(rig):
+    """Of rows that come together those with a wrong vector are left out, each a fault of its own."""
+    wrong = [np.full(DIMENSION, np.nan, np.float32), np.ones(DIMENSION + 1, np.float32)]
+    vectors = [vector_of("0"), wrong[0], vector_of("2"), wrong[1], vector_of("4")]
+    rows = [(b"%d" % number, b"scope", str(number), vector, inf) for number, vector in enumerate(vectors)]
+    r = rig(restore=lambda: iter(rows))
+    for text in ("0", "2", "4"):
+        assert keys(r.search(b"scope", text))[0] == text.encode()
+    assert [(reason, type(error)) for reason, error in r.faults] == [("add", ValueError)] * 2
+    assert r.batcher.stats()["rows"] == 3
+
+
 def test_restore_breaks_what_came_before_is_kept_and_new_rows_are_served(rig):
     """A store that fails in the middle is a fault, not the end."""
 

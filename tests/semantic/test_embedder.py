@@ -310,6 +310,18 @@ def test_as_embedder_wrong_setting_is_refused_with_the_mend(value, mend):
         as_embedder(value)
 
 
+@pytest.mark.parametrize("device", ["cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:0", "cuda:0,", "gpu", "cuda:0 cuda:1"])
+def test_as_embedder_wrong_device_is_refused_with_the_mend(device):
+    """What is no device, or no list of GPUs each of which is named once, is refused before a model is looked for."""
+    with pytest.raises(ConfigurationError, match=r'several GPUs.*"cuda:0,cuda:1"; got'):
+        as_embedder("all-MiniLM-L6-v2", device)
+
+
+def test_as_embedder_takes_the_first_of_several_devices():
+    """Several GPUs are the index's: the model is on the first."""
+    assert as_embedder("all-MiniLM-L6-v2", "cuda:2,cuda:0")._device_name == "cuda:2"
+
+
 def test_as_embedder_none_and_embedders_pass():
     """None stays None, and what is an embedder already is not wrapped again."""
     made = SentenceTransformerEmbedder()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from semcache.semantic.arena import SLAB_ROWS
-from semcache.semantic.index import ROW_BYTES, SCOPE_BYTES, FlatIndex
+from semcache.semantic.index import FlatIndex
+from semcache.semantic.scoped import ROW_BYTES, SCOPE_BYTES
 
 pytestmark = pytest.mark.semantic
 
@@ -19,6 +20,8 @@ DIMENSION = 4
 PLENTY = 10**12
 SCOPES = [b"one", b"few", b"many"]
 KEYS = st.integers(0, 60).map(lambda number: b"key-%d" % number)
+BAD = st.sampled_from([None] * 9 + [np.full(DIMENSION, np.nan), np.ones(DIMENSION), np.ones(DIMENSION + 1)])
+"""What stands in a row's place of a vector: mostly nothing."""
 
 
 def unit(seed, dimension=DIMENSION):
@@ -67,6 +70,23 @@ class Rows(RuleBasedStateMachine):
     def add_many(self, scope, count, life):
         for number in range(count):
             self.put(b"bulk-%d-%d" % (self.serial, number), scope, life)
+
+    @rule(
+        some=st.lists(st.tuples(KEYS, st.sampled_from(SCOPES), st.sampled_from([10.0, 1000.0]), BAD), max_size=12),
+        scope=st.sampled_from(SCOPES), count=st.sampled_from([0, 5, 300, 1500]),
+    )  # fmt: skip
+    def add_together(self, some, scope, count):
+        self.serial += 1
+        bulk = [(b"together-%d-%d" % (self.serial, number), scope, 1000.0, None) for number in range(count)]
+        rows, wrong = [], 0
+        for key, where, life, bad in [*bulk[: count // 2], *some, *bulk[count // 2 :]]:
+            self.serial += 1
+            row = (where, unit(self.serial), f"text {self.serial}", self.now + life)
+            rows.append((key, where, row[1] if bad is None else bad, row[2], row[3]))
+            wrong += bad is not None
+            if bad is None:
+                self.rows[key] = row
+        assert [type(error) for error in self.index.add_many(rows)] == [ValueError] * wrong
 
     @rule(key=KEYS)
     def remove(self, key):
@@ -146,6 +166,63 @@ class Rows(RuleBasedStateMachine):
 
 TestRows = Rows.TestCase
 TestRows.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.parametrize("bounds", [{}, {"max_rows": 700}, {"max_bytes": 150_000}], ids=["none", "rows", "bytes"])
+@pytest.mark.parametrize("scopes", [1, 3, 400])
+def test_add_many_does_what_add_does_one_after_another(bounds, scopes):
+    """Rows put in at once, keys twice, in another scope and wrong vectors among them, leave what one by one leave."""
+    generator = np.random.default_rng(scopes)
+    together, singly = (FlatIndex(DIMENSION, **{"max_bytes": PLENTY, **bounds}) for _ in range(2))
+    refused = 0
+    for turn, n in enumerate((3, 200, 1100, 1, 900)):
+        rows = [
+            (
+                b"%d" % (generator.integers(0, 6000) if number % 5 == 0 else 10_000 * turn + number),
+                b"scope %d" % generator.integers(0, scopes),
+                axis(0) * 2 if number % 301 == 7 else unit([turn, number]),
+                "ü" * (number % 60) if number % 7 == 0 else "x" * (number % 90),
+                float(generator.integers(10, 20)),
+            )
+            for number in range(n)
+        ]
+        errors = together.add_many(rows)
+        expected = []
+        for row in rows:
+            try:
+                singly.add(*row)
+            except ValueError as error:
+                expected.append(str(error))
+        assert list(map(str, errors)) == expected
+        refused += len(errors)
+        assert (len(together), together.nbytes, together.scopes) == (len(singly), singly.nbytes, singly.scopes)
+        assert together.evictions == singly.evictions
+        queries = np.stack([unit([turn, number]) for number in range(3)])
+        for scope in (b"scope 0", b"scope 2"):
+            there = [
+                [
+                    {(one.key, one.similarity, one.text) for one in found}
+                    for found in index.search([scope] * 3, queries, 6000, now)
+                ]
+                for index in (together, singly) for now in (0.0, 15.0)
+            ]  # fmt: skip
+            assert there[:2] == there[2:]
+    assert refused > 5
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 255, 512, 513, 1024, 1025, 2048, 5000])
+def test_add_many_of_one_scope_takes_no_more_memory_than_add(rows):
+    """Blocks are as large as if the rows had come one by one, from nothing and behind some."""
+    for before in (0, 1, 700):
+        together, singly = FlatIndex(DIMENSION, PLENTY), FlatIndex(DIMENSION, PLENTY)
+        new = [(b"%d" % number, b"scope", unit(number % 9), "", inf) for number in range(before + rows)]
+        for index, first in ((together, before), (singly, before + rows)):
+            for row in new[:first]:
+                index.add(*row)
+        assert together.add_many(new[before:]) == []
+        assert len(together._arena) == len(singly._arena)
+        blocks = [[(slab.block, used) for slab, _, used in index._blocks(b"scope")] for index in (together, singly)]
+        assert blocks[0] == blocks[1]
 
 
 def test_search_other_scope_holds_the_same_vector_is_not_found():

@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
         metavar="POLICY",
         help='the policy to look at: a tuned policy\'s file, "threshold:0.9", "budget:0.02" (default: SEMCACHE_POLICY)',
     )
-    near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:1" (default: auto)')
+    near.add_argument("--device", default="auto", help='"cpu", "cuda", "cuda:0,cuda:1" (default: auto)')
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 

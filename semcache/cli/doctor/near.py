@@ -129,8 +129,14 @@ def _extra() -> Finding:
 def _device(used: str | None, asked: str) -> Finding:
     import torch
 
+    from semcache.semantic.device import missing
+
     if used is not None and used.startswith("cuda"):
-        return Finding("ok", "device", f"{used}, {torch.cuda.get_device_name(used)}", figures={"device": used})
+        names = asked.split(",") if "," in asked else [used]
+        if (mend := missing(names)) is not None:
+            return Finding("failed", "device", f"{asked}: not all of them are here", mend)
+        told = "; the index has also ".join(f"{name}, {torch.cuda.get_device_name(name)}" for name in names)
+        return Finding("ok", "device", told, figures={"device": used, "devices": len(names)})
     told = f"{used}" + (", no CUDA device was found" if asked == "auto" and not torch.cuda.is_available() else "")
     return Finding("ok", "device", told, figures={"device": used or ""})
 
