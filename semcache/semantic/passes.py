@@ -6,7 +6,8 @@ Laws:
 - where no graph can be captured the same shapes run plainly (`why` tells why);
 - texts are sorted by length and share passes only where padding costs nothing or little: less than a tenth of what
   large batches compute;
-- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call.
+- ids go to the device in one copy from pinned memory for each pass; vectors stay there for who searches there, and come
+  back in one copy for each call, which nobody waits for who does not look at it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from semcache.semantic.graphs import Graph, capture
+from semcache.semantic.started import Started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,10 +108,10 @@ class Passes:
 
     def __call__(self, ids: Sequence[list[int]]) -> NDArray[float32]:
         """Return the vectors, in order; errors as `start`."""
-        return self.end(*self.start(ids))
+        return self.start(ids).host()
 
-    def start(self, ids: Sequence[list[int]]) -> tuple[list[int], Any, Any]:
-        """Hand texts to the device and do not wait; return whose vectors come in which order, where, and after what.
+    def start(self, ids: Sequence[list[int]]) -> Started:
+        """Hand texts to the device and do not wait.
 
         Raises torch.cuda.OutOfMemoryError, or RuntimeError where the device is lost.
         """
@@ -124,26 +126,7 @@ class Passes:
                 made = self._pass(packed, rows, length)[: len(places)]
                 parts.append(made.clone())  # the next pass writes where this one did
                 order += places
-            made = torch.cat(parts)
-            if self.device.type != "cuda":
-                return order, made.cpu(), None
-            # To pinned memory, so that what is handed over next does not have to be waited for as well.
-            here = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
-            here.copy_(made, non_blocking=True)
-            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(self.device))
-            return order, here, done
-
-    def end(self, order: list[int], here: Any, done: Any) -> NDArray[float32]:
-        """Wait for the device, and return the vectors in the order of their texts; errors as `start`."""
-        import numpy as np
-
-        if done is not None:
-            done.synchronize()
-        found: NDArray[float32] = here.numpy()
-        vectors = np.empty_like(found)
-        vectors[order] = found
-        return vectors
+            return Started(torch.cat(parts), order)
 
     def shrink(self) -> bool:
         """Free what can be, and take smaller passes from now on; False where they are as small as is any use."""
@@ -215,6 +198,17 @@ class Passes:
             else:
                 graph = self._graphs[rows, length] = made
         return graph
+
+
+def ahead(texts: Sequence[str], most: int) -> list[list[int]]:
+    """Return the places of texts, at most so many at once, as they go to a device while others are split into tokens.
+
+    Those of like length go together, so that they pad little.
+    """
+    if len(texts) <= most:
+        return [list(range(len(texts)))] if texts else []
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
+    return [order[at : at + most] for at in range(0, len(order), most)]
 
 
 def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:
