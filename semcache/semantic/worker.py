@@ -174,11 +174,13 @@ class Worker:
     def _serve_next(self) -> bool:
         """Wait for one item, take what has gathered behind it, and serve that; False when it is time to stop."""
         batch: list[Item] = []
+        size = 0
         item = self._queue.get()
         self._let_others_ask()
         while item is not None:
             batch.append(item)
-            if len(batch) == self._max_batch or self._queue.empty():
+            size += len(item.texts) if isinstance(item, Search) else 1
+            if size >= self._max_batch or self._queue.empty():
                 break
             item = self._queue.get()
         self._serve(batch)

@@ -1,5 +1,6 @@
 """Texts in, candidates out: vectors that a device makes are searched for there, on torch's CPU device here."""
 
+import asyncio
 from contextlib import contextmanager
 from math import inf
 
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 
 from semcache.errors import TierError
+from semcache.plan import Exchange, arun, run
+from semcache.semantic.asking import Asked, Searcher, found_of
 from semcache.semantic.batcher import Batcher, Found
 from semcache.semantic.device import DeviceIndex
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.started import Embedding, Started
+from semcache.together import together
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.semantic
@@ -217,3 +221,49 @@ def test_vectors_of_neighbours_are_gathered_in_one_step(rig):
         for neighbour in one.neighbours:
             assert np.allclose(neighbour.vector, vector_of(neighbour.text), atol=1e-6)
     assert {neighbour.vector for one in r.many(["row 1"]) for neighbour in one.neighbours} == {None}
+
+
+# Many plans
+
+
+def asks(searcher, text, k, *, with_vectors=False):
+    """A plan that searches once, as the semantic tier's does."""
+    return found_of((yield Exchange(searcher, [Asked(b"scope", text, k, with_vectors)], SOON)))
+
+
+def test_plans_together_are_one_search_and_each_is_told_its_own(rig):
+    """Of many plans one asks the batcher: each has its own neighbours, as many as it asked for, or its own error."""
+    r = rig()
+    searcher = Searcher(r.batcher)
+    asked = [("row 1", 1, False), ("uncovered", 4, False), ("row 2", 3, True), ("row 3", 2, False)]
+    outcomes = run(together([asks(searcher, text, k, with_vectors=wants) for text, k, wants in asked]))
+    assert len(r.index.asked) == 1
+    assert [len(outcomes[place].value.neighbours) for place in (0, 2, 3)] == [1, 3, 2]
+    assert [keys(outcomes[place].value)[0] for place in (0, 2, 3)] == [b"row 1", b"row 2", b"row 3"]
+    assert all(neighbour.vector is not None for neighbour in outcomes[2].value.neighbours)
+    assert outcomes[1].error.reason == "uncovered"
+
+
+def test_plan_alone_asks_by_threads_and_tasks(rig):
+    """A lone plan is told the same, whoever carries it out; its error is raised in it."""
+    r = rig()
+    searcher = Searcher(r.batcher)
+    assert keys(run(asks(searcher, "row 1", 2))) == keys(asyncio.run(arun(asks(searcher, "row 1", 2))))
+    for carry_out in (run, lambda plan: asyncio.run(arun(plan))):
+        with pytest.raises(TierError, match="not seen whole"):
+            carry_out(asks(searcher, "uncovered", 2))
+
+
+def test_batch_of_many_is_counted_by_its_texts(rig):
+    """No batch of several calls has more texts than max_batch by more than its last call's."""
+    r = rig()
+    r.batcher.embed("row 0").result(SOON)
+    before = r.batcher.stats()
+    futures = [
+        r.batcher.search_many([b"scope"] * 40, [f"row {call * 40 + n}" for n in range(40)], 1) for call in range(16)
+    ]
+    for future in futures:
+        assert all(isinstance(one, Found) for one in future.result(SOON))
+    after = r.batcher.stats()
+    assert after["batched"] - before["batched"] == 640
+    assert after["batches"] - before["batches"] >= 3
