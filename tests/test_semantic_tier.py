@@ -243,17 +243,30 @@ def test_rounds_share_one_deadline(open_near, monkeypatch):
     cache = open_near(timeouts=semcache.Timeouts(semantic="30s"))
     fill(cache, [f"text {number}" for number in range(9)])
     waited = []
-    plain = semantic_tier.Wait
+    plain = semantic_tier.Exchange
 
-    def note(future, timeout):
+    def note(peer, asked, timeout):
         waited.append(timeout)
         cache.clock.advance(10)
-        return plain(future, timeout)
+        return plain(peer, asked, timeout)
 
-    monkeypatch.setattr(semantic_tier, "Wait", note)
+    monkeypatch.setattr(semantic_tier, "Exchange", note)
     cache.memory._entries.clear()
     assert cache.get_or_load(cache.request(text="asked"), lambda: "loaded") == "loaded"
     assert waited == [30.0, 20.0, 10.0]
+
+
+def test_near_lookups_of_one_call_are_one_search(open_near):
+    """What get_or_load_many does not find exactly is embedded and searched for in one step, and served as ever."""
+    texts = {f"stored {number}": 2 * number for number in range(30)}
+    cache = open_near(texts | {f"asked {number}": 2 * number for number in range(30)})
+    fill(cache, texts)
+    before = cache.stats().tiers["semantic"]
+    requests = [cache.request(text=f"asked {number}") for number in range(30)]
+    answers = cache.get_or_load_many(requests, lambda missing: ["loaded"] * len(missing))
+    assert answers == [f"stored {number}" for number in range(30)]
+    after = cache.stats().tiers["semantic"]
+    assert (after["batches"] - before["batches"], after["batched"] - before["batched"]) == (1, 30)
 
 
 class Ranking(Choosy):

@@ -24,7 +24,7 @@ from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Ro
 from semcache.semantic.worker import State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from semcache.model import Neighbour
     from semcache.semantic.embedder import TextEmbedder
@@ -91,7 +91,15 @@ class Batcher:
         TierError("full" or "closed").
         """
         future: Future[Found] = running_future()
-        self._worker().ask(Search(scope, text, k, future, with_vectors))
+        self._worker().ask(Search((scope,), (text,), k, future, with_vectors))
+        return future
+
+    def search_many(
+        self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False
+    ) -> Future[list[Found | Exception]]:
+        """Return what `search` does of each text in its scope, or its error: one future, and one step, for all."""
+        future: Future[list[Found | Exception]] = running_future()
+        self._worker().ask(Search(scopes, texts, k, future, with_vectors, is_many=True))
         return future
 
     def within(self, text: str, similarity: float) -> Future[list[Neighbour]]:

@@ -166,6 +166,9 @@ class FlatIndex(ScopedRows):
         row = self._rows_of(key).get(key)
         return None if row is None else self._arena.slab(row).vectors[row & OFFSET].astype("float32")
 
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
+        return [self.vector(key) for key in keys]
+
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
         """Look at every row; see `work.VectorIndex.within`."""
         found: list[Neighbour] = []

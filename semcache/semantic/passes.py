@@ -4,18 +4,23 @@ Laws:
 - the model's own modules do the work; what they are given is what its own `preprocess` gives, and what they make of it
   the same: both are compared once (`prove`), and where they differ the model is to be asked as it asks itself;
 - where no graph can be captured the same shapes run plainly (`why` tells why);
-- texts are sorted by length and share passes only where padding costs nothing or little;
-- ids go to the device in one copy from pinned memory for each pass, vectors come back in one for each call.
+- texts are sorted by length and share passes only where padding costs nothing or little: less than a tenth of what
+  large batches compute;
+- ids go to the device in one copy from pinned memory for each pass; vectors stay there for who searches there, and come
+  back in one copy for each call, which nobody waits for who does not look at it.
 """
 
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
+from functools import lru_cache
 from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from semcache.semantic.graphs import Graph, capture
+from semcache.semantic.started import Started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,14 +29,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-# Few for small passes, where padding is free; of large ones the steps are an eighth of the length.
+# Few for a pass that pads for free; of large ones the steps are an eighth of the length, and at most a token of 16.
 _FEW_LENGTHS = (16, 32, 64, 128, 256, 512)
-_LENGTHS = (*range(4, 48, 4), *range(48, 96, 8), *range(96, 256, 16), *range(256, 513, 32))
+_LENGTHS = (*range(1, 16), *range(16, 32, 2), *range(32, 64, 4), *range(64, 128, 8), *range(128, 256, 16),
+            *range(256, 513, 32))  # fmt: skip
 _FREE_TOKENS = 2048
-"""As many tokens as a GPU takes no longer for than for one: what is launched takes longer than what is computed."""
+"""As many tokens as a GPU takes no longer for than for one: what is launched takes longer than what is computed. So
+padding is free in a batch that fits in them, and said of larger ones alone: the tokens that their passes compute beyond
+the texts' own, as a share of these."""
+_PASS_TOKENS = 100
+"""What a pass is taken to cost beside its tokens, in tokens: so few that large batches pad by less than a tenth. What
+was measured is more, as of 1,500 tokens; fewer passes that pad more would take about as long."""
 _MOST_TOKENS = 16384
 _LEAST_TOKENS = 512
-_MOST_GRAPHS = 128
+_MOST_GRAPHS = 256
 _WARM = ((1, 16), (1, 32), (1, 64), (2, 16), (4, 16), (8, 16), (16, 16), (32, 16))
 SAMPLES = ("a", "How do I reset my password?", "word " * 600)
 """Texts that passes are proved with: a short one, a usual one, one that is cut."""
@@ -97,10 +108,10 @@ class Passes:
 
     def __call__(self, ids: Sequence[list[int]]) -> NDArray[float32]:
         """Return the vectors, in order; errors as `start`."""
-        return self.end(*self.start(ids))
+        return self.start(ids).host()
 
-    def start(self, ids: Sequence[list[int]]) -> tuple[list[int], Any, Any]:
-        """Hand texts to the device and do not wait; return whose vectors come in which order, where, and after what.
+    def start(self, ids: Sequence[list[int]]) -> Started:
+        """Hand texts to the device and do not wait.
 
         Raises torch.cuda.OutOfMemoryError, or RuntimeError where the device is lost.
         """
@@ -115,26 +126,7 @@ class Passes:
                 made = self._pass(packed, rows, length)[: len(places)]
                 parts.append(made.clone())  # the next pass writes where this one did
                 order += places
-            made = torch.cat(parts)
-            if self.device.type != "cuda":
-                return order, made.cpu(), None
-            # To pinned memory, so that what is handed over next does not have to be waited for as well.
-            here = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
-            here.copy_(made, non_blocking=True)
-            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(self.device))
-            return order, here, done
-
-    def end(self, order: list[int], here: Any, done: Any) -> NDArray[float32]:
-        """Wait for the device, and return the vectors in the order of their texts; errors as `start`."""
-        import numpy as np
-
-        if done is not None:
-            done.synchronize()
-        found: NDArray[float32] = here.numpy()
-        vectors = np.empty_like(found)
-        vectors[order] = found
-        return vectors
+            return Started(torch.cat(parts), order)
 
     def shrink(self) -> bool:
         """Free what can be, and take smaller passes from now on; False where they are as small as is any use."""
@@ -208,34 +200,60 @@ class Passes:
         return graph
 
 
+def ahead(texts: Sequence[str], most: int) -> list[list[int]]:
+    """Return the places of texts, at most so many at once, as they go to a device while others are split into tokens.
+
+    Those of like length go together, so that they pad little.
+    """
+    if len(texts) <= most:
+        return [list(range(len(texts)))] if texts else []
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
+    return [order[at : at + most] for at in range(0, len(order), most)]
+
+
 def shapes(lengths: list[int], most_tokens: int = _MOST_TOKENS) -> Iterator[tuple[list[int], int, int]]:
     """Yield which texts share a pass, and its shape: (places, rows, length), rows and length each of a short list.
 
-    The longest come first. What is over a pass's number of texts, or much shorter than its longest, goes to the next,
-    unless what is left is so little that its padding is free.
+    The longest come first. What pads for free is one pass; of more texts the passes compute as few tokens as they can,
+    each pass counted as some.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    at = 0
-    while at < len(order):
-        longest, left = lengths[order[at]], len(order) - at
-        coarse = _fit(_FEW_LENGTHS, longest)
-        if left * coarse <= min(_FREE_TOKENS, most_tokens):
-            yield order[at:], _fit(_ROWS, left), coarse
-            return
-        length = _fit(_LENGTHS, longest)
-        shorter = max((step for step in _LENGTHS if step < length), default=0)
-        same = at
-        while same < len(order) and lengths[order[same]] > shorter:
-            same += 1
-        most = max(1, most_tokens // length)
-        # As many of the next shorter ones as fill what would be free in any case.
-        rows = min(max(same - at, _FREE_TOKENS // length), left, most, _ROWS[-1])
-        if _fit(_ROWS, rows) * length > min(_FREE_TOKENS, most_tokens):
-            rows = max(step for step in _ROWS if step <= rows)
-        yield order[at : at + rows], _fit(_ROWS, rows), length
-        at += rows
+    if not order:
+        return
+    coarse = _fit(_FEW_LENGTHS, lengths[order[0]])
+    if len(order) * coarse <= min(_FREE_TOKENS, most_tokens):
+        yield order, _fit(_ROWS, len(order)), coarse
+        return
+    # The cheapest way to have the first texts in passes, by their number: its cost, and its last pass: first text,
+    # rows, length.
+    best = {0: (0, 0, 0, 0)}
+    for at, place in enumerate(order):
+        if at not in best:
+            continue
+        length = _fit(_LENGTHS, lengths[place])
+        for rows in _rows_of(length, most_tokens):
+            stop = min(at + rows, len(order))
+            cost = best[at][0] + rows * length + _PASS_TOKENS
+            if stop not in best or cost < best[stop][0]:
+                best[stop] = cost, at, rows, length
+            if stop == len(order):
+                break
+    found, stop = [], len(order)
+    while stop:
+        _, at, rows, length = best[stop]
+        found.append((order[at:stop], rows, length))
+        stop = at
+    yield from reversed(found)
+
+
+@lru_cache
+def _rows_of(length: int, most_tokens: int) -> list[int]:
+    """Return how many texts of a length a pass may have: no smaller passes than are of any use."""
+    fitting = [rows for rows in _ROWS if rows * length <= most_tokens] or [1]
+    return [rows for rows in fitting if rows * length >= _LEAST_TOKENS] or fitting[-1:]
 
 
 def _fit(steps: Sequence[int], least: int) -> int:
     """Return the first step that is enough; past the last one, the number itself."""
-    return next((step for step in steps if step >= least), least)
+    place = bisect_left(steps, least)
+    return steps[place] if place < len(steps) else least

@@ -1,11 +1,15 @@
 """The searches of a batch, carried out together, and the futures of those who asked.
 
-Law: whatever a search or a callback raises, every future is ended, with what was found or with an error.
+Laws:
+- whatever a search or a callback raises, every future is ended, with what was found or with an error;
+- vectors that an index's own device is making are searched for there, and nobody waits for them in between; the copy on
+  the host, which is remembered and handed out, is looked at when the search is done.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -14,50 +18,102 @@ from semcache.semantic.texts import as_exception
 from semcache.semantic.work import Found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from semcache.semantic.work import Search, Vector, VectorIndex
+    from semcache.model import Neighbour
+    from semcache.semantic.texts import Vectors
+    from semcache.semantic.work import Search, VectorIndex
 
 
 def search_all(
-    index: VectorIndex, searches: list[Search], known: dict[str, Vector | Exception], embedding: tuple[int, int],
-    clock: Callable[[], float], *, before: Callable[[], None],
-) -> None:  # fmt: skip
+    index: VectorIndex,
+    searches: list[Search],
+    known: Vectors,
+    clock: Callable[[], float],
+    *,
+    before: Callable[[], None],
+) -> None:
     """Search for all of these at once, and end their futures; `before` is called before any hears what was found.
 
-    `known` are the vectors of their texts, or why there is none; `embedding` says what those took, and when that ended.
-    Raises what the index raises, once they have heard.
+    `known` are the vectors of their texts, or why there is none. Raises what the index raises, once they have heard.
     """
+    if not searches:
+        return
+    scopes = list(chain.from_iterable(search.scopes for search in searches))
+    texts = list(chain.from_iterable(search.texts for search in searches))
+    most = max(search.k for search in searches)
+    try:
+        found = _find(index, scopes, texts, most, known, clock)
+        _finish(index, searches, found, most)
+    except BaseException as error:
+        _end_all(searches, [known.errors.get(text) or as_exception(error) for text in texts])
+        raise
+    before()
+    _end_all(searches, [found.get(place) or known.errors[text] for place, text in enumerate(texts)])
+
+
+def _find(
+    index: VectorIndex, scopes: list[bytes], texts: list[str], k: int, known: Vectors, clock: Callable[[], float]
+) -> dict[int, Found]:
+    """Return what was found for each text that has a vector, by its place."""
     import numpy as np
 
-    asked: list[Search] = []
-    vectors: list[Vector] = []
-    for search in searches:
-        vector = known[search.text]
-        if isinstance(vector, Exception):
-            end(search.future, vector)
-        else:
-            asked.append(search)
-            vectors.append(vector)
+    asked, queries = _with_vector(texts, known), None
+    if asked:
+        queries = known.on_device([texts[place] for place in asked], getattr(index, "device", None))
+    if queries is None:
+        known.wait()
+        asked = _with_vector(texts, known)
     if not asked:
-        return
-    began = perf_counter_ns()
+        return {}
+    if queries is None:
+        queries = np.stack([known.made[texts[place]] for place in asked])
+    embed_ns, embedded, began = known.embed_ns, known.embedded, perf_counter_ns()
     try:
-        most = max(search.k for search in asked)
         with ranged("search"):
-            found = index.search([search.scope for search in asked], np.stack(vectors), most, clock())
-        for search, neighbours in zip(asked, found, strict=True):
-            for neighbour in neighbours[: search.k] if search.with_vectors else ():  # here no row is written meanwhile
-                neighbour.vector = index.vector(neighbour.key)
-    except BaseException as error:
-        for search in asked:
-            end(search.future, as_exception(error))
-        raise
-    searched, (embed_ns, embedded) = perf_counter_ns(), embedding
-    before()
-    for search, vector, neighbours in zip(asked, vectors, found, strict=True):
-        end(search.future, Found(vector, neighbours[: search.k], embed_ns, searched - began, embedded, searched))
+            neighbours = index.search([scopes[place] for place in asked], queries, k, clock())
+        searched, is_sound = perf_counter_ns(), known.wait()
+    except ValueError:
+        if known.wait():
+            raise
+        is_sound = False
+    if not is_sound:  # what the device made were no vectors: they were made anew
+        return _find(index, scopes, texts, k, known, clock)
+    return {
+        place: Found(known.made[texts[place]], near, embed_ns, searched - began, embedded, searched)
+        for place, near in zip(asked, neighbours, strict=True)
+    }
+
+
+def _with_vector(texts: list[str], known: Vectors) -> list[int]:
+    """Return the places of texts that are not known to have none."""
+    return [place for place, text in enumerate(texts) if text not in known.errors]
+
+
+def _finish(index: VectorIndex, searches: list[Search], found: dict[int, Found], most: int) -> None:
+    """Leave each search the neighbours that it asked for, with their vectors where it wants them."""
+    wanted: list[Neighbour] = []
+    at = 0
+    for search in searches:
+        if search.k < most or search.with_vectors:
+            for one in (found[place] for place in range(at, at + len(search.texts)) if place in found):
+                del one.neighbours[search.k :]
+                if search.with_vectors:
+                    wanted += one.neighbours
+        at += len(search.texts)
+    if wanted:  # here no row is written meanwhile
+        vectors = index.vectors([neighbour.key for neighbour in wanted])
+        for neighbour, vector in zip(wanted, vectors, strict=True):
+            neighbour.vector = vector
+
+
+def _end_all(searches: list[Search], outcomes: Sequence[Found | Exception]) -> None:
+    at = 0
+    for search in searches:
+        stop = at + len(search.texts)
+        end(search.future, list(outcomes[at:stop]) if search.is_many else outcomes[at])
+        at = stop
 
 
 def end(future: Future[Any], outcome: object) -> None:

@@ -21,7 +21,8 @@ from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
 from semcache.semantic.files import DEFAULT_MODEL, digest_of_files, path_of
 from semcache.semantic.graphs import is_lost
-from semcache.semantic.passes import SAMPLES, Passes
+from semcache.semantic.passes import SAMPLES, Passes, ahead
+from semcache.semantic.started import Embedding
 from semcache.semantic.threads import limit_torch_threads
 from semcache.semantic.tokens import Tokens
 from semcache.semantic.vectors import as_unit
@@ -146,11 +147,50 @@ class SentenceTransformerEmbedder:
         if not texts:
             return np.empty((0, self.dimension or 0), dtype=np.float32)
         if self._passes is not None:
-            return as_unit(self._by_passes(self._passes, texts), len(texts), self.identity)
+            return self._by_passes(texts)
         vectors = np.empty((len(texts), self.dimension or 0), dtype=np.float32)
         for places in _batches([len(text) for text in texts], on_cpu=self._model.device.type == "cpu"):
             vectors[places] = self._embed(self._model, [texts[place] for place in places])
         return as_unit(vectors, len(texts), self.identity)
+
+    @property
+    def ahead(self) -> int:
+        """How many texts it is best handed at once, while the next are looked at; 0 where it does not matter."""
+        return 0 if self._passes is None else _AHEAD
+
+    def start(self, texts: list[str]) -> Embedding | None:
+        """Hand texts to the device and do not wait; None where there is none for it, and it is to be called instead.
+
+        Raises TierError("lost") where the device has failed for good.
+        """
+        import torch
+
+        self.load()
+        passes, tokens = self._passes, self._tokens
+        if passes is None or tokens is None or not texts:
+            return None
+        whole = [self._prefix + text for text in texts]
+        tokens.prepare(whole)
+        ids = [tokens(text) for text in whole]
+        with self.watched():
+            while True:
+                try:
+                    return Embedding(passes.start(ids), self.watched, self.identity)
+                except torch.cuda.OutOfMemoryError as error:
+                    self.troubles.append(error)
+                    if not passes.shrink():
+                        return None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Make of an error that is the device's end a TierError("lost"); the next load is on the CPU."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            self._is_lost, self._model, self._passes = True, None, None
+            raise TierError("lost", f"the device of the embedder has failed: {_brief(error)}") from error
 
     def prepare(self, texts: list[str]) -> None:
         """Split many texts into tokens at once, before `covers` is asked of each."""
@@ -182,36 +222,22 @@ class SentenceTransformerEmbedder:
             return f"the text has characters the embedder does not know: {whole[start:stop][:20]!r}"
         return coverage.too_many(len(ids), self.window)
 
-    def _by_passes(self, passes: Passes, texts: list[str]) -> Any:
+    def _by_passes(self, texts: list[str]) -> NDArray[float32]:
         """Embed on the device; in smaller passes where memory is short, and at last on the CPU."""
-        import torch
-
-        while True:
-            try:
-                return self._in_slices(passes, texts)
-            except torch.cuda.OutOfMemoryError as error:
-                self.troubles.append(error)
-                if not passes.shrink():
-                    return self._on_cpu(texts)
-            except RuntimeError as error:
-                if not is_lost(error):
-                    raise
-                self._is_lost, self._model, self._passes = True, None, None
-                raise TierError("lost", f"the device of the embedder has failed: {_brief(error)}") from error
-
-    def _in_slices(self, passes: Passes, texts: list[str]) -> Any:
         import numpy as np
 
-        tokens = self._tokens
-        assert tokens is not None  # noqa: S101 - there are no passes without
-        started = []
-        for at in range(0, len(texts), _AHEAD):
-            some = [self._prefix + text for text in texts[at : at + _AHEAD]]
-            tokens.prepare(some)
-            started.append(passes.start([tokens(text) for text in some]))
-        return np.concatenate([passes.end(*one) for one in started])
+        slices, started = ahead(texts, _AHEAD), []
+        for places in slices:
+            embedding = self.start([texts[place] for place in places])
+            if embedding is None:
+                return self._on_cpu(texts)
+            started.append(embedding)
+        vectors = np.empty((len(texts), self.dimension or 0), dtype=np.float32)
+        for places, embedding in zip(slices, started, strict=True):
+            vectors[places] = embedding.host()
+        return vectors
 
-    def _on_cpu(self, texts: list[str]) -> Any:
+    def _on_cpu(self, texts: list[str]) -> NDArray[float32]:
         if self._beside is None:
             source = str(self._path) if self._path and self._name != DEFAULT_MODEL else self._name
             self._beside = SentenceTransformerEmbedder(

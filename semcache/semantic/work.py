@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -51,11 +51,18 @@ class VectorIndex(Protocol):
         ...
 
     def search(self, scopes: Sequence[bytes], vectors: NDArray[float32], k: int, now: float) -> list[list[Neighbour]]:
-        """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first."""
+        """Return for each scope, with its row of float32[n, d], the k nearest rows in it, nearest first.
+
+        An index that has a `device` takes vectors there too, as a tensor of it.
+        """
         ...
 
     def vector(self, key: bytes) -> NDArray[float32] | None:
         """Return a copy of a row's vector, float32[d]; None where there is no such row."""
+        ...
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
+        """Return what `vector` does of each, in one step for all that lie on a device."""
         ...
 
     def within(self, vector: NDArray[float32], similarity: float, now: float) -> list[Neighbour]:
@@ -100,6 +107,7 @@ class Found:
     """A text's unit vector, float32[d], and its nearest rows, nearest first.
 
     What its batch took is in nanoseconds, `embedded` and `searched` are readings of `perf_counter_ns` at their ends.
+    Where vectors stay on the device nobody waits between the two: the search's time has what was left of the other's.
     """
 
     vector: Vector
@@ -112,13 +120,17 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """Wanted: the nearest rows of a scope, with their vectors or without."""
+    """Wanted: the nearest rows of a scope for each text, with their vectors or without.
 
-    scope: bytes
-    text: str
+    The future of one is given what was found, or raises; of many, a list with what was found or an error for each.
+    """
+
+    scopes: Sequence[bytes]
+    texts: Sequence[str]
     k: int
-    future: Future[Found]
+    future: Future[Any]
     with_vectors: bool = False
+    is_many: bool = False
 
 
 @dataclass(slots=True)

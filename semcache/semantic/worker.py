@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
-from time import perf_counter_ns, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Literal, cast
 
 from semcache.errors import TierError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from semcache.semantic.batcher import Batcher
+    from semcache.semantic.texts import Vectors
     from semcache.semantic.work import NewRow, Row, Vector, VectorIndex
 
 State = Literal["idle", "loading", "ready", "failed", "closed"]
@@ -61,7 +62,7 @@ class Worker:
         self._retry_at = 0.0
         self._counts = dict.fromkeys(("batches", "batched", "dropped"), 0)
         self._lost: TierError | None = None
-        self._texts = Texts(settings.embedder, settings.remembered, self._report)
+        self._texts = Texts(settings.embedder, settings.remembered, self._report, settings.max_batch)
 
     # What any thread may call
 
@@ -173,11 +174,13 @@ class Worker:
     def _serve_next(self) -> bool:
         """Wait for one item, take what has gathered behind it, and serve that; False when it is time to stop."""
         batch: list[Item] = []
+        size = 0
         item = self._queue.get()
         self._let_others_ask()
         while item is not None:
             batch.append(item)
-            if len(batch) == self._max_batch or self._queue.empty():
+            size += len(item.texts) if isinstance(item, Search) else 1
+            if size >= self._max_batch or self._queue.empty():
                 break
             item = self._queue.get()
         self._serve(batch)
@@ -263,17 +266,15 @@ class Worker:
         So a search also sees rows that were added while it waited. Threads that miss ask, add and ask again in turn: to
         search between one's row and the next's was one search a request.
         """
-        texts = [
-            item.text
-            for item in batch
-            if isinstance(item, Search | Within | Embed) or (isinstance(item, Add) and item.vector is None)
-        ]
-        began = perf_counter_ns()
+        texts: list[str] = []
+        for item in batch:
+            if isinstance(item, Search):
+                texts += item.texts
+            elif isinstance(item, Within | Embed) or (isinstance(item, Add) and item.vector is None):
+                texts.append(item.text)
         known = self._texts.vectors(texts)
         as_they_are = [item.text for item in batch if isinstance(item, Embed) and item.as_it_is]
-        anyhow = known | self._texts.as_they_are(as_they_are, known) if as_they_are else known
-        embedded = perf_counter_ns()
-        embedding = embedded - began, embedded
+        anyhow = self._texts.as_they_are(as_they_are, known)
         if texts:
             self._counts["batches"] += 1
             self._counts["batched"] += len(texts)
@@ -283,24 +284,23 @@ class Worker:
                 searches.append(item)
                 continue
             if not isinstance(item, Add | Take | Embed):
-                self._search(searches, known, embedding)
+                self._search(searches, known)
                 searches = []
-            self._apply(item, anyhow if isinstance(item, Embed) and item.as_it_is else known)
-        self._search(searches, known, embedding)
+            if isinstance(item, Embed) and item.as_it_is and item.text in anyhow:
+                end(item.future, anyhow[item.text])
+            else:
+                self._apply(item, known)
+        self._search(searches, known)
         self._loaded.sweep(self._clock())
 
-    def _search(self, searches: list[Search], known: dict[str, Vector | Exception], embedding: tuple[int, int]) -> None:
+    def _search(self, searches: list[Search], known: Vectors) -> None:
         index = self._loaded
         try:
-            search_all(
-                index, searches, known, embedding, self._clock, before=lambda: self._texts.tell_troubles(index)
-            )  # fmt: skip
+            search_all(index, searches, known, self._clock, before=lambda: self._texts.tell_troubles(index))
         except BaseException as error:  # noqa: BLE001 - the thread lives on
             self._report("search", error)
 
-    def _apply(
-        self, item: Within | Embed | Add | Remove | Take | Restore | Clear | Sync, known: dict[str, Vector | Exception]
-    ) -> None:
+    def _apply(self, item: Within | Embed | Add | Remove | Take | Restore | Clear | Sync, known: Vectors) -> None:
         match item:
             case Within():
                 self._within(item, known[item.text])
@@ -333,7 +333,7 @@ class Worker:
         else:
             end(item.future, found)
 
-    def _add(self, item: Add, known: dict[str, Vector | Exception]) -> None:
+    def _add(self, item: Add, known: Vectors) -> None:
         """Add a row if there is a vector of it and its text is seen whole; tell whom it concerns of a new vector."""
         if item.vector is None:
             vector = known[item.text]

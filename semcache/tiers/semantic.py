@@ -21,10 +21,11 @@ from semcache.blocks import Blocks
 from semcache.errors import TierError
 from semcache.marks import Row
 from semcache.model import BELOW, Decision, Entry, Evidence, Hit, Match, Miss, Neighbour, Request, Verdict
-from semcache.plan import Plan, Wait
+from semcache.plan import Exchange, Plan, Wait
 from semcache.policy import Policy, within
 from semcache.policy.learner import Learner
 from semcache.policy.scoring import is_match
+from semcache.semantic.asking import Asked, Searcher, found_of
 from semcache.semantic.batcher import Batcher, Found
 from semcache.tier import Clock
 
@@ -69,6 +70,7 @@ class SemanticTier:
         on_second: Callable[[str, BaseException], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.batcher = batcher
+        self._searcher = Searcher(batcher)
         self._blocks = Blocks() if blocks is None else blocks
         self._embedder = embedder
         self.policy = policy
@@ -129,12 +131,12 @@ class SemanticTier:
         policy = within(self.policy, request)
         rank = getattr(policy, "rank", None)
         wanted = NEIGHBOURS if rank is None else CANDIDATES
+        asked = [Asked(scope, text, wanted, rank is not None)]
         deadline = self._now() + self._timeout
         evidence = Evidence()
         for _ in range(_ROUNDS):
             try:
-                searched = self.batcher.search(scope, text, wanted, with_vectors=rank is not None)
-                found: Found = yield Wait(searched, deadline - self._now())
+                found = found_of((yield Exchange(self._searcher, asked, deadline - self._now())))
             except TierError as error:
                 if error.reason != "uncovered":
                     raise

@@ -14,6 +14,7 @@ import pytest
 
 import semcache
 from semcache.semantic.batcher import Batcher
+from semcache.semantic.device import DeviceIndex
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 from semcache.semantic.index import FlatIndex
 
@@ -151,6 +152,44 @@ def test_model_that_cannot_be_captured_runs_plainly(on_cpu, texts, monkeypatch):
     assert embedder.path.startswith("plain passes (no CUDA graph")
 
 
+def test_call_on_gpu_in_passes_of_every_length(on_gpu, on_cpu):
+    """Passes are as long as their texts, odd lengths too: each captured, and as on the CPU."""
+    texts = [f"{'word ' * n}{number}" for n in range(1, 40) for number in range(24)]
+    assert error_of(on_gpu(texts), on_cpu(texts)) < 1e-2
+    assert on_gpu.path == "CUDA graphs"
+
+
+# One step
+
+
+def test_vectors_on_gpu_stay_there_for_the_search(on_gpu, texts, torch):
+    """New texts are searched for by a CUDA tensor that nobody waited for; what is found and told is as on the host."""
+    asked = []
+
+    class Watched(DeviceIndex):
+        def search(self, scopes, vectors, k, now):
+            asked.append(vectors)
+            return super().search(scopes, vectors, k, now)
+
+    index = Watched(on_gpu.dimension, 10**9, device="cuda")
+    batcher = Batcher(on_gpu, lambda dimension: index, lambda: 0.0, on_fault=lambda reason, error: pytest.fail(reason))
+    few = texts[:600]
+    for number, vector in enumerate(on_gpu(few)):
+        index.add(number.to_bytes(20), b"scope", vector, few[number], inf)
+    try:
+        for some in (few, few[:1], [f"{few[3]} please", few[5]]):
+            found = batcher.search_many([b"scope"] * len(some), some, 4, with_vectors=True).result(SOON)
+            expected = index.search([b"scope"] * len(some), np.stack([one.vector for one in found]), 4, 0.0)
+            for one, plain in zip(found, expected, strict=True):
+                assert one.neighbours[0].key == plain[0].key
+                assert one.neighbours[0].similarity == pytest.approx(plain[0].similarity, abs=1e-3)
+                assert float(one.neighbours[0].vector @ one.vector) == pytest.approx(plain[0].similarity, abs=2e-3)
+        assert isinstance(asked[0], torch.Tensor)
+        assert asked[0].is_cuda
+    finally:
+        batcher.close()
+
+
 # The cache
 
 
@@ -183,16 +222,16 @@ def test_batcher_failing_batch_on_gpu_leaves_the_worker_alive(torch, monkeypatch
         embedder, lambda dimension: FlatIndex(dimension, 10**8), lambda: 0.0,
         on_fault=lambda reason, error: faults.append((reason, type(error))),
     )  # fmt: skip
-    embed = embedder._by_passes
+    start = embedder.start
 
-    def fails_on_poison(passes, asked):
+    def fails_on_poison(asked):
         if "poison" in asked:
             raise ValueError("the device does not like it, says a test")
-        return embed(passes, asked)
+        return start(asked)
 
     try:
         batcher.warm().result(SOON)
-        monkeypatch.setattr(embedder, "_by_passes", fails_on_poison)
+        monkeypatch.setattr(embedder, "start", fails_on_poison)
         for number, text in enumerate(texts[:50]):
             batcher.add(number.to_bytes(20), b"scope", text, None, inf)
         asked = [batcher.search(b"scope", text, 4) for text in ["poison", *texts[:50]]]

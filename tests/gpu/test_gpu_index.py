@@ -70,6 +70,16 @@ def test_changes_on_gpu_are_seen_by_the_next_search():
     assert {one.key for one in flat.within(queries[0], 0.101, 0.0)} <= {one.key for one in close}
 
 
+def test_vectors_on_gpu_come_in_one_copy():
+    """Of rows of several chunks each vector is the one that was put in, to half precision."""
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    vectors = units(70_000, 10)
+    add(index, b"scope", vectors)
+    numbers = [69_999, 0, 66_000, 5, 5]
+    found = index.vectors([b"scope-%d" % number for number in numbers])
+    assert np.abs(np.stack(found) - vectors[numbers]).max() < 1e-3
+
+
 def test_index_on_gpu_keeps_to_its_bound():
     """With gpu_memory= for one slot the rows that find no room are on the host, and found."""
     index = make_index(DIMENSION, PLENTY, "cuda:0", 2 * 1024 * DIMENSION)
