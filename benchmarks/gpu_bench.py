@@ -178,15 +178,12 @@ def filled(rows: int, device: str = DEVICE, vectors: Any = None) -> DeviceIndex:
 
 def rows_on_devices(index: DeviceIndex) -> list[Any]:
     """Return what an index has on each of its devices."""
-    return getattr(index, "_devices", None) or [index._device_rows]
+    return index._devices
 
 
 def put(index: DeviceIndex, rows: list[tuple[bytes, Any]]) -> None:
-    """Add rows, keys and vectors, to the one scope, all at once where the index can."""
-    if hasattr(index, "add_many"):
-        assert not index.add_many([(key, b"scope", vector, "a text", math.inf) for key, vector in rows])
-    else:
-        put_each(index, rows)
+    """Add rows, keys and vectors, to the one scope, all at once."""
+    assert not index.add_many([(key, b"scope", vector, "a text", math.inf) for key, vector in rows])
 
 
 def put_each(index: FlatIndex, rows: list[tuple[bytes, Any]]) -> None:

@@ -139,14 +139,11 @@ def embed(bench: Bench) -> None:
 
 def _planned(texts: list[str], lengths: list[int]) -> list[tuple[list[int], int, int]]:
     """Return the passes that texts of so many tokens are embedded in, as they go to the device, some at once."""
-    from semcache.semantic import passes, transformer
+    from semcache.semantic import transformer
+    from semcache.semantic.passes import ahead, shapes
 
-    most = transformer._AHEAD
-    if hasattr(passes, "ahead"):
-        slices = passes.ahead(texts, most)
-    else:
-        slices = [list(range(at, min(at + most, len(texts)))) for at in range(0, len(texts), most)]
-    return [one for places in slices for one in passes.shapes([lengths[place] for place in places])]
+    slices = ahead(texts, transformer._AHEAD)
+    return [one for places in slices for one in shapes([lengths[place] for place in places])]
 
 
 def _padding(planned: list[tuple[list[int], int, int]], lengths: list[int]) -> float:

@@ -114,8 +114,7 @@ def _changes(bench: Bench, index: DeviceIndex, rows: int) -> None:
     n, serial = bench.sizes["inserted"], count()
     query, vectors = units(1), units(n)
     size, floor = f"{rows:,} rows", bench.uploaded(n * DIMENSION * index.dtype.itemsize)
-    ways = {"one by one": put_each} | ({"at once": put} if hasattr(index, "add_many") else {})
-    for how, way in ways.items():
+    for how, way in {"one by one": put_each, "at once": put}.items():
         inserts, removes, behind = [], [], []
         for _ in range(10):
             coming = [(f"new {next(serial)}".encode(), vector) for vector in vectors]

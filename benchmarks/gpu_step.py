@@ -119,10 +119,7 @@ def _gathered(bench: Bench, batcher: Batcher, asked: Any, size: str) -> None:
         at_once = (texts[at : at + 1024] for at in range(0, n, 1024))
         return [batcher.search_many([b"scope"] * len(some), some, NEIGHBOURS) for some in at_once]
 
-    ways = {"gathered": each}
-    if hasattr(batcher, "search_many"):
-        ways["gathered, in calls of 1,024"] = together
-    for how, way in ways.items():
+    for how, way in {"gathered": each, "gathered, in calls of 1,024": together}.items():
         waves, handed, founds = [], [], []
         for _ in range(4):
             texts = [asked() for _ in range(n)]
