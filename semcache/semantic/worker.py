@@ -34,6 +34,9 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 # Rows that others have added wait for so many more, or for whoever asks: to wake for each costs more than to add it.
 _TAKEN_AT_ONCE = 64
+# Who asks while so many wait gives way: the worker lets go of the interpreter for each of its products, and had to wait
+# five milliseconds to have it back from a caller who hands over without a pause.
+_GIVES_WAY = 256
 
 
 class Worker:
@@ -83,8 +86,11 @@ class Worker:
         return scope in self._arriving or index.has_scope(scope)
 
     def ask(self, item: Search | Within | Embed) -> None:
-        if self._queue.qsize() >= self._max_pending:
+        waiting = self._queue.qsize()
+        if waiting >= self._max_pending:
             raise TierError("full", f"{self._max_pending} requests wait for the embedder")
+        if waiting >= _GIVES_WAY:
+            sleep(0)
         self.submit(item)
 
     def add(self, item: Add) -> None:
