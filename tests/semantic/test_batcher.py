@@ -179,7 +179,7 @@ def test_requests_more_than_max_batch_are_split(rig):
 
 
 def test_who_asks_gives_way_while_many_wait(rig, monkeypatch):
-    """A caller who hands over very many lets the worker have the interpreter; one who hands over few has no pause."""
+    """A caller who hands over very many while a batch runs lets it have the interpreter; one of few has no pause."""
     r = rig()
     r.held()
     pauses = []
