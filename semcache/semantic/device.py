@@ -22,7 +22,7 @@ from semcache.semantic.rows import DeviceRows
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy import bool_, float32, float64, int64
     from numpy.typing import NDArray
@@ -146,6 +146,24 @@ class DeviceIndex(FlatIndex):
             if slab is not None and alive and near >= similarity - 1e-6:
                 found.append(Neighbour(slab.keys[at], min(near, 1.0), slab.texts[at]))
         return sorted(found, key=lambda one: -one.similarity)
+
+    def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
+        """Look them up; those on the device come in one copy."""
+        found: list[NDArray[float32] | None] = [None] * len(keys)
+        places, rows = [], []
+        for place, row in enumerate(map(self._row_of, keys)):
+            if row is None:
+                continue
+            slab, at = self._arena.slab(row), row & OFFSET
+            if isinstance(slab, DeviceSlab):
+                places.append(place)
+                rows.append(slab.slot << SHIFT | at)
+            else:
+                found[place] = slab.vectors[at].copy()
+        if rows:
+            for place, vector in zip(places, self._device_rows.read_some(rows), strict=True):
+                found[place] = vector
+        return found
 
     def _make_arena(self) -> Arena:
         self._device_rows = DeviceRows(self.dimension, self.device, self.dtype, self._max_device_bytes)

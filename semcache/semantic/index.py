@@ -137,7 +137,7 @@ class FlatIndex:
         return found
 
     def vector(self, key: bytes) -> NDArray[float32] | None:
-        row = self._rows[hash(key) % _SHARDS].get(key)
+        row = self._row_of(key)
         return None if row is None else self._arena.slab(row).vectors[row & OFFSET].copy()
 
     def vectors(self, keys: Sequence[bytes]) -> list[NDArray[float32] | None]:
@@ -180,6 +180,9 @@ class FlatIndex:
             raise ValueError(message)
 
     # Rows and blocks
+
+    def _row_of(self, key: bytes) -> int | None:
+        return self._rows[hash(key) % _SHARDS].get(key)
 
     def _tail(self, scope: bytes) -> tuple[int, int]:
         tail = self._tails[hash(scope) % _SHARDS][scope]

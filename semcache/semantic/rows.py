@@ -126,6 +126,18 @@ class DeviceRows:
         vectors: NDArray[float32] = chunk[at : at + rows].float().cpu().numpy()
         return vectors
 
+    def read_some(self, rows: Sequence[int]) -> NDArray[float32]:
+        """Return float32[n, d] of rows of whatever slots, in one copy. Raises TierError("lost")."""
+        import torch
+
+        self.flush()
+        try:
+            with torch.inference_mode():
+                vectors: NDArray[float32] = self._gather(torch.tensor(rows).to(self.device)).float().cpu().numpy()
+        except RuntimeError as error:
+            raise lost(error) from error
+        return vectors
+
     def flush(self) -> None:
         """Bring to the device what waits. Raises TierError("lost")."""
         if not self._pending:

@@ -28,16 +28,6 @@ def keys(found):
     return [[one.key for one in some] for some in found]
 
 
-def test_vectors_on_gpu_come_in_one_copy():
-    """Of rows of several chunks each vector is the one that was put in, to half precision."""
-    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
-    vectors = units(70_000, 10)
-    add(index, b"scope", vectors)
-    numbers = [69_999, 0, 66_000, 5, 5]
-    found = index.vectors([b"scope-%d" % number for number in numbers])
-    assert np.abs(np.stack(found) - vectors[numbers]).max() < 1e-3
-
-
 def test_search_on_gpu_finds_the_nearest():
     """Recall@1 against float32 brute force is at least 0.999 in half precision, of queries near and far."""
     index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
@@ -78,6 +68,16 @@ def test_changes_on_gpu_are_seen_by_the_next_search():
             assert [one.similarity for one in a] == pytest.approx([one.similarity for one in b], abs=1e-3)
     close = device.within(queries[0], 0.1, 0.0)
     assert {one.key for one in flat.within(queries[0], 0.101, 0.0)} <= {one.key for one in close}
+
+
+def test_vectors_on_gpu_come_in_one_copy():
+    """Of rows of several chunks each vector is the one that was put in, to half precision."""
+    index = DeviceIndex(DIMENSION, PLENTY, device="cuda")
+    vectors = units(70_000, 10)
+    add(index, b"scope", vectors)
+    numbers = [69_999, 0, 66_000, 5, 5]
+    found = index.vectors([b"scope-%d" % number for number in numbers])
+    assert np.abs(np.stack(found) - vectors[numbers]).max() < 1e-3
 
 
 def test_index_on_gpu_keeps_to_its_bound():

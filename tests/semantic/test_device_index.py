@@ -197,3 +197,20 @@ def test_vector_of_a_row_comes_from_where_it_lies():
     assert index.vector(b"scope-7").tolist() == vectors[7].tolist()
     assert index.vector(b"alone").tolist() == vectors[5].tolist()
     assert index.vector(b"none") is None
+
+
+def test_vectors_of_many_rows_come_from_the_device_in_one_copy(monkeypatch):
+    """Rows of several chunks, of a small scope and of none: each is what `vector` gives; the device is asked once."""
+    monkeypatch.setattr("semcache.semantic.rows._FIRST_CHUNK", 1)
+    monkeypatch.setattr("semcache.semantic.rows._LARGEST_CHUNK", 1)
+    index, vectors = filled(3000)
+    index.add(b"alone", b"small", vectors[5], "a text", inf)
+    reads = []
+    gather = index._device_rows._gather
+    monkeypatch.setattr(index._device_rows, "_gather", lambda rows: reads.append(len(rows)) or gather(rows))
+    numbers = [2999, 7, 1500, 7]
+    found = index.vectors([*(b"scope-%d" % number for number in numbers), b"alone", b"none"])
+    assert [one.tolist() for one in found[:5]] == [vectors[number].tolist() for number in (*numbers, 5)]
+    assert found[5] is None
+    assert reads == [4]
+    assert index.vectors([]) == []
