@@ -68,7 +68,7 @@ def _find(
     if not asked:
         return {}
     if queries is None:
-        queries = np.stack([known.made[texts[place]] for place in asked])
+        queries = np.array([known.made[texts[place]] for place in asked])
     embed_ns, embedded, began = known.embed_ns, known.embedded, perf_counter_ns()
     try:
         with ranged("search"):

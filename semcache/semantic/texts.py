@@ -110,7 +110,7 @@ class Vectors:
         with torch.inference_mode():
             if others:
                 places.update(zip(others, range(len(places), len(places) + len(others)), strict=True))
-                there = torch.from_numpy(np.stack([self.made[text] for text in others]))
+                there = torch.from_numpy(np.array([self.made[text] for text in others]))
                 parts.append(there.to(parts[0].device, non_blocking=True))
             vectors = parts[0] if len(parts) == 1 else torch.cat(parts)
             wanted = [places[text] for text in texts]
@@ -261,7 +261,7 @@ class Texts:
     def _remember(self, text: str, row: Vector) -> Vector:
         """Keep a vector among the latest, as a copy of its own: a view would keep its whole batch."""
         vector = row.copy()
-        vector.flags.writeable = False
+        vector.setflags(write=False)
         self.counts["embedded"] += 1
         self._remembered[text] = vector
         if len(self._remembered) > self._most:

@@ -34,6 +34,9 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 # Rows that others have added wait for so many more, or for whoever asks: to wake for each costs more than to add it.
 _TAKEN_AT_ONCE = 64
+# Who asks while so many wait for a batch that runs gives way: the worker lets go of the interpreter for each of its
+# products, and had to wait five milliseconds to have it back from a caller who hands over without a pause.
+_GIVES_WAY = 256
 
 
 class Worker:
@@ -62,6 +65,7 @@ class Worker:
         self._retry_at = 0.0
         self._counts = dict.fromkeys(("batches", "batched", "dropped"), 0)
         self._lost: TierError | None = None
+        self._is_serving = False
         self._texts = Texts(settings.embedder, settings.remembered, self._report, settings.max_batch)
 
     # What any thread may call
@@ -83,8 +87,11 @@ class Worker:
         return scope in self._arriving or index.has_scope(scope)
 
     def ask(self, item: Search | Within | Embed) -> None:
-        if self._queue.qsize() >= self._max_pending:
+        waiting = self._queue.qsize()
+        if waiting >= self._max_pending:
             raise TierError("full", f"{self._max_pending} requests wait for the embedder")
+        if waiting >= _GIVES_WAY and self._is_serving:
+            sleep(0)
         self.submit(item)
 
     def add(self, item: Add) -> None:
@@ -183,7 +190,9 @@ class Worker:
             if size >= self._max_batch or self._queue.empty():
                 break
             item = self._queue.get()
+        self._is_serving = True
         self._serve(batch)
+        self._is_serving = False
         if self._embedder.identity != self._identity:  # it has another model: all of before is worth nothing (law 11)
             self._load_failed(TierError("changed", "the embedder has another model than before"))
             return False

@@ -16,6 +16,7 @@ from semcache.errors import TierError
 from semcache.semantic.batcher import Batcher, Found
 from semcache.semantic.embedder import CallableEmbedder
 from semcache.semantic.index import FlatIndex
+from semcache.semantic.worker import _GIVES_WAY
 
 pytestmark = pytest.mark.semantic
 
@@ -175,6 +176,21 @@ def test_requests_more_than_max_batch_are_split(rig):
     for future in [first, *rest]:
         future.result(SOON)
     assert [len(batch) for batch in r.embed.batches[-3:]] == [4, 4, 2]
+
+
+def test_who_asks_gives_way_while_many_wait(rig, monkeypatch):
+    """A caller who hands over very many while a batch runs lets it have the interpreter; one of few has no pause."""
+    r = rig()
+    r.held()
+    pauses = []
+    monkeypatch.setattr("semcache.semantic.worker.sleep", pauses.append)
+    futures = [r.batcher.embed(f"text {number}") for number in range(_GIVES_WAY)]
+    assert pauses == []
+    futures += [r.batcher.embed(f"text {number}") for number in range(3)]
+    assert pauses == [0] * 3
+    r.embed.gate.set()
+    for future in futures:
+        assert future.result(SOON) is not None
 
 
 def test_calls_take_effect_in_their_order(rig):

@@ -1,11 +1,15 @@
 """Passes: few shapes, each text once, and the vectors that the model itself makes; run plainly on the CPU here."""
 
+from math import inf
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semcache.errors import TierError
+from semcache.semantic.batcher import Batcher, Found
+from semcache.semantic.device import DeviceIndex
 from semcache.semantic.embedder import SentenceTransformerEmbedder
 from semcache.semantic.graphs import is_lost
 from semcache.semantic.passes import _MOST_GRAPHS, SAMPLES, Passes, shapes
@@ -166,6 +170,35 @@ def test_call_by_passes_in_slices_equals_the_cpus(on_device, embedder, monkeypat
     monkeypatch.setattr("semcache.semantic.transformer._AHEAD", 10)
     assert np.abs(on_device(TEXTS) - embedder(TEXTS)).max() < 1e-5
     assert on_device.path == "plain passes (the device has no CUDA graphs)"
+
+
+def test_batcher_searches_for_what_passes_make_where_it_is(on_device, embedder, monkeypatch):
+    """From texts to rows in one step: the index is handed what the passes made, and the host has it checked, later."""
+    import torch
+
+    monkeypatch.setattr("semcache.semantic.transformer._AHEAD", 10)
+    vectors, asked, faults = embedder(TEXTS), [], []
+
+    class Watched(DeviceIndex):
+        def search(self, scopes, vectors, k, now):
+            asked.append(vectors)
+            return super().search(scopes, np.asarray(vectors), k, now)
+
+    index = Watched(embedder.dimension, 10**9, device="cpu")
+    for place, vector in enumerate(vectors):
+        index.add(b"%d" % place, b"scope", vector, TEXTS[place], inf)
+    batcher = Batcher(on_device, lambda _: index, lambda: 0.0, on_fault=lambda *told: faults.append(told))
+    try:
+        texts = [text for text in TEXTS if on_device.covers(text) is None]
+        found = batcher.search_many([b"scope"] * len(TEXTS), TEXTS, 1).result(30)
+    finally:
+        batcher.close()
+    told = {text: one for text, one in zip(TEXTS, found, strict=True) if isinstance(one, Found)}
+    assert list(told) == texts
+    assert [one.neighbours[0].text for one in told.values()] == texts
+    assert isinstance(asked[0], torch.Tensor)
+    assert np.abs(np.stack([one.vector for one in told.values()]) - embedder(texts)).max() < 1e-5
+    assert (len(asked), faults) == (1, [])
 
 
 @pytest.mark.parametrize("failures", [2, 99])
