@@ -156,6 +156,7 @@ class DeviceIndex(FlatIndex):
         self._slab_of: dict[int, DeviceSlab] = {}
         self._lives = Lives()
         self._shards_of: dict[bytes, list[_Shard]] = {}
+        self._patience_of: dict[bytes, int] = {}
         # Scopes that have slabs to bring to a device, and those for whose slabs there was no room.
         self._waiting: dict[bytes, None] = {}
         self._refused: dict[bytes, None] = {}
@@ -172,7 +173,7 @@ class DeviceIndex(FlatIndex):
             self._bring_one()
 
     def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
-        self._shards_of.pop(scope, None)
+        self._forget_shards(scope)
         self._bring_one()
         is_there = isinstance(self._arena.slab(self._full.get(scope, [start])[0]), DeviceSlab)
         start, used = super()._extend(scope, start, used)
@@ -186,9 +187,11 @@ class DeviceIndex(FlatIndex):
 
     def _shrink(self, scope: bytes, start: int, used: int) -> None:
         if not used or used <= SLAB_ROWS // 4:
-            self._shards_of.pop(scope, None)
+            self._forget_shards(scope)
         before = len(self._slab_of)
         super()._shrink(scope, start, used)
+        if not used and not self.has_scope(scope):
+            self._patience_of.pop(scope, None)
         if self._refused and len(self._slab_of) < before:
             self._waiting |= self._refused
             self._refused.clear()
@@ -201,7 +204,7 @@ class DeviceIndex(FlatIndex):
         for slab, _, used in super()._blocks(scope) if self.has_scope(scope) else ():
             if slab.block == SLAB_ROWS and not isinstance(slab, DeviceSlab):
                 if self._bring(slab, used):
-                    self._shards_of.pop(scope, None)
+                    self._forget_shards(scope)
                     return
                 self._refused[scope] = None
                 break
@@ -244,12 +247,18 @@ class DeviceIndex(FlatIndex):
             for device, rows in enumerate(self._devices):
                 mine = [slab for slab in slabs if slab.rows is rows] if len(self._devices) > 1 else slabs
                 if mine:
-                    slots = rows.together([slab.slot for slab in mine])
+                    slots = rows.together([slab.slot for slab in mine], self._patience_of.get(scope, 0))
                     numbers = slots.numbers * len(self._devices) + device
                     shards.append(_Shard(device, rows, mine, slots, numbers))
             if shards:
                 self._shards_of[scope] = shards
         return shards
+
+    def _forget_shards(self, scope: bytes) -> None:
+        """Look anew, at the next search, at what lies on devices of a scope."""
+        shards = self._shards_of.pop(scope, None)
+        if shards is not None:
+            self._patience_of[scope] = max(shard.slots.patience_left for shard in shards)
 
     def _lies_on_devices(self, scope: bytes) -> bool:
         """Say whether no row of a scope lies on the host."""

@@ -370,6 +370,41 @@ def test_graph_of_many_queries_in_tiles_finds_what_plain_searches_find(monkeypat
     assert len(index._shards(b"scope")[0].slots.graphs) == 1
 
 
+def test_scope_that_grows_all_the_time_is_not_made_a_graph_each_time(monkeypatch):
+    """A graph costs as long as many searches: where a scope outgrew the last one soon, the next waits twice as long."""
+    made = []
+
+    class Counted(PlainGraph):
+        def __init__(self, *given):
+            made.append(len(index))
+            super().__init__(*given)
+
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", Counted)
+    monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 2)
+    index, vectors = filled(4000, dimension=8)
+    index._devices[0]._use_graphs = True
+
+    def grow_and_search(slabs, searches):
+        for _ in range(slabs):
+            first = len(index)
+            index.add_many([(b"%d" % number, b"scope", vectors[0], "", inf) for number in range(first, first + 1024)])
+            for _ in range(searches):
+                index.search([b"scope"], vectors[:1], 1, 0.0)
+
+    grow_and_search(8, 20)
+    assert len(made) == 4  # after 2, 4, 8 and 16 searches of one slab's time, then never
+    grow_and_search(1, 32)
+    assert len(made) == 5
+    for _ in range(300):
+        index.search([b"scope"], vectors[:1], 1, 0.0)
+    grow_and_search(1, 16)
+    assert len(made) == 6  # that one had paid for itself
+    for table in index._rows:
+        for key in list(table):
+            index.remove(key)
+    assert not index._patience_of
+
+
 def test_graphs_have_few_sizes_and_waste_little():
     """Between 1 and 256 queries there are 14 sizes; none is more than twice, past 8 half as large again, as asked."""
     sizes = {size_of(n) for n in range(1, 257)}
