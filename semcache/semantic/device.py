@@ -110,7 +110,8 @@ class DeviceIndex(FlatIndex):
                 on_host = vectors.float().cpu().numpy() if on_host is None else on_host
                 mine = on_host[places]
             elif len(places) < len(scopes):
-                mine = vectors[torch.tensor(places).to(vectors.device)]
+                at = torch.tensor(places, pin_memory=vectors.is_cuda)  # pinned: else the copy waits for the device
+                mine = vectors[at.to(vectors.device, non_blocking=True)]
             for place, neighbours in zip(places, self._nearest(scope, mine, k), strict=True):
                 found[place] = neighbours
         if not are_finite:
