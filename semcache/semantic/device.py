@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import ConfigurationError
@@ -148,6 +149,13 @@ class DeviceIndex(FlatIndex):
     def sweep(self, now: float) -> int:
         self._bring_one()
         return super().sweep(now)
+
+    def settle(self, timeout: float) -> bool:
+        """Bring to devices all that is to lie there; say whether that took less than so many seconds."""
+        end = monotonic() + timeout
+        while self._waiting and monotonic() < end:
+            self._bring_one()
+        return not self._waiting
 
     def _make_arena(self) -> Arena:
         self._devices = [
