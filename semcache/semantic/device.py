@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import ConfigurationError
@@ -112,7 +113,8 @@ class DeviceIndex(FlatIndex):
                 on_host = vectors.float().cpu().numpy() if on_host is None else on_host
                 mine = on_host[places]
             elif len(places) < len(scopes):
-                mine = vectors[torch.tensor(places).to(vectors.device)]
+                at = torch.tensor(places, pin_memory=vectors.is_cuda)  # pinned: else the copy waits for the device
+                mine = vectors[at.to(vectors.device, non_blocking=True)]
             for place, neighbours in zip(places, self._nearest(scope, mine, k), strict=True):
                 found[place] = neighbours
         if not are_finite:
@@ -150,6 +152,13 @@ class DeviceIndex(FlatIndex):
         self._bring_one()
         return super().sweep(now)
 
+    def settle(self, timeout: float) -> bool:
+        """Bring to devices all that is to lie there; say whether that took less than so many seconds."""
+        end = monotonic() + timeout
+        while self._waiting and monotonic() < end:
+            self._bring_one()
+        return not self._waiting
+
     def _make_arena(self) -> Arena:
         self._devices = [
             DeviceRows(self.dimension, name, self.dtype, self._max_device_bytes, self.troubles) for name in self.devices
@@ -158,6 +167,7 @@ class DeviceIndex(FlatIndex):
         self._slab_of: dict[int, DeviceSlab] = {}
         self._lives = Lives()
         self._shards_of: dict[bytes, list[_Shard]] = {}
+        self._patience_of: dict[bytes, int] = {}
         # Scopes that have slabs to bring to a device, and those for whose slabs there was no room.
         self._waiting: dict[bytes, None] = {}
         self._refused: dict[bytes, None] = {}
@@ -174,7 +184,7 @@ class DeviceIndex(FlatIndex):
             self._bring_one()
 
     def _extend(self, scope: bytes, start: int, used: int) -> tuple[int, int]:
-        self._shards_of.pop(scope, None)
+        self._forget_shards(scope)
         self._bring_one()
         is_there = isinstance(self._arena.slab(self._full.get(scope, [start])[0]), DeviceSlab)
         start, used = super()._extend(scope, start, used)
@@ -188,9 +198,11 @@ class DeviceIndex(FlatIndex):
 
     def _shrink(self, scope: bytes, start: int, used: int) -> None:
         if not used or used <= SLAB_ROWS // 4:
-            self._shards_of.pop(scope, None)
+            self._forget_shards(scope)
         before = len(self._slab_of)
         super()._shrink(scope, start, used)
+        if not used and not self.has_scope(scope):
+            self._patience_of.pop(scope, None)
         if self._refused and len(self._slab_of) < before:
             self._waiting |= self._refused
             self._refused.clear()
@@ -203,7 +215,7 @@ class DeviceIndex(FlatIndex):
         for slab, _, used in super()._blocks(scope) if self.has_scope(scope) else ():
             if slab.block == SLAB_ROWS and not isinstance(slab, DeviceSlab):
                 if self._bring(slab, used):
-                    self._shards_of.pop(scope, None)
+                    self._forget_shards(scope)
                     return
                 self._refused[scope] = None
                 break
@@ -246,12 +258,18 @@ class DeviceIndex(FlatIndex):
             for device, rows in enumerate(self._devices):
                 mine = [slab for slab in slabs if slab.rows is rows] if len(self._devices) > 1 else slabs
                 if mine:
-                    slots = rows.together([slab.slot for slab in mine])
+                    slots = rows.together([slab.slot for slab in mine], self._patience_of.get(scope, 0))
                     numbers = slots.numbers * len(self._devices) + device
                     shards.append(_Shard(device, rows, mine, slots, numbers))
             if shards:
                 self._shards_of[scope] = shards
         return shards
+
+    def _forget_shards(self, scope: bytes) -> None:
+        """Look anew, at the next search, at what lies on devices of a scope."""
+        shards = self._shards_of.pop(scope, None)
+        if shards is not None:
+            self._patience_of[scope] = max(shard.slots.patience_left for shard in shards)
 
     def _lies_on_devices(self, scope: bytes) -> bool:
         """Say whether no row of a scope lies on the host."""

@@ -24,22 +24,39 @@ _LONG_RUN = 64
 """Runs of slots are searched where they lie; of more and shorter ones than this the rows are gathered first, as each
 costs some launches."""
 _DOUBLED_TO = 8
+_WORTH_IT = 256
+"""Searches that pay for making a graph several times over."""
+_LONGEST_PATIENCE = 2**14
 
 
 class Slots:
     """Slots that are searched together, in order, and the runs of them that lie side by side: (first, count).
 
-    `chunks` are those that they lie in, in order, with the number of each one's first row: (rows, first).
+    `chunks` are those that they lie in, in order, with the number of each one's first row: (rows, first). `patience` is
+    how many searches of a size are asked for before they get a graph.
     """
 
-    __slots__ = ("_firsts", "_lasts", "_numbers", "asked", "chunks", "graphs", "numbers", "runs")
+    __slots__ = (
+        "_firsts",
+        "_lasts",
+        "_numbers",
+        "asked",
+        "chunks",
+        "graphs",
+        "numbers",
+        "patience",
+        "replayed",
+        "runs",
+    )
 
     def __init__(
-        self, numbers: NDArray[int64], runs: list[tuple[int, int]], chunks: list[tuple[Any, int]]
+        self, numbers: NDArray[int64], runs: list[tuple[int, int]], chunks: list[tuple[Any, int]], patience: int
     ) -> None:  # fmt: skip
         self.numbers = numbers
         self.runs = runs
         self.chunks = chunks
+        self.patience = patience
+        self.replayed = 0
         self.asked: Counter[tuple[int, int]] = Counter()
         self.graphs: dict[tuple[int, int], Graph] = {}
         self._numbers: Any = None
@@ -48,6 +65,17 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def patience_left(self) -> int:
+        """How patient those are to be that come in the place of these, where their scope has grown or shrunk.
+
+        To make a graph takes as long as many searches: a scope that changes before it has paid for itself waits longer.
+        """
+        if not self.graphs:
+            return self.patience
+        has_paid = self.replayed >= _WORTH_IT * len(self.graphs)
+        return self.patience // 2 if has_paid else min(2 * self.patience, _LONGEST_PATIENCE)
 
     @property
     def is_scattered(self) -> bool:

@@ -218,8 +218,8 @@ class DeviceRows:
         places = found[:, k:].view(np.int32).astype(np.int64)
         return found[:, :k], slots.numbers[places >> SHIFT] << SHIFT | places & OFFSET
 
-    def together(self, numbers: Sequence[int]) -> Slots:
-        """Return slots as they are to be searched; it holds as long as they are in use."""
+    def together(self, numbers: Sequence[int], patience: int = 0) -> Slots:
+        """Return slots as they are to be searched, of so much patience at least, as long as they are in use."""
         import numpy as np
 
         slots = np.fromiter(numbers, np.int64, len(numbers))
@@ -228,7 +228,9 @@ class DeviceRows:
         counts = np.diff(np.concatenate([firsts, [len(slots)]]))
         there = np.unique(np.searchsorted(self._starts, slots, side="right") - 1).tolist()
         chunks = [(self._chunks[number], self._starts[number] << SHIFT) for number in there]
-        return Slots(slots, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)), chunks)
+        return Slots(
+            slots, list(zip(slots[firsts].tolist(), counts.tolist(), strict=True)), chunks, max(patience, _GRAPH_AFTER)
+        )
 
     def near(self, vector: NDArray[float32], similarity: float) -> tuple[NDArray[float32], NDArray[int64]]:
         """Return similarities and rows of all, free ones included, that may be so near. Raises TierError("lost")."""
@@ -323,6 +325,7 @@ class DeviceRows:
         n = len(queries)
         graph = None if on_host or alive is not None else self._graph(slots, n, k)
         if graph is not None:
+            slots.replayed += 1
             fill(graph.given[:n], queries, used)
             return graph.replay()[:n]
         device = torch.device("cpu") if on_host else self.device
@@ -342,7 +345,7 @@ class DeviceRows:
         if graph is not None:
             return graph
         slots.asked[fewest, k] += 1
-        if slots.asked[fewest, k] < _GRAPH_AFTER or len(self._graphs) >= _MOST_GRAPHS:
+        if slots.asked[fewest, k] < slots.patience or len(self._graphs) >= _MOST_GRAPHS:
             return None
         if self.device.type == "cuda" and not self._graphs:  # a pool goes with the last graph that has it
             self._pool = torch.cuda.graph_pool_handle()

@@ -106,9 +106,10 @@ def there(index, scope=b"scope"):
     return sum(len(shard.slabs) for shard in index._shards(scope)), len(list(index._blocks(scope)))
 
 
-def test_scope_that_outgrows_the_crossover_comes_to_the_device_a_slab_at_a_time():
+@pytest.mark.parametrize("crossover", [4000, 4096])
+def test_scope_that_outgrows_the_crossover_comes_to_the_device_a_slab_at_a_time(crossover):
     """At every moment of it all rows are found once, no call brings more than two slabs, and sweeps end it."""
-    index, vectors = filled(4000, crossover=4000, dimension=8)
+    index, vectors = filled(4000, crossover=crossover, dimension=8)
     assert there(index) == (0, 4)
     assert index.device_bytes == 0
     more = np.random.default_rng(8).standard_normal((1300, 8)).astype(np.float32)
@@ -131,15 +132,56 @@ def test_scope_that_outgrows_the_crossover_comes_to_the_device_a_slab_at_a_time(
     for number in range(5300, 1500, -1):
         index.remove(b"scope-%d" % (number - 1))
     assert there(index) == (2, 0)
+    index.add_many([(b"%d" % number, b"scope", vectors[number], "", inf) for number in range(1000)])
+    assert there(index) == (3, 0)  # what lies there stays there, and grows there
+
+
+def test_rows_of_several_devices_take_each_others_places():
+    """A row that goes leaves its place to the scope's last, on whichever device or on the host that lies."""
+    index, vectors = filled(3500, device="cpu,cpu", dimension=8, max_device_bytes=SLAB_ROWS * 8 * 4)
+    assert there(index) == (2, 2)
+    generator = np.random.default_rng(5)
+    left = generator.permutation(3500)
+    for _ in range(3):
+        gone, left = left[:600], left[600:]
+        for number in gone:
+            index.remove(b"scope-%d" % number)
+        some = left[::9]
+        found = index.search([b"scope"] * len(some), vectors[some], 1, 0.0)
+        assert [one[0].key for one in found] == [b"scope-%d" % number for number in some]
+
+
+def test_rows_that_came_together_are_not_found_when_their_life_is_over():
+    """Of rows put in at once on a device those that have expired are left out of what is found."""
+    index, vectors = filled(1024, dimension=8)
+    lives = [10.0 if number % 2 else inf for number in range(600)]
+    rows = [(b"%d" % number, b"scope", vectors[number], "", life) for number, life in enumerate(lives)]
+    index.add_many(rows)
+    assert there(index) == (2, 0)
+    found = index.search([b"scope"] * 20, vectors[:20], 2, 20.0)
+    for number, some in enumerate(found):
+        assert (b"%d" % number in {one.key for one in some}) == (number % 2 == 0)
+
+
+def test_rows_written_one_behind_another_go_to_their_chunks(monkeypatch):
+    """Rows of adjacent slots that wait together are brought each to the chunk that its slot lies in."""
+    monkeypatch.setattr("semcache.semantic.rows._FIRST_CHUNK", 1)
+    monkeypatch.setattr("semcache.semantic.rows._LARGEST_CHUNK", 1)
+    rows = DeviceRows(4, "cpu", torch.float32)
+    slots = [rows.take() for _ in range(3)]
+    vectors = np.random.default_rng(2).standard_normal((3 * SLAB_ROWS, 4)).astype(np.float32)
+    for slot in slots:
+        rows.write(slot * SLAB_ROWS, vectors[slot * SLAB_ROWS : (slot + 1) * SLAB_ROWS])
+    assert len(rows._pending) == 3 * SLAB_ROWS
+    assert np.array_equal(np.concatenate([rows.read(slot * SLAB_ROWS, SLAB_ROWS) for slot in slots]), vectors)
 
 
 def test_scope_that_comes_at_once_lies_where_one_that_grew_would():
-    """Many rows in one call past the crossover go to the device behind it, the others by sweeps."""
+    """Many rows in one call past the crossover go to the device behind it, the others as time goes on."""
     for n, crossover in ((900, 512), (3000, 2048), (5000, 100)):
         index = DeviceIndex(DIMENSION, PLENTY, device="cpu", crossover=crossover)
         index.add_many([(b"%d" % number, b"scope", unit(number), "", inf) for number in range(n)])
-        for _ in range(4):
-            index.sweep(0.0)
+        assert index.settle(60)
         assert there(index) == (-(-n // SLAB_ROWS), 0)
         [[found]] = index.search([b"scope"], unit(n // 2)[None], 1, 0.0)
         assert found.key == b"%d" % (n // 2)
@@ -368,6 +410,41 @@ def test_graph_of_many_queries_in_tiles_finds_what_plain_searches_find(monkeypat
     assert [size for size, _ in index._shards(b"scope")[0].slots.graphs] == [size_of(n)]
     index.search([b"scope"] * 257, vectors[:257], 4, 0.0)
     assert len(index._shards(b"scope")[0].slots.graphs) == 1
+
+
+def test_scope_that_grows_all_the_time_is_not_made_a_graph_each_time(monkeypatch):
+    """A graph costs as long as many searches: where a scope outgrew the last one soon, the next waits twice as long."""
+    made = []
+
+    class Counted(PlainGraph):
+        def __init__(self, *given):
+            made.append(len(index))
+            super().__init__(*given)
+
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", Counted)
+    monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 2)
+    index, vectors = filled(4000, dimension=8)
+    index._devices[0]._use_graphs = True
+
+    def grow_and_search(slabs, searches):
+        for _ in range(slabs):
+            first = len(index)
+            index.add_many([(b"%d" % number, b"scope", vectors[0], "", inf) for number in range(first, first + 1024)])
+            for _ in range(searches):
+                index.search([b"scope"], vectors[:1], 1, 0.0)
+
+    grow_and_search(8, 20)
+    assert len(made) == 4  # after 2, 4, 8 and 16 searches of one slab's time, then never
+    grow_and_search(1, 32)
+    assert len(made) == 5
+    for _ in range(300):
+        index.search([b"scope"], vectors[:1], 1, 0.0)
+    grow_and_search(1, 16)
+    assert len(made) == 6  # that one had paid for itself
+    for table in index._rows:
+        for key in list(table):
+            index.remove(key)
+    assert not index._patience_of
 
 
 def test_graphs_have_few_sizes_and_waste_little():

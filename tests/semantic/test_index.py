@@ -210,6 +210,16 @@ def test_add_many_does_what_add_does_one_after_another(bounds, scopes):
     assert refused > 5
 
 
+def test_add_many_of_one_new_key_twice_keeps_the_later_row():
+    """A key that comes twice in one call, new and in one scope, is one row, as the later one says."""
+    index = FlatIndex(DIMENSION, PLENTY)
+    rows = [(b"%d" % (number % 30), b"scope", unit(number), str(number), inf) for number in range(40)]
+    assert index.add_many(rows) == []
+    assert len(index) == 30
+    found = index.search([b"scope"], np.array([unit(0)]), 40, 0.0)[0]
+    assert {int(one.key): int(one.text) for one in found} == {n: n + 30 if n < 10 else n for n in range(30)}
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 255, 512, 513, 1024, 1025, 2048, 5000])
 def test_add_many_of_one_scope_takes_no_more_memory_than_add(rows):
     """Blocks are as large as if the rows had come one by one, from nothing and behind some."""
