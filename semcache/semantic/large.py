@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CROSSOVER = 8192
 """Measured (benchmarks/RESULTS.md): so many rows are scanned in 0.4 ms, a graph of them answers in about as long."""
-EFFORT = 256
+EFFORT = 208
 
 _JOB_SLABS = 32
 _URGENT_SLABS = 64
