@@ -483,15 +483,15 @@ def test_rewording_is_found_through_the_store(findings, redis_url, redis_server)
 @pytest.mark.semantic
 def test_search_is_told_with_its_path_and_rates(told_of_search):
     """One query and many at once are timed on the index that a service would have, and how it searches is named."""
-    from semcache.semantic.index import FlatIndex
+    from semcache.semantic.large import CROSSOVER, LargeIndex
 
     figures, told = told_of_search()
     assert figures.pop("search_seconds") > 0
     assert figures.pop("queries_per_second") > 0
-    assert figures == {"device": "cpu", "path": FlatIndex.path, "rows": 8192, "batch": 32} | (
-        {} if FlatIndex.crossover is None else {"crossover": FlatIndex.crossover}
-    )
-    assert told.startswith(f"{FlatIndex.path} on the CPU")
+    assert figures == {
+        "device": "cpu", "path": LargeIndex.path, "crossover": CROSSOVER, "rows": 8192, "batch": 32
+    }  # fmt: skip
+    assert told.startswith(f"{LargeIndex.path} on the CPU, scopes of up to {CROSSOVER:,} rows by FAISS, flat")
     assert "queries/s in batches of 32" in told
 
 
