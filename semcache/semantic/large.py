@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from semcache.semantic.work import NewRow
 
 CROSSOVER = 8192
-"""Measured (benchmarks/RESULTS.md): so many rows are scanned in 0.4 ms, a graph of them answers in about as long."""
+"""Measured (benchmarks/RESULTS.md): so many rows are scanned in half a millisecond, and a graph of them takes half of
+that: below it there is too little to win for what it costs to build, and for its links."""
 EFFORT = 208
 
 _JOB_SLABS = 32

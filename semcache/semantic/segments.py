@@ -26,7 +26,7 @@ SEGMENT_ROWS = 262_144
 
 _MORE_FOUND = 16
 """Rows found beyond those asked for, where lives may be over."""
-_LEAST_EFFORT = 64
+_LEAST_EFFORT = 96
 _MOST_EFFORT = 4
 
 
