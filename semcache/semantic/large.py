@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
 from time import monotonic
@@ -27,7 +26,7 @@ from semcache.semantic.hnsw import LINK_BYTES, grown
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.scoped import block_of, text_bytes
 from semcache.semantic.segments import SEGMENT_ROWS, Job, Sealed, Segment
-from semcache.semantic.threads import share_faiss_threads, usable_cpus
+from semcache.semantic.threads import share_faiss_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 CROSSOVER = 8192
 """Measured (benchmarks/RESULTS.md): so many rows are scanned in half a millisecond, and a graph of them takes half of
 that: below it there is too little to win for what it costs to build, and for its links."""
-EFFORT = 208
+EFFORT = 176
 
 _JOB_SLABS = 32
 _URGENT_SLABS = 64
@@ -76,8 +75,6 @@ class LargeIndex(FlatIndex):
         self._finished: deque[Job] = deque()
         self._changed = threading.Event()
         self._finalizer = weakref.finalize(self, self._aside.close)
-        self._cpus = usable_cpus()
-        self._searchers: ThreadPoolExecutor | None = None
         super().__init__(dimension, max_bytes, max_rows)
 
     def clear(self) -> None:
@@ -90,9 +87,6 @@ class LargeIndex(FlatIndex):
 
     def close(self) -> None:
         self._finalizer()
-        if self._searchers is not None:
-            self._searchers.shutdown()
-            self._searchers = None
 
     def settle(self, timeout: float) -> bool:
         """Wait until nothing is left to build or to move; say whether that is so."""
@@ -317,25 +311,14 @@ class LargeIndex(FlatIndex):
         """Search what is sealed."""
         scope, queries, k = asked
         self._tend(0)
+        found = []
         sealed = self._sealed.get(scope)
-        if sealed is None or not sealed.segments:
-            return []
-        first, *others = sealed.segments
-        begun: list[Any] = []
-        if len(queries) < self._cpus:  # of more queries FAISS itself searches as many at once as there are processors
-            begun = [self._searcher().submit(one.search, queries, k, self._effort, self._now) for one in others]
-        found = [first.search(queries, k, self._effort, self._now), *(one.result() for one in begun)]
-        found += [one.search(queries, k, self._effort, self._now) for one in others[len(begun) :]]
-        return [
-            self._scan(((slab, 0, SLAB_ROWS) for slab in segment.slabs), queries, k) if one is None else one
-            for segment, one in zip(sealed.segments, found, strict=True)
-        ]
-
-    def _searcher(self) -> ThreadPoolExecutor:
-        """Return the threads that search further segments, while whoever asks searches the first."""
-        if self._searchers is None:
-            self._searchers = ThreadPoolExecutor(self._cpus - 1, "semcache-search")
-        return self._searchers
+        for segment in sealed.segments if sealed is not None else ():
+            nearest = segment.search(queries, k, self._effort, self._now)
+            if nearest is None:
+                nearest = self._scan(((slab, 0, SLAB_ROWS) for slab in segment.slabs), queries, k)
+            found.append(nearest)
+        return found
 
 
 def _build(

@@ -106,21 +106,6 @@ def test_rows_are_found_before_while_and_after_they_are_built():
     index.close()
 
 
-@pytest.mark.parametrize("cpus", [1, 3])
-def test_one_query_searches_all_segments(cpus, monkeypatch):
-    """On one processor one segment after another, on more of them several at once: the same is found."""
-    monkeypatch.setattr(semantic_large, "usable_cpus", lambda: cpus)
-    index, vectors = filled(5 * SLAB_ROWS + 1, segment_rows=SLAB_ROWS)
-    assert index.settle(60)
-    assert len(index._sealed[b"scope"].segments) == 5
-    queries = np.stack([unit([8, number], 16) for number in range(20)])
-    assert [keys_found(index, b"scope", query[None])[0] for query in queries] == exact(vectors, queries)
-    assert keys_found(index, b"scope", queries) == exact(vectors, queries)
-    index.close()
-    assert [keys_found(index, b"scope", query[None])[0] for query in queries[:2]] == exact(vectors, queries[:2])
-    index.close()
-
-
 def test_search_of_sealed_rows_removed_overwritten_and_moved_is_whole():
     """A removed row is not found again; one that was given another vector is found at the new place alone."""
     index, vectors = filled(4 * SLAB_ROWS)
