@@ -64,7 +64,7 @@ def _measure() -> dict[str, float]:
         index.add(key, scope, pool[number & 4095], text, 1e9)
         inserts[number] = perf_counter() - began
     gc.collect()
-    extra = resident_bytes() - before - text_bytes - 4 * DIMENSION * ROWS
+    extra = resident_bytes() - before - text_bytes - 2 * DIMENSION * ROWS
     rows = len(index)
     for number in range(ROWS // 2):
         key = order[number].to_bytes(20, "little")
