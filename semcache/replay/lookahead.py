@@ -158,6 +158,20 @@ class LookAhead:
         future.set_result(Found(vector, neighbours, self._embed_share_ns, search_ns))
         return future
 
+    def search_many(
+        self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False
+    ) -> Future[list[Found | Exception]]:
+        """Return what `Batcher.search_many` would, done already."""
+        future: Future[list[Found | Exception]] = Future()
+        found: list[Found | Exception] = []
+        for scope, text in zip(scopes, texts, strict=True):
+            try:
+                found.append(self.search(scope, text, k, with_vectors=with_vectors).result())
+            except TierError as error:
+                found.append(error)
+        future.set_result(found)
+        return future
+
     def _found_ahead(self, scope: bytes, text: str, vector: NDArray[float32], k: int) -> list[Neighbour] | None:
         """Return what was found ahead, made good; None where too much of it is gone by now."""
         ahead = self._ahead.get((scope, text))

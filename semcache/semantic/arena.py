@@ -188,12 +188,12 @@ class Arena:
         if slab is not None and slab.block == block:
             self.draining = None
         else:
-            index = self._vacant.pop() if self._vacant else len(self.slabs)
+            index = self._vacant[-1] if self._vacant else len(self.slabs)
             slab = self._make_slab(index, block, self.dimension)
             if index == len(self.slabs):
                 self.slabs.append(slab)
             else:
-                self.slabs[index] = slab
+                self.slabs[self._vacant.pop()] = slab
             self._blocks[block] += len(slab.free)
             self._free_blocks[block] += len(slab.free)
         self._roomy[block][slab.index] = slab

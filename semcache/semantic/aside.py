@@ -9,6 +9,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from semcache.plan import started
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,15 +34,15 @@ class Aside:
         """Say whether nobody wants the work any more."""
         return self._closed.is_set()
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have something done, after what was asked before; nothing once closed."""
-        if self.is_closed():
-            return
-        if self._thread is None:
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Have something done, after what was asked before; False once closed, or where no thread can be had."""
+        if self._thread is None and not self.is_closed():
             # A daemon, for the interpreter's exit is not to wait for what may take seconds: it closes us first.
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = started(self._run, self._name)
+        if self._thread is None or self.is_closed():
+            return False
         self._queue.put(work)
+        return True
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Stop, and wait so many seconds for what is being done to notice."""

@@ -92,7 +92,7 @@ def grown(
     storage.codes.resize((before + rows) * storage.code_size)
     if graph is not None:
         faiss.memcpy(storage.codes.data(), faiss.swig_ptr(graph.rows.view(np.uint8)), graph.rows.nbytes)
-        index.hnsw = graph._index.hnsw  # noqa: SLF001 - its own
+        _copy_links(graph._index.hnsw, index.hnsw)  # noqa: SLF001 - its own
         index.ntotal = storage.ntotal = before
     storage.codes.resize(before * storage.code_size)
     for part in parts:
@@ -101,3 +101,13 @@ def grown(
                 return None
             index.add(part[start : start + _AT_ONCE])
     return Graph(index)
+
+
+def _copy_links(source: Any, target: Any) -> None:
+    """Let a graph have another's links; not by assigning them, for which Python's lock would be held 90 ms."""
+    faiss = untyped_faiss()
+    for name, size in (("levels", 4), ("offsets", 8), ("neighbors", 4)):
+        from_, to = getattr(source, name), getattr(target, name)
+        to.resize(from_.size())
+        faiss.memcpy(to.data(), from_.data(), from_.size() * size)
+    target.entry_point, target.max_level, target.rng = source.entry_point, source.max_level, source.rng

@@ -135,6 +135,10 @@ class FlatIndex(ScopedRows):
         return others
 
     def remove(self, key: bytes) -> bool:
+        return self._take_out(key)
+
+    def _take_out(self, key: bytes) -> bool:
+        """Drop a row, and move some of a slab that is being drained."""
         row = self._rows_of(key).get(key)
         if row is None:
             return False
@@ -192,7 +196,7 @@ class FlatIndex(ScopedRows):
         expired = self._expired_keys(slab, 0, SLAB_ROWS)[:_SWEPT_AT_ONCE] if slab else []
         if len(expired) < _SWEPT_AT_ONCE:
             self._swept_to += 1
-        return sum(self.remove(key) for key in expired)
+        return sum(self._take_out(key) for key in expired)
 
     def settle(self, timeout: float) -> bool:  # noqa: ARG002 - nothing is waited for
         """Wait until nothing is left to do aside, of which there is nothing here; say whether that is so."""
@@ -278,7 +282,7 @@ class FlatIndex(ScopedRows):
             expired = self._expired_keys(slab, at, stop)
             if expired:
                 for key in expired[:_EVICTED_AT_ONCE]:
-                    self.remove(key)
+                    self._take_out(key)
                 return
             state = slab.state[at:stop]
             # After 32 windows of hot rows any will do: no insert waits for a whole round.
@@ -289,7 +293,7 @@ class FlatIndex(ScopedRows):
             if len(victims):
                 self._hand += 1
                 self.evictions += 1
-                self.remove(slab.keys[at + victims[0]])
+                self._take_out(slab.keys[at + victims[0]])
                 return
 
     def _slab_at_hand(self) -> tuple[Slab, int]:

@@ -79,11 +79,14 @@ class LargeIndex(FlatIndex):
 
     def clear(self) -> None:
         self._job = None  # what comes of it is of rows that are no more
+        gone = [segment for sealed in getattr(self, "_sealed", {}).values() for segment in sealed.segments]
         self._sealed: dict[bytes, Sealed] = {}
         self._places: dict[int, tuple[Segment, int]] = {}
         self._ripe: dict[bytes, None] = {}
         self._draining: deque[tuple[bytes, Segment]] = deque()
         super().clear()
+        for segment in gone:
+            self._let_go(segment)
 
     def close(self) -> None:
         self._finalizer()
@@ -97,8 +100,7 @@ class LargeIndex(FlatIndex):
                 return True
             if monotonic() >= end:
                 return False
-            if self._job is not None:
-                self._changed.wait(max(0.0, min(1.0, end - monotonic())))
+            self._changed.wait(max(0.0, min(1.0 if self._job is not None else 0.01, end - monotonic())))
 
     def add(self, key: bytes, scope: bytes, vector: NDArray[float32], text: str, expires: float) -> None:
         self._tend(_MOVED_AT_ONCE)
@@ -174,36 +176,47 @@ class LargeIndex(FlatIndex):
             segment, place = self._places[slab.index]
             segment.bury(place, at)
             self._look_at(scope, segment)
-        if sealed.living:
-            return
-        if self._tail(scope)[0] == _NONE:
+        if not sealed.living and self._tail(scope)[0] == _NONE:
             self._drop_scope(scope)
-        if sealed.building and (self._job is None or self._job.scope != scope):  # their build has failed
-            for left in sealed.building:
-                self._release(left)
-            sealed.building.clear()
-            if not sealed.segments:
-                del self._sealed[scope]
+        self._tidy(scope)
+
+    def _tidy(self, scope: bytes) -> None:
+        """Drop what is left of builds that have failed, once none of its rows lives."""
+        sealed = self._sealed.get(scope)
+        if sealed is None or sealed.living or (self._job is not None and self._job.scope == scope):
+            return
+        for left in sealed.building:
+            self._release(left)
+        sealed.building.clear()
+        if not sealed.segments:
+            del self._sealed[scope]
 
     # Segments
 
     def _tend(self, rows: int) -> None:
-        """Take what has been built, and move some rows of segments that are to go."""
-        if self._finished:
-            self._install(self._finished.popleft())
-        if self._draining and rows:
-            self._drain(rows)
+        """Take what has been built, and move some rows of segments that are to go: never what was called for."""
+        try:
+            if self._finished:
+                self._install(self._finished.popleft())
+            if self._draining and rows:
+                self._drain(rows)
+        except Exception as error:  # noqa: BLE001 - memory: what is not installed or moved is scanned where it is
+            self.troubles.append(error)
 
     def _begin(self, scope: bytes | None = None) -> None:
         """Have a scope's full slabs built into a segment, or those of one that waits, unless others are."""
-        if scope is not None and len(self._full.get(scope, ())) >= self._least_slabs:
+        if scope is not None and self._waiting(scope) >= self._least_slabs:
             self._ripe[scope] = None
         while self._ripe and self._job is None:
             ripe = next(iter(self._ripe))
             del self._ripe[ripe]
-            full = self._full.get(ripe, [])
-            if len(full) >= self._least_slabs:
-                self._build(ripe, full)
+            if self._waiting(ripe) >= self._least_slabs:
+                self._build(ripe, self._full.get(ripe, []))
+
+    def _waiting(self, scope: bytes) -> int:
+        """Return how many full slabs of a scope are not sealed."""
+        sealed = self._sealed.get(scope)
+        return len(self._full.get(scope, ())) + (len(sealed.building) if sealed is not None else 0)
 
     def _build(self, scope: bytes, full: list[int]) -> None:
         sealed = self._sealed.setdefault(scope, Sealed())
@@ -220,12 +233,13 @@ class LargeIndex(FlatIndex):
             sealed.living += SLAB_ROWS
             full.remove(start)
         if not full:
-            del self._full[scope]
+            self._full.pop(scope, None)
         job = self._job = Job(scope, base, sealed.building[:room])
         self._changed.clear()
         rows = [slab.vectors for slab in job.slabs]
         build = partial(_build, job, rows, self.dimension, self._aside.is_closed, is_urgent=is_urgent)
-        self._aside.submit(partial(_tell, weakref.ref(self), job, build))
+        if not self._aside.submit(partial(_tell, weakref.ref(self), job, build)):
+            self._job = None  # closed, or no thread to be had: the rows are scanned
 
     def _install(self, job: Job) -> None:
         """Put a segment that was built in the place of the one it grew from, and begin the next."""
@@ -235,6 +249,9 @@ class LargeIndex(FlatIndex):
         if job.graph is None:
             if job.error is not None:
                 self.troubles.append(job.error)
+            if job.base is not None:
+                self._look_at(job.scope, job.base)
+            self._tidy(job.scope)
             self._begin()
             return
         sealed, base = self._sealed[job.scope], job.base
@@ -263,8 +280,7 @@ class LargeIndex(FlatIndex):
     def _drain(self, rows: int) -> None:
         """Move some rows of a segment behind its scope's last, unless many wait there to be built already."""
         scope, segment = self._draining[0]
-        sealed = self._sealed[scope]
-        if len(self._full.get(scope, ())) + len(sealed.building) > 2 * self._least_slabs:
+        if self._waiting(scope) > 2 * self._least_slabs:
             self._draining.rotate()
             return
         while not segment.slabs[segment.last].state.any():
@@ -273,6 +289,9 @@ class LargeIndex(FlatIndex):
         for at in slab.state.nonzero()[0][:rows].tolist():
             state = slab.state[at]
             key, vector = slab.keys[at], slab.vectors[at].astype("float32")
+            if slab.expires[at] <= self._now:
+                self._remove(key, slab.index << SHIFT | at)
+                continue
             self._append(key, scope, vector, slab.texts[at], float(slab.expires[at]))
             row = self._rows_of(key)[key]
             self._arena.slab(row).state[row & OFFSET] = state

@@ -144,8 +144,9 @@ class ScopedRows:
         """Make room behind a block that is full."""
         if used < SLAB_ROWS:
             return self._move(start, 2 * used), used
+        behind = self._arena.allocate(SLAB_ROWS)  # first: where there is no memory, nothing has changed
         self._full.setdefault(scope, []).append(start)
-        return self._arena.allocate(SLAB_ROWS), 0
+        return behind, 0
 
     def _move(self, start: int, block: int) -> int:
         """Move a scope's only block to one of `block` rows; return where it is now."""

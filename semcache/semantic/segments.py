@@ -88,7 +88,9 @@ class Segment:
             return near, self._as_rows(found)
         if lives.all():
             self.soonest = self.soonest or float(self.expires[self.state != FREE].min(initial=np.inf))
-        return np.where(lives, near, np.float32(-np.inf)), self._as_rows(np.where(lives, found, -1))
+        near, found = np.where(lives, near, np.float32(-np.inf)), np.where(lives, found, -1)
+        order = np.argsort(-near, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(near, order, axis=1), self._as_rows(np.take_along_axis(found, order, axis=1))
 
     def _at_effort(self, effort: int, living: int) -> tuple[int, NDArray[uint8] | None]:
         """Return how many candidates to keep, more where many are holes, and which rows may be found."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import sleep
@@ -298,9 +299,16 @@ class Worker:
             if isinstance(item, Embed) and item.as_it_is and item.text in anyhow:
                 end(item.future, anyhow[item.text])
             else:
-                self._apply(item, known)
+                self._change(partial(self._apply, item, known))
         self._search(searches, known)
-        self._loaded.sweep(self._clock())
+        self._change(partial(self._loaded.sweep, self._clock()))
+
+    def _change(self, change: Callable[[], object]) -> None:
+        """Have the index changed; where that fails it may be half changed, and its rows are read anew."""
+        try:
+            change()
+        except BaseException as error:  # noqa: BLE001 - the thread lives on
+            self._lost = TierError("lost", f"the index has failed: {error!r}")
 
     def _search(self, searches: list[Search], known: Vectors) -> None:
         index = self._loaded

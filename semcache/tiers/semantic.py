@@ -70,7 +70,6 @@ class SemanticTier:
         on_second: Callable[[str, BaseException], None] = lambda *_: None,
     ) -> None:  # fmt: skip
         self.batcher = batcher
-        self._searcher = Searcher(batcher)
         self._blocks = Blocks() if blocks is None else blocks
         self._embedder = embedder
         self.policy = policy
@@ -87,6 +86,16 @@ class SemanticTier:
         self._on_second = on_second
         # Of the rows put last: our own invalidations come back to us from the log, perhaps when there is a new row.
         self._births: dict[bytes, int] = {}
+
+    @property
+    def batcher(self) -> Batcher:
+        """What embeds and searches; a replay puts its own in its place."""
+        return self._batcher
+
+    @batcher.setter
+    def batcher(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._searcher = Searcher(batcher)
 
     @property
     def identity(self) -> str:

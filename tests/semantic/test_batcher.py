@@ -424,6 +424,29 @@ def test_index_fails_searches_get_its_error_and_the_thread_lives_on(rig):
     assert [reason for reason, _ in r.faults] == ["search", "search"]
 
 
+@pytest.mark.parametrize("call", ["remove", "sweep"])
+def test_index_fails_as_it_changes_all_begins_anew(rig, call):
+    """What an index raises in a removal or a sweep does not end the thread: its rows are read anew."""
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    made, failed = [], threading.Event()
+
+    def make_index(dimension):
+        made.append(FlatIndex(dimension, 10**9))
+        if len(made) == 1:
+            setattr(made[0], call, fail)
+        return made[-1]
+
+    r = rig(make_index=make_index, on_fault=lambda reason, _: reason == "load" and failed.set())
+    r.batcher.remove([b"key"])
+    assert failed.wait(SOON)
+    r.clock.now += 1000
+    assert r.search(b"scope", "text").neighbours == []
+    assert len(made) == 2
+
+
 def test_index_is_closed_with_its_worker(rig):
     """What an index does aside ends when nobody searches it any more: at the end, and before the next is loaded."""
     made = []

@@ -1,5 +1,6 @@
 """LargeIndex: FlatIndex's contract, with large scopes in graphs that are built aside."""
 
+import threading
 from math import inf
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from test_index import PLENTY, SCOPES, Rows, unit
 
 from semcache.semantic import large as semantic_large
-from semcache.semantic.arena import SLAB_ROWS
+from semcache.semantic.arena import HOT, SLAB_ROWS
 from semcache.semantic.hnsw import LINK_BYTES
 from semcache.semantic.large import LargeIndex
 
@@ -234,4 +235,94 @@ def test_recall_of_the_nearest_of_many_rows():
     queries = rows[:300] + 0.1 * rng.standard_normal((300, 64)).astype(np.float32)
     found = keys_found(index, b"scope", queries, k=1)
     assert np.mean([one == other for one, other in zip(found, exact(rows, queries, 1), strict=True)]) >= 0.99
+    index.close()
+
+
+def test_no_memory_for_the_next_slab_changes_nothing(monkeypatch):
+    """A row that cannot be kept is refused; those that are there are found once, sealed once, and removed."""
+    index, vectors = filled(SLAB_ROWS)
+    make = index._arena._make_slab
+    index._arena._make_slab = lambda *_: raise_memory_error()
+    with pytest.raises(MemoryError):
+        index.add(b"refused", b"scope", unit(1, 16), "", inf)
+    index._arena._make_slab = make
+    for number in range(SLAB_ROWS + 1):
+        index.add(b"more-%d" % number, b"scope", unit([9, number], 16), "", inf)
+    assert index.settle(60)
+    assert sealed_rows(index) == 2 * SLAB_ROWS
+    [found] = keys_found(index, b"scope", vectors[:1])
+    assert (found[0], len(set(found))) == (b"0", 5)
+    for number in range(SLAB_ROWS):
+        index.remove(b"%d" % number)
+        index.remove(b"more-%d" % number)
+    index.remove(b"more-%d" % SLAB_ROWS)
+    assert index.settle(60)
+    assert (len(index), index.nbytes, len(index._arena)) == (0, 0, 0)
+    index.close()
+
+
+def test_no_thread_to_build_in_is_no_reason_against_a_row(monkeypatch):
+    """Where no thread can be had rows are kept and scanned, and built once there is one."""
+    monkeypatch.setattr("semcache.semantic.aside.started", lambda *_: None)
+    index, vectors = filled(SLAB_ROWS + 1)
+    assert keys_found(index, b"scope", vectors[:1], k=1) == [[b"0"]]
+    monkeypatch.undo()
+    for number in range(SLAB_ROWS):
+        index.add(b"more-%d" % number, b"scope", unit([9, number], 16), "", inf)
+    assert index.settle(60)
+    assert sealed_rows(index) == 2 * SLAB_ROWS
+    index.close()
+
+
+def test_search_of_one_segment_gives_as_many_as_were_asked_for_and_the_nearest_a_second_chance():
+    """Also where all of a scope is sealed and lives are over: the nearest that lives comes first, and is hot."""
+    index, vectors = filled(SLAB_ROWS + 1)
+    assert index.settle(60)
+    index.remove(b"%d" % SLAB_ROWS)
+    assert [len(row) for row in keys_found(index, b"scope", vectors[:3], k=1)] == [1, 1, 1]
+    index.add(b"0", b"scope", vectors[0], "", 1.0)
+    [found] = keys_found(index, b"scope", vectors[:1], k=3, now=5.0)
+    near = np.argsort(-(vectors[1:SLAB_ROWS] @ vectors[0]))[:3] + 1
+    assert found == [b"%d" % number for number in near]
+    row = index._rows_of(found[0])[found[0]]
+    assert index._arena.slab(row).state[row & (SLAB_ROWS - 1)] == HOT
+    index.close()
+
+
+@pytest.mark.parametrize("grown_before", [0, 2])
+def test_build_that_fails_after_its_rows_have_gone_leaves_nothing(grown_before, monkeypatch):
+    """Neither slabs nor bytes stay of a scope that was emptied while a build of it ran."""
+    index, vectors = filled(grown_before * SLAB_ROWS + 1, crossover=2 * SLAB_ROWS)
+    assert index.settle(60)
+    gate = threading.Event()
+
+    def fail(*_):
+        gate.wait(10)
+        raise_memory_error()
+
+    monkeypatch.setattr(semantic_large, "grown", fail)
+    for number in range(2 * SLAB_ROWS):
+        index.add(b"more-%d" % number, b"scope", unit([9, number], 16), "", inf)
+    for number in range(len(vectors)):
+        index.remove(b"%d" % number)
+    for number in range(2 * SLAB_ROWS):
+        index.remove(b"more-%d" % number)
+    gate.set()
+    assert index.settle(60)
+    assert (len(index), index.scopes, index.nbytes, len(index._arena)) == (0, 0, 0, 0)
+    index.close()
+
+
+def test_expired_rows_of_a_segment_that_drains_are_dropped():
+    """What is moved out of a segment with holes, to be built anew, are its living rows alone."""
+    index, _ = filled(4 * SLAB_ROWS + 1)
+    assert index.settle(60)
+    for number in range(2 * SLAB_ROWS):
+        index.remove(b"%d" % number)
+    for number in range(2 * SLAB_ROWS, 4 * SLAB_ROWS):
+        index.add(b"%d" % number, b"scope", unit([7, number], 16), "", 1.0)
+    for _ in range(200):
+        index.sweep(5.0)
+    assert index.settle(60)
+    assert (len(index), sealed_rows(index)) == (1, 0)
     index.close()
