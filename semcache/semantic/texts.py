@@ -6,7 +6,7 @@ Laws:
 - a device is handed the first texts while the next are looked at, and is waited for only where its vectors are wanted
   on the host.
 
-Only the worker's thread comes here.
+Only the worker's thread comes here; any may ask what is remembered.
 """
 
 from __future__ import annotations
@@ -169,6 +169,10 @@ class Texts:
         found.learn(known)
         found.took(began)
         return found
+
+    def remembers(self, text: str) -> bool:
+        """Say whether a text's vector is at hand; any thread may ask."""
+        return text in self._remembered
 
     def as_they_are(self, texts: Iterable[str], known: Vectors) -> dict[str, Vector | Exception]:
         """Return vectors of texts that are `known` to be not covered, but of those that are too long.
