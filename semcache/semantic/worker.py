@@ -109,13 +109,8 @@ class Worker:
         return self._queue.qsize() + self._more_texts
 
     def slices(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the places of texts that go in one step each; of several, those whose vectors are at hand first."""
-        size, known, rest = self._max_batch, [], list(range(len(texts)))
-        if len(rest) > size:
-            known = [place for place in rest if self._texts.remembers(texts[place])]
-            at_hand = set(known)
-            rest = [place for place in rest if place not in at_hand]
-        return [some[at : at + size] for some in (known, rest) for at in range(0, len(some), size)]
+        """Return the places of texts that go in one step each."""
+        return self._texts.slices(texts, self._max_batch)
 
     def take(self, rows: list[Row]) -> None:
         """Gather rows for the index; who asks for anything meanwhile finds them there."""
