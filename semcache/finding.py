@@ -19,7 +19,7 @@ from semcache.keep import keep
 from semcache.ledger import near_of
 from semcache.model import Evidence, Hit, Miss, Request
 from semcache.plan import Plan, run
-from semcache.tier import Breaker, Tier
+from semcache.tier import AlsoFailed, Breaker, Tier
 
 # Why an answer that stands is not served: it is another call's, though the key is the same.
 UNSUITED = "unsuited"
@@ -167,7 +167,9 @@ def is_audited(chain: Chain, request: Request, event: Event, found: Hit | Miss, 
 
 def note_failure(event: Event, tier: Tier, breaker: Breaker, error: Exception) -> None:
     """Take over what went wrong in a tier."""
-    if not isinstance(error, DecodeError):  # bytes of another version or another hand: they will be overwritten
+    if isinstance(error, AlsoFailed):
+        error = error.error
+    elif not isinstance(error, DecodeError):  # bytes of another version or another hand: they will be overwritten
         breaker.failed()
     event.fault(tier.name, TierError("late", "no answer in time") if isinstance(error, TimeoutError) else error)
 

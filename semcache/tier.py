@@ -81,6 +81,14 @@ class Tier(Protocol):
         ...
 
 
+class AlsoFailed(Exception):  # noqa: N818 - it says of an error that it is another's too
+    """An error that one trip had for several: the breaker is told of the first, for one trip is one failure."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Glance(NamedTuple):
     """What a tier has for many keys: the encoded answers that are fresh and tell no more than themselves, else None.
 

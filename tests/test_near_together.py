@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextvars import ContextVar
 from time import time
 
 import pytest
-from instruments import GUARD, Crew, JoinedFlights, Origin
+from instruments import GUARD, Compass, Crew, JoinedFlights, Origin
 
 import semcache
 from semcache.blocks import Block, words_of
@@ -128,3 +129,21 @@ def test_judge_knows_nothing_of_its_caller(open_near):
 
     asyncio.run(asyncio.wait_for(ask(), GUARD))
     assert seen == ["nobody"]
+
+
+def test_lookups_of_one_call_that_are_late_are_one_failure(open_near):
+    """Each is loaded and says why; the near tier is left alone after some calls that are late, not after one."""
+    gate = threading.Event()
+    gate.set()
+    cache = open_near(embedder=Compass(gate=gate), timeouts=semcache.Timeouts(semantic="1ms"))
+    cache.get_or_load(cache.request(text="first"), lambda: "first's")
+    assert cache.flush(GUARD)
+    gate.clear()
+    (breaker,) = (breaker for tier, breaker in cache.chain.tiers if tier.name == "semantic")
+    for call in range(5):
+        assert not breaker.is_open
+        requests = [cache.request(text=f"text {number} of {call}") for number in range(20)]
+        assert cache.get_or_load_many(requests, lambda places: places) == list(range(20))
+    assert breaker.is_open
+    assert cache.stats().faults["semantic: late"] == 100
+    gate.set()

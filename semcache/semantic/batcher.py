@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from semcache.errors import TierError
 from semcache.plan import running_future
+from semcache.semantic.asking import Many
 from semcache.semantic.work import Add, Clear, Embed, Found, Remove, Restore, Row, Search, Settings, Sync, Within
 from semcache.semantic.worker import State, Worker
 
@@ -41,7 +42,7 @@ class Batcher:
     """The front of the worker thread; any thread may call it, and nothing but `flush` and `close` waits.
 
     `make_index` takes the dimension. The vectors of the `remembered` texts asked for last are not computed again. With
-    `max_pending` requests waiting, searches raise TierError("full") and rows are dropped. `restore` gives the rows to
+    `max_pending` texts waiting, searches raise TierError("full") and rows are dropped. `restore` gives the rows to
     begin with. `on_fault(reason, error)` is told of a failed "load", "restore", "embed", "search", "add" or "done", and
     of a device short of "memory", in the worker, and of a row dropped as the queue was "full", where it was added.
     """
@@ -94,13 +95,23 @@ class Batcher:
         self._worker().ask(Search((scope,), (text,), k, future, with_vectors))
         return future
 
-    def search_many(
-        self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False
-    ) -> Future[list[Found | Exception]]:
-        """Return what `search` does of each text in its scope, or its error: one future, and one step, for all."""
-        future: Future[list[Found | Exception]] = running_future()
-        self._worker().ask(Search(scopes, texts, k, future, with_vectors, is_many=True))
-        return future
+    def search_many(self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False) -> Many:
+        """Search for each text in its scope as `search` does, in slices of one step each.
+
+        What does not fit into the queue any more has the error "full" in its place. Raises TierError("closed").
+        """
+        worker = self._worker()
+        slices = worker.slices(texts)
+        under_way = []
+        for number, places in enumerate(slices, 1):
+            future: Future[list[Found | Exception]] = running_future()
+            some = [scopes[place] for place in places], [texts[place] for place in places]
+            try:
+                worker.ask(Search(*some, k, future, with_vectors, is_many=True, ends_step=number < len(slices)))
+            except TierError as error:
+                future.set_exception(error)
+            under_way.append((places, future))
+        return Many(under_way)
 
     def within(self, text: str, similarity: float) -> Future[list[Neighbour]]:
         """Return every row, of whatever scope, that is at least so similar, nearest first; errors as `search`."""

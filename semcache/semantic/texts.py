@@ -6,7 +6,7 @@ Laws:
 - a device is handed the first texts while the next are looked at, and is waited for only where its vectors are wanted
   on the host.
 
-Only the worker's thread comes here.
+Only the worker's thread comes here; `slices` alone is for any.
 """
 
 from __future__ import annotations
@@ -169,6 +169,18 @@ class Texts:
         found.learn(known)
         found.took(began)
         return found
+
+    def slices(self, texts: Sequence[str], size: int) -> list[list[int]]:
+        """Return the places of texts, at most so many in each slice: of several those remembered come first, apart.
+
+        Any thread may ask.
+        """
+        known, rest = [], list(range(len(texts)))
+        if len(rest) > size:
+            known = [place for place in rest if texts[place] in self._remembered]
+            apart = set(known)
+            rest = [place for place in rest if place not in apart]
+        return [some[at : at + size] for some in (known, rest) for at in range(0, len(some), size)]
 
     def as_they_are(self, texts: Iterable[str], known: Vectors) -> dict[str, Vector | Exception]:
         """Return vectors of texts that are `known` to be not covered, but of those that are too long.

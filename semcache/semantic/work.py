@@ -122,7 +122,8 @@ class Found:
 class Search:
     """Wanted: the nearest rows of a scope for each text, with their vectors or without.
 
-    The future of one is given what was found, or raises; of many, a list with what was found or an error for each.
+    The future of one is given what was found, or raises; of many, a list with what was found or an error for each. Of
+    a call in slices, all but the last end their steps: who asked is told of a slice before the next is begun.
     """
 
     scopes: Sequence[bytes]
@@ -131,6 +132,7 @@ class Search:
     future: Future[Any]
     with_vectors: bool = False
     is_many: bool = False
+    ends_step: bool = False
 
 
 @dataclass(slots=True)

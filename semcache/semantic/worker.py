@@ -23,7 +23,7 @@ from semcache.semantic.work import Add, Clear, Embed, Item, Remove, Restore, Sea
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from semcache.semantic.batcher import Batcher
     from semcache.semantic.texts import Vectors
@@ -56,6 +56,8 @@ class Worker:
         self._max_pending = settings.max_pending
         self._index: VectorIndex | None = None
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        # The texts in the queue beyond one an item; the lock guards it.
+        self._more_texts = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._arriving: Counter[bytes] = Counter()
@@ -88,7 +90,7 @@ class Worker:
         return scope in self._arriving or index.has_scope(scope)
 
     def ask(self, item: Search | Within | Embed) -> None:
-        waiting = self._queue.qsize()
+        waiting = self._waiting
         if waiting >= self._max_pending:
             raise TierError("full", f"{self._max_pending} requests wait for the embedder")
         if waiting >= _GIVES_WAY and self._is_serving:
@@ -96,12 +98,20 @@ class Worker:
         self.submit(item)
 
     def add(self, item: Add) -> None:
-        if self._queue.qsize() >= self._max_pending:
+        if self._waiting >= self._max_pending:
             with self._lock:
                 self._counts["dropped"] += 1
             self._report("full", TierError("full", f"{self._max_pending} requests wait for the embedder"))
         else:
             self.submit(item)
+
+    @property
+    def _waiting(self) -> int:
+        return self._queue.qsize() + self._more_texts
+
+    def slices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the places of texts that go in one step each."""
+        return self._texts.slices(texts, self._max_batch)
 
     def take(self, rows: list[Row]) -> None:
         """Gather rows for the index; who asks for anything meanwhile finds them there."""
@@ -127,6 +137,7 @@ class Worker:
                 if isinstance(item, Add):
                     self._arriving[item.scope] += 1
                 self._queue_taken()
+                self._more_texts += _more_texts(item)
                 self._queue.put(item)
         if failure is not None:
             self._fail([item], failure)
@@ -151,7 +162,7 @@ class Worker:
             "evictions": index.evictions if index is not None else 0,
             **self._texts.counts,
             **self._counts,
-            "queued": self._queue.qsize() + len(self._taken),
+            "queued": self._waiting + len(self._taken),
         }
 
     def end(self) -> None:
@@ -187,8 +198,13 @@ class Worker:
         self._let_others_ask()
         while item is not None:
             batch.append(item)
-            size += len(item.texts) if isinstance(item, Search) else 1
-            if size >= self._max_batch or self._queue.empty():
+            more = _more_texts(item)
+            if more:
+                with self._lock:
+                    self._more_texts -= more
+            size += 1 + more
+            ends = isinstance(item, Search) and item.ends_step
+            if ends or size >= self._max_batch or self._queue.empty():
                 break
             item = self._queue.get()
         self._is_serving = True
@@ -396,12 +412,13 @@ class Worker:
                     del self._arriving[scope]
 
     def _drain(self) -> list[Item]:
-        """Take all that waits."""
+        """Take all that waits; the lock is held."""
         waiting: list[Item] = []
         with suppress(Empty):
             while True:
                 item = self._queue.get_nowait()
                 if item is not None:
+                    self._more_texts -= _more_texts(item)
                     waiting.append(item)
         return waiting
 
@@ -422,3 +439,8 @@ class Worker:
             # Whoever listens must not break what is listened to.
             with suppress(BaseException):
                 batcher.settings.on_fault(reason, error)
+
+
+def _more_texts(item: Item) -> int:
+    """Return how many texts an item has beyond one."""
+    return len(item.texts) - 1 if isinstance(item, Search) else 0

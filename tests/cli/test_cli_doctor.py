@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -505,6 +506,31 @@ def test_crossover_of_an_index_is_told(told_of_search, monkeypatch):
     figures, told = told_of_search()
     assert (figures["path"], figures["crossover"]) == (index.path, index.crossover)
     assert f"scopes of up to {index.crossover:,} rows by FAISS" in told
+
+
+@pytest.mark.semantic
+def test_search_on_gpus_is_timed_as_a_service_searches(monkeypatch):
+    """The index has all devices that were asked for, and each size was searched often enough to be a graph by then."""
+    from semcache.cli.doctor.speed import examine_search
+    from semcache.semantic import device
+
+    asked, searched = [], Counter()
+
+    class Counting(device.DeviceIndex):
+        def search(self, scopes, vectors, k, now):
+            searched[len(scopes)] += 1
+            return [[] for _ in scopes]
+
+    def make_index(*given):
+        asked.append(given[-1])
+        return Counting(16, 10**9, device="cpu")
+
+    monkeypatch.setattr(device, "make_index", make_index)
+    found = examine_search(16, "cuda:0", "cuda:0,cuda:1")
+    assert asked == ["cuda:0,cuda:1"]
+    assert found.figures["device"] == "cuda:0,cuda:1"
+    assert " on cuda:0,cuda:1" in found.told
+    assert {size for size, times in searched.items() if times > 64} == {1, 256}
 
 
 @pytest.fixture

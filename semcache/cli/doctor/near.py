@@ -63,9 +63,13 @@ def examine_near(place: Place, embedder: str | None, device: str, *, is_usable: 
     told += f", {made.identity}, sees {made.seen_bytes} bytes of a text for sure" if is_served else ""
     yield Finding("ok", "model", told, figures={"load_seconds": took, "identity": made.identity})
     if not is_served:
-        yield _device(made.device, device)
+        found = _device(made.device, device)
+        yield found
         yield examine_embedding(made)
-    yield examine_search(made.dimension, "cpu" if is_served else made.device)
+        # Where a device that was asked for is not there, which was just said, there is the embedder's.
+        yield examine_search(made.dimension, made.device, device if found.mark == "ok" else "auto")
+    else:
+        yield examine_search(made.dimension, "cpu")
     if not is_usable:
         yield Finding("skipped", "near matches", "not tried: the store cannot be used")
         return
