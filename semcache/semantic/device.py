@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
-from semcache.semantic.graphs import is_lost
+from semcache.semantic.failing import is_lost
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.large import LargeIndex
 from semcache.semantic.rows import DeviceRows
