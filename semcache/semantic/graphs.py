@@ -7,12 +7,18 @@ and a device that is lost are raised.
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from semcache.semantic.failing import is_lost, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_CAPTURING = Lock()
+"""One graph of a process is captured at once: two threads would do so on the same stream, and both fail. A forked child
+has no CUDA to capture with, so it never waits for a lock that was held when it was made."""
 
 
 class Graph:
@@ -59,7 +65,8 @@ def capture(function: Callable[[Any], Any], make: Callable[[], Any], pool: Any =
     Raises RuntimeError where there is no memory or the device is lost, see `failing`.
     """
     try:
-        return Graph(function, make(), pool)
+        with _CAPTURING:
+            return Graph(function, make(), pool)
     except RuntimeError as error:
         if is_short(error) or is_lost(error):
             raise

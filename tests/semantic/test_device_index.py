@@ -1,6 +1,9 @@
 """DeviceIndex, on the CPU: FlatIndex's contract, with large scopes where a device would have them."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import semcache
 from semcache.errors import ConfigurationError, TierError
 from semcache.semantic.arena import SLAB_ROWS
 from semcache.semantic.device import DeviceIndex, make_index
+from semcache.semantic.graphs import capture
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.nearest import size_of
 from semcache.semantic.rows import DeviceRows
@@ -213,6 +217,46 @@ def test_several_devices_have_equal_shares_and_find_together_what_one_finds():
     assert [there(index) for index in (one, several)] == [(9, 0), (9, 0)]
 
 
+def test_scopes_that_grow_in_turn_have_equal_shares_each():
+    """Each scope's slabs are shared equally, so that all devices search it: not only the slabs of all scopes."""
+    index = DeviceIndex(8, PLENTY, device="cpu,cpu", crossover=512)
+    rows = np.random.default_rng(1).standard_normal((SLAB_ROWS, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for part in range(6):
+        for scope in (b"a", b"b"):
+            index.add_many([(b"%s%d-%d" % (scope, part, at), scope, row, "", inf) for at, row in enumerate(rows)])
+    assert index.settle(60)
+    for scope in (b"a", b"b"):
+        assert [len(shard.slabs) for shard in index._shards(scope)] == [3, 3]
+
+
+def test_one_graph_is_captured_at_once(monkeypatch):
+    """Two threads that capture at once, as an index's and an embedder's, do it one after the other."""
+    began, go_on, under_way, most = Event(), Event(), [], []
+
+    class Slow(PlainGraph):
+        def __init__(self, *given):
+            under_way.append(1)
+            most.append(len(under_way))
+            began.set()
+            go_on.wait(5)
+            under_way.pop()
+            super().__init__(*given)
+
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(capture, abs, lambda: 1)
+        assert began.wait(5)
+        entered = Event()
+        second = pool.submit(lambda: entered.set() or capture(abs, lambda: 2))
+        assert entered.wait(5)
+        with suppress(TimeoutError):
+            second.result(0.05)  # it would have begun by now
+        go_on.set()
+        assert (first.result(5).given, second.result(5).given) == (1, 2)
+    assert most == [1, 1]
+
+
 def test_device_that_is_full_leaves_its_share_to_the_others(monkeypatch):
     """Law 10: of several devices one without memory is told once, and the rows lie on the others."""
     import torch
@@ -304,6 +348,23 @@ def test_queries_on_a_device_find_what_those_on_the_host_find(monkeypatch, dtype
     alone = [index.search([b"large"] * 60, given, 4, 0.0) for given in (queries, queries.float().numpy())]
     assert alone[0] == alone[1]
     assert index.search([b"large"], queries[:1], 0, 0.0) == [[]]
+
+
+@pytest.mark.parametrize("at", ["the check", "the choice", "the copy"])
+def test_device_that_is_lost_while_queries_lie_there_is_said(monkeypatch, at):
+    """What is done with a tensor of queries beside the search itself says the device's end as the search does."""
+    index, vectors = filled(1500, scope=b"large")
+    filled(50, scope=b"small", index=index)
+    name = {"the check": "isfinite", "the choice": "__getitem__", "the copy": "float"}[at]
+
+    class Lost(torch.Tensor):
+        pass
+
+    setattr(Lost, name, raising(RuntimeError("CUDA error: an illegal memory access was encountered")))
+    queries = torch.from_numpy(vectors[:2]).as_subclass(Lost)
+    with pytest.raises(TierError) as raised:
+        index.search([b"small" if at == "the copy" else b"large", b"small"], queries, 1, 0.0)
+    assert raised.value.reason == "lost"
 
 
 @pytest.mark.parametrize("query", [torch.full((1, 32), torch.nan), torch.full((1, 32), torch.inf), torch.ones(1, 3)])
