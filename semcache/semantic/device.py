@@ -13,7 +13,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
-from semcache.semantic.graphs import is_lost
+from semcache.semantic.failing import is_lost, losing
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.large import LargeIndex
 from semcache.semantic.rows import DeviceRows
@@ -89,7 +89,8 @@ class DeviceIndex(FlatIndex):
     def search(self, scopes: Sequence[bytes], vectors: Any, k: int, now: float) -> list[list[Neighbour]]:
         """Search; see `work.VectorIndex.search`. The queries may also be a tensor on a device: they then stay there.
 
-        Only for scopes on the host they are copied to it, once.
+        Only for scopes on the host they are copied to it, once. Raises TierError("lost"), and RuntimeError where a
+        device has no memory for the queries themselves.
         """
         import torch
 
@@ -99,6 +100,13 @@ class DeviceIndex(FlatIndex):
             message = f"queries must be finite float32[{len(scopes)}, {self.dimension}]; got {tuple(vectors.shape)}"
             raise ValueError(message)
         self._now = now
+        with losing():
+            return self._search_for(scopes, vectors, k)
+
+    def _search_for(self, scopes: Sequence[bytes], vectors: Any, k: int) -> list[list[Neighbour]]:
+        """Search for a tensor of queries."""
+        import torch
+
         places_of: dict[bytes, list[int]] = {}
         for place, scope in enumerate(scopes):
             places_of.setdefault(scope, []).append(place)
@@ -190,7 +198,7 @@ class DeviceIndex(FlatIndex):
         start, used = super()._extend(scope, start, used)
         slab, before = self._arena.slab(start), len(self._full.get(scope, ())) * SLAB_ROWS + used
         if slab.block == SLAB_ROWS and (before >= self.crossover or is_there):
-            if not self._bring(slab, used):
+            if not self._bring(scope, slab, used):
                 self._refused[scope] = None
             elif not is_there and scope in self._full:
                 self._waiting[scope] = None
@@ -214,17 +222,21 @@ class DeviceIndex(FlatIndex):
             return
         for slab, _, used in super()._blocks(scope) if self.has_scope(scope) else ():
             if slab.block == SLAB_ROWS and not isinstance(slab, DeviceSlab):
-                if self._bring(slab, used):
+                if self._bring(scope, slab, used):
                     self._forget_shards(scope)
                     return
                 self._refused[scope] = None
                 break
         del self._waiting[scope]
 
-    def _bring(self, slab: Slab, used: int) -> bool:
-        """Let a slab lie on the device that has the fewest; False where none has room."""
+    def _bring(self, scope: bytes, slab: Slab, used: int) -> bool:
+        """Let a slab lie on the device with the fewest of its scope, and then of all; False where none has room."""
         count = len(self._devices)
-        for device in sorted(range(count), key=lambda one: self._devices[one].used):
+        there: Counter[int] = Counter()
+        if count > 1:
+            slabs = (one for one, _, _ in super()._blocks(scope))
+            there.update(one.number % count for one in slabs if isinstance(one, DeviceSlab))
+        for device in sorted(range(count), key=lambda one: (there[one], self._devices[one].used)):
             rows = self._devices[device]
             slot = rows.take()
             if slot is None:

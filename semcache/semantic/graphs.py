@@ -7,16 +7,24 @@ and a device that is lost are raised.
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+from semcache.semantic.failing import is_lost, is_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_CAPTURING = Lock()
+"""One graph of a process is captured at once: two threads would do so on the same stream, and both fail. A forked child
+has no CUDA to capture with, so it never waits for a lock that was held when it was made."""
+
+
 class Graph:
     """A captured function of one tensor: fill `given`, `replay`, read what it returns before memory is shared again.
 
-    Graphs of one `pool` share their memory. Raises torch.cuda.OutOfMemoryError, or RuntimeError for what cannot be
+    Graphs of one `pool` share their memory. Raises RuntimeError where there is no memory, and for what cannot be
     captured.
     """
 
@@ -54,23 +62,12 @@ def _stream_of(device: Any) -> Any:
 def capture(function: Callable[[Any], Any], make: Callable[[], Any], pool: Any = None) -> Graph | str:
     """Return a function of the tensor that `make` makes as a graph, or why it cannot be one.
 
-    Raises torch.cuda.OutOfMemoryError, and RuntimeError where the device is lost.
+    Raises RuntimeError where there is no memory or the device is lost, see `failing`.
     """
-    import torch
-
     try:
-        return Graph(function, make(), pool)
-    except torch.cuda.OutOfMemoryError:
-        raise
+        with _CAPTURING:
+            return Graph(function, make(), pool)
     except RuntimeError as error:
-        if is_lost(error):
+        if is_short(error) or is_lost(error):
             raise
         return str(error).partition("\n")[0]
-
-
-def is_lost(error: BaseException) -> bool:
-    """Say whether an error is the device's end for this process: nothing works on it any more."""
-    told = f"{type(error).__name__}: {error}"
-    # Memory may come back, and a capture that failed spoils one graph and no more.
-    is_over = not any(word in told for word in ("out of memory", "captur"))
-    return isinstance(error, RuntimeError) and ("CUDA error" in told or "AcceleratorError" in told) and is_over

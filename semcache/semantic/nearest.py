@@ -37,6 +37,7 @@ class Slots:
     """
 
     __slots__ = (
+        "__weakref__",
         "_firsts",
         "_lasts",
         "_numbers",

@@ -7,7 +7,9 @@ Laws:
 - what a search finds is compared once more in float32, so it is exact to the rounding of the rows; of the slots only
   those with the largest maxima are looked into, since one topk of all rows took longer than their product;
 - few queries of a scope that stays as it is are one CUDA graph: some forty launches took longer than the work;
-- a device that is short of memory is given smaller products, then none: the rows come to the host (law 10).
+- a device that is short of memory is given smaller products, then none: the rows come to the host (law 10);
+- where rows could not be written or read, whatever the reason, none is believed any more: moves read what other writes
+  replace, so they cannot be tried again.
 
 Written against `torch.device`: the same code runs on a CPU.
 """
@@ -17,13 +19,15 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from semcache.errors import TierError
 from semcache.semantic.arena import OFFSET, SHIFT, SLAB_ROWS
-from semcache.semantic.graphs import Graph, capture, is_lost
+from semcache.semantic.failing import is_short, losing, lost
+from semcache.semantic.graphs import Graph, capture
 from semcache.semantic.nearest import Slots, fill, find, size_of
 
 if TYPE_CHECKING:
@@ -74,8 +78,10 @@ class DeviceRows:
         self._pending: dict[int, int] = {}
         self._stage: Any = None
         self._staged = 0
+        self._end = ""
         self._products = _PRODUCTS
         self._graphs: WeakSet[Graph] = WeakSet()
+        self._with_graphs: WeakSet[Slots] = WeakSet()
         self._pool: Any = None
         self._use_graphs = self.device.type == "cuda"
         self.why = ""
@@ -120,7 +126,8 @@ class DeviceRows:
             import torch
 
             pinned = self.device.type == "cuda"
-            self._stage = torch.empty((_PENDING, self.dimension), dtype=torch.float32, pin_memory=pinned)
+            with self._whole():
+                self._stage = torch.empty((_PENDING, self.dimension), dtype=torch.float32, pin_memory=pinned)
             self._stage_here = self._stage.numpy()
         staged = self._staged
         self._stage_here[staged : staged + len(vectors)] = vectors
@@ -136,7 +143,8 @@ class DeviceRows:
         """Return float32[rows, d] of one slot. Raises TierError("lost")."""
         self.flush()
         chunk, at = self._where(row)
-        vectors: NDArray[float32] = chunk[at : at + rows].float().cpu().numpy()
+        with self._whole():
+            vectors: NDArray[float32] = chunk[at : at + rows].float().cpu().numpy()
         return vectors
 
     def read_some(self, rows: Sequence[int]) -> NDArray[float32]:
@@ -144,15 +152,14 @@ class DeviceRows:
         import torch
 
         self.flush()
-        try:
-            with torch.inference_mode():
-                vectors: NDArray[float32] = self._gather(torch.tensor(rows).to(self.device)).float().cpu().numpy()
-        except RuntimeError as error:
-            raise lost(error) from error
+        with self._whole(), torch.inference_mode():
+            vectors: NDArray[float32] = self._gather(torch.tensor(rows).to(self.device)).float().cpu().numpy()
         return vectors
 
     def flush(self) -> None:
-        """Bring to the device what waits. Raises TierError("lost")."""
+        """Bring to the device what waits. Raises TierError("lost"), and from then on always."""
+        if self._end:
+            raise TierError("lost", self._end)
         if not self._pending:
             self._staged = 0
             return
@@ -162,17 +169,14 @@ class DeviceRows:
         targets = np.fromiter(self._pending, np.int64, len(self._pending))
         sources = np.fromiter(self._pending.values(), np.int64, len(targets))
         staged, self._pending, self._staged = self._staged, {}, 0
-        try:
-            with torch.inference_mode():
-                is_new = sources >= 0
-                moves = torch.from_numpy(-1 - sources[~is_new])
-                moved = self._gather(moves.to(self.device)) if len(moves) else None  # before any is written
-                if is_new.any():
-                    self._place(targets[is_new], sources[is_new], self._stage[:staged].to(self.device))
-                if moved is not None:
-                    self._scatter(targets[~is_new], moved)
-        except RuntimeError as error:
-            raise lost(error) from error
+        with self._whole(), torch.inference_mode():
+            is_new = sources >= 0
+            moves = torch.from_numpy(-1 - sources[~is_new])
+            moved = self._gather(moves.to(self.device)) if len(moves) else None  # before any is written
+            if is_new.any():
+                self._place(targets[is_new], sources[is_new], self._stage[:staged].to(self.device))
+            if moved is not None:
+                self._scatter(targets[~is_new], moved)
 
     def search(
         self, slots: Slots, used: int, queries: Any, k: int, alive: NDArray[bool_] | None = None
@@ -192,28 +196,26 @@ class DeviceRows:
         try:
             with torch.inference_mode():
                 return self._search(slots, used, queries, k, alive)
-        except torch.cuda.OutOfMemoryError as error:
-            self.troubles.append(error)
         except RuntimeError as error:
-            raise lost(error) from error
-        slots.graphs.clear()
-        self._use_graphs = False
+            if not is_short(error):
+                raise lost(error) from error
+            self.troubles.append(error)
+        self._give_up_graphs()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with losing():
+                torch.cuda.empty_cache()
         if self._products > _LEAST_PRODUCTS:
             self._products //= 4
             return self.begin(slots, used, queries, k, alive)
-        with torch.inference_mode():
+        with losing(), torch.inference_mode():
             return self._search(slots, used, queries, k, alive, on_host=True)
 
     def found(self, slots: Slots, begun: Any) -> tuple[NDArray[float32], NDArray[int64]]:
         """Wait for a search that was begun, and return what it finds. Raises TierError("lost")."""
         import numpy as np
 
-        try:
+        with losing():
             found = begun.cpu().numpy()
-        except RuntimeError as error:
-            raise lost(error) from error
         k = found.shape[1] // 2
         places = found[:, k:].view(np.int32).astype(np.int64)
         return found[:, :k], slots.numbers[places >> SHIFT] << SHIFT | places & OFFSET
@@ -239,16 +241,13 @@ class DeviceRows:
 
         self.flush()
         found = []
-        try:
-            with torch.inference_mode():
-                query = torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)
-                for chunk, start in zip(self._chunks, self._starts, strict=True):
-                    rough = chunk @ query.to(self.dtype)
-                    at = (rough >= similarity - _HALF_ROUNDING).nonzero()[:, 0]
-                    near = chunk[at].float() @ query
-                    found.append((near.cpu().numpy(), (at + (start << SHIFT)).cpu().numpy()))
-        except RuntimeError as error:
-            raise lost(error) from error
+        with losing(), torch.inference_mode():
+            query = torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)
+            for chunk, start in zip(self._chunks, self._starts, strict=True):
+                rough = chunk @ query.to(self.dtype)
+                at = (rough >= similarity - _HALF_ROUNDING).nonzero()[:, 0]
+                near = chunk[at].float() @ query
+                found.append((near.cpu().numpy(), (at + (start << SHIFT)).cpu().numpy()))
         if not found:
             return np.empty(0, np.float32), np.empty(0, np.int64)
         return np.concatenate([near for near, _ in found]), np.concatenate([rows for _, rows in found])
@@ -263,17 +262,26 @@ class DeviceRows:
             return False
         try:
             chunk = torch.zeros((slots * SLAB_ROWS, self.dimension), dtype=self.dtype, device=self.device)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_short(error):
+                raise lost(error) from error
             self.troubles.append(error)
             self._max_slots = self._slots
             return False
-        except RuntimeError as error:
-            raise lost(error) from error
         self._starts.append(self._slots)
         self._chunks.append(chunk)
         self._free += range(self._slots, self._slots + slots)  # greater than all before: still a heap
         self._slots += slots
         return True
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Let no row be believed any more where some cannot be brought to the device or from there."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._end = f"rows of the index could not be brought to its device or from there: {error}"
+            raise TierError("lost", self._end) from error
 
     def _where(self, row: int) -> tuple[Any, int]:
         """Return the chunk of a row, and the row in it."""
@@ -331,7 +339,7 @@ class DeviceRows:
         device = torch.device("cpu") if on_host else self.device
         given = torch.empty((n, self.dimension + 1), dtype=torch.float32, device=device)
         fill(given, queries, used)
-        return self._find(slots, k, self._products, given, alive)
+        return self._find(slots, k, self._products, given, alive, on_host=on_host)
 
     def _graph(self, slots: Slots, queries: int, k: int) -> Graph | None:
         """Return the graph of a search of so many queries, once such were asked often enough."""
@@ -353,21 +361,31 @@ class DeviceRows:
         find = partial(self._find, slots, k, min(self._products, _GRAPH_PRODUCTS))
         made = capture(find, lambda: torch.zeros(shape, device=self.device), self._pool)
         if isinstance(made, str):
-            self._use_graphs, self.why = False, made
+            self.why = made
+            self._give_up_graphs()
             return None
         slots.graphs[fewest, k] = made
         self._graphs.add(made)
+        self._with_graphs.add(slots)
         return made
 
-    def _find(self, slots: Slots, k: int, products: int, given: Any, alive: NDArray[bool_] | None = None) -> Any:
-        """Find, with at most so many products at once; on the host, where the queries are there and not the rows."""
-        on_host = given.device.type != self.device.type  # a device without a number is the current one
-        groups = self._groups(slots, max(1, products // len(given) >> SHIFT))
+    def _give_up_graphs(self) -> None:
+        """Search plainly from now on, and let the memory of all graphs go."""
+        self._use_graphs, self._pool = False, None
+        for slots in list(self._with_graphs):
+            slots.graphs.clear()
+
+    def _find(
+        self, slots: Slots, k: int, products: int, given: Any, alive: NDArray[bool_] | None = None, *,
+        on_host: bool = False,
+    ) -> Any:  # fmt: skip
+        """Find, with at most so many products at once."""
+        groups = self._groups(slots, max(1, products // len(given) >> SHIFT), on_host=on_host)
         return find(slots, k, groups, given, self.dtype, alive, on_host=on_host)
 
-    def _groups(self, slots: Slots, most: int) -> Iterator[tuple[int, list[Any]]]:
+    def _groups(self, slots: Slots, most: int, *, on_host: bool) -> Iterator[tuple[int, list[Any]]]:
         """Yield the place of a first slot and the vectors from there on, at most so many slots of them."""
-        if slots.is_scattered:
+        if slots.is_scattered and not on_host:  # to gather takes memory of the device, which then has none
             most = min(_GATHERED, most)
             for first in range(0, len(slots), most):
                 yield first, [self._gathered(slots.numbers[first : first + most])]
@@ -391,10 +409,3 @@ class DeviceRows:
 
         offsets = torch.arange(SLAB_ROWS, device=self.device)
         return self._gather((torch.from_numpy(numbers).to(self.device)[:, None] * SLAB_ROWS + offsets).flatten())
-
-
-def lost(error: RuntimeError) -> Exception:
-    """Return what a caller is to raise: that the device is lost, or the error itself."""
-    if is_lost(error):
-        return TierError("lost", f"the device of the index has failed: {error}")
-    return error

@@ -3,7 +3,8 @@
 Laws:
 - whatever a search or a callback raises, every future is ended, with what was found or with an error;
 - vectors that an index's own device is making are searched for there, and nobody waits for them in between; the copy on
-  the host, which is remembered and handed out, is looked at when the search is done.
+  the host, which is remembered and handed out, is looked at when the search is done, or searched for where the device
+  has no memory for that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import chain
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from semcache.semantic.failing import is_short
 from semcache.semantic.ranges import ranged
 from semcache.semantic.texts import as_exception
 from semcache.semantic.work import Found
@@ -78,7 +80,13 @@ def _find(
         if known.wait():
             raise
         is_sound = False
-    if not is_sound:  # what the device made were no vectors: they were made anew
+    except RuntimeError as error:
+        if isinstance(queries, np.ndarray) or not is_short(error):
+            raise
+        known.tell("memory", error)
+        known.wait()
+        is_sound = False
+    if not is_sound:  # what the device made were no vectors, or it had no memory: they are on the host now
         return _find(index, scopes, texts, k, known, clock)
     return {
         place: Found(known.made[texts[place]], near, embed_ns, searched - began, embedded, searched)

@@ -16,6 +16,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
+from semcache.semantic.failing import is_short, losing
 from semcache.semantic.passes import ahead
 from semcache.semantic.ranges import ranged
 
@@ -87,12 +88,18 @@ class Vectors:
         """
         if device is None or not self._under_way:
             return None
-        import torch
-
         try:
-            return self._gathered(texts, device)
-        except torch.cuda.OutOfMemoryError:  # the copy on the host is there for that
+            with losing():
+                return self._gathered(texts, device)
+        except RuntimeError as error:
+            if not is_short(error):
+                raise
+            self.tell("memory", error)  # the copy on the host is there for that
             return None
+
+    def tell(self, reason: str, error: BaseException) -> None:
+        """Report what went wrong, and was done in another way."""
+        self._texts.report(reason, error)
 
     def _gathered(self, texts: Sequence[str], device: Any) -> Any:
         import numpy as np
@@ -136,7 +143,7 @@ class Texts:
         self.counts = {"embedded": 0, "remembered": 0, "uncovered": 0}
         self._embedder = embedder
         self._most = most
-        self._report = report
+        self.report = report
         self._at_once = at_once
         self._remembered: OrderedDict[str, Vector] = OrderedDict()
 
@@ -194,7 +201,7 @@ class Texts:
                 try:
                     found[text] = self._embedder([text])[0].copy()
                 except BaseException as broken:  # noqa: BLE001 - an embedder may raise anything
-                    self._report("embed", broken)
+                    self.report("embed", broken)
                     found[text] = as_exception(broken)
         return found
 
@@ -210,7 +217,7 @@ class Texts:
         """Report what a part met and mended itself, as a device that was short of memory."""
         troubles = getattr(part, "troubles", None)
         while troubles:
-            self._report("memory", troubles.popleft())
+            self.report("memory", troubles.popleft())
 
     def forget(self) -> None:
         """Remember nothing."""
@@ -224,13 +231,13 @@ class Texts:
         try:
             prepare(texts)
         except BaseException as error:  # noqa: BLE001 - each text is asked about all the same
-            self._report("embed", error)
+            self.report("embed", error)
 
     def _uncovered(self, text: str) -> Exception | None:
         try:
             reason = self._embedder.covers(text)
         except BaseException as error:  # noqa: BLE001 - a callable's own counter may raise anything
-            self._report("embed", error)
+            self.report("embed", error)
             return as_exception(error)
         if reason is None:
             return None
@@ -254,7 +261,7 @@ class Texts:
 
     def failed(self, texts: list[str], error: BaseException) -> dict[str, Vector | Exception]:
         """Report that a batch has failed, and embed each text alone, unless the error is the embedder's own."""
-        self._report("embed", error)
+        self.report("embed", error)
         if len(texts) == 1 or isinstance(error, TierError):
             return dict.fromkeys(texts, as_exception(error))
         return {text: self._embed_alone(text) for text in texts}

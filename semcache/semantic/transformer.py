@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from semcache.errors import ConfigurationError, MissingExtraError, TierError
 from semcache.semantic import coverage
+from semcache.semantic.failing import is_lost, is_short
 from semcache.semantic.files import DEFAULT_MODEL, digest_of_files, path_of
-from semcache.semantic.graphs import is_lost
 from semcache.semantic.passes import SAMPLES, Passes, ahead
 from semcache.semantic.started import Embedding
 from semcache.semantic.threads import limit_torch_threads
@@ -163,8 +163,6 @@ class SentenceTransformerEmbedder:
 
         Raises TierError("lost") where the device has failed for good.
         """
-        import torch
-
         self.load()
         passes, tokens = self._passes, self._tokens
         if passes is None or tokens is None or not texts:
@@ -176,7 +174,9 @@ class SentenceTransformerEmbedder:
             while True:
                 try:
                     return Embedding(passes.start(ids), self.watched, self.identity)
-                except torch.cuda.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not is_short(error):
+                        raise
                     self.troubles.append(error)
                     if not passes.shrink():
                         return None
@@ -247,8 +247,6 @@ class SentenceTransformerEmbedder:
 
     def _make_passes(self, model: Any) -> Passes | None:
         """Return passes by graphs, if they are found to do what the model does."""
-        import torch
-
         if self._tokens is None or not hasattr(model, "preprocess"):
             self._plainly = "its tokenizer is not known" if self._tokens is None else "it cannot preprocess"
             return None
@@ -261,7 +259,7 @@ class SentenceTransformerEmbedder:
                 passes.warm()
                 return passes
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if is_lost(error) or isinstance(error, torch.cuda.OutOfMemoryError):
+            if is_lost(error) or is_short(error):
                 raise
             self._plainly = _brief(error)
         return None

@@ -1,6 +1,9 @@
 """DeviceIndex, on the CPU: FlatIndex's contract, with large scopes where a device would have them."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import semcache
 from semcache.errors import ConfigurationError, TierError
 from semcache.semantic.arena import SLAB_ROWS
 from semcache.semantic.device import DeviceIndex, make_index
+from semcache.semantic.graphs import capture
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.nearest import size_of
 from semcache.semantic.rows import DeviceRows
@@ -213,6 +217,46 @@ def test_several_devices_have_equal_shares_and_find_together_what_one_finds():
     assert [there(index) for index in (one, several)] == [(9, 0), (9, 0)]
 
 
+def test_scopes_that_grow_in_turn_have_equal_shares_each():
+    """Each scope's slabs are shared equally, so that all devices search it: not only the slabs of all scopes."""
+    index = DeviceIndex(8, PLENTY, device="cpu,cpu", crossover=512)
+    rows = np.random.default_rng(1).standard_normal((SLAB_ROWS, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for part in range(6):
+        for scope in (b"a", b"b"):
+            index.add_many([(b"%s%d-%d" % (scope, part, at), scope, row, "", inf) for at, row in enumerate(rows)])
+    assert index.settle(60)
+    for scope in (b"a", b"b"):
+        assert [len(shard.slabs) for shard in index._shards(scope)] == [3, 3]
+
+
+def test_one_graph_is_captured_at_once(monkeypatch):
+    """Two threads that capture at once, as an index's and an embedder's, do it one after the other."""
+    began, go_on, under_way, most = Event(), Event(), [], []
+
+    class Slow(PlainGraph):
+        def __init__(self, *given):
+            under_way.append(1)
+            most.append(len(under_way))
+            began.set()
+            go_on.wait(5)
+            under_way.pop()
+            super().__init__(*given)
+
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(capture, abs, lambda: 1)
+        assert began.wait(5)
+        entered = Event()
+        second = pool.submit(lambda: entered.set() or capture(abs, lambda: 2))
+        assert entered.wait(5)
+        with suppress(TimeoutError):
+            second.result(0.05)  # it would have begun by now
+        go_on.set()
+        assert (first.result(5).given, second.result(5).given) == (1, 2)
+    assert most == [1, 1]
+
+
 def test_device_that_is_full_leaves_its_share_to_the_others(monkeypatch):
     """Law 10: of several devices one without memory is told once, and the rows lie on the others."""
     import torch
@@ -306,6 +350,23 @@ def test_queries_on_a_device_find_what_those_on_the_host_find(monkeypatch, dtype
     assert index.search([b"large"], queries[:1], 0, 0.0) == [[]]
 
 
+@pytest.mark.parametrize("at", ["the check", "the choice", "the copy"])
+def test_device_that_is_lost_while_queries_lie_there_is_said(monkeypatch, at):
+    """What is done with a tensor of queries beside the search itself says the device's end as the search does."""
+    index, vectors = filled(1500, scope=b"large")
+    filled(50, scope=b"small", index=index)
+    name = {"the check": "isfinite", "the choice": "__getitem__", "the copy": "float"}[at]
+
+    class Lost(torch.Tensor):
+        pass
+
+    setattr(Lost, name, raising(RuntimeError("CUDA error: an illegal memory access was encountered")))
+    queries = torch.from_numpy(vectors[:2]).as_subclass(Lost)
+    with pytest.raises(TierError) as raised:
+        index.search([b"small" if at == "the copy" else b"large", b"small"], queries, 1, 0.0)
+    assert raised.value.reason == "lost"
+
+
 @pytest.mark.parametrize("query", [torch.full((1, 32), torch.nan), torch.full((1, 32), torch.inf), torch.ones(1, 3)])
 def test_queries_on_a_device_that_are_none_are_refused(query):
     """A tensor of another shape, or with NaN, is a ValueError as an array is."""
@@ -349,18 +410,23 @@ def test_out_of_memory_for_rows_keeps_them_on_the_host(monkeypatch):
     assert len(index.troubles) == 1
 
 
-@pytest.mark.parametrize("failures", [1, 99])
-def test_out_of_memory_in_a_search_takes_smaller_products_and_at_last_the_host(monkeypatch, failures):
-    """Law 10: a search without memory for its product is done in parts, or on the host, and finds the same."""
-    import torch
+NO_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory, says a test"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
+
+@pytest.mark.parametrize("failures", [1, 99])
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_out_of_memory_in_a_search_takes_smaller_products_and_at_last_the_host(monkeypatch, failures, error):
+    """Law 10: a search without memory for its product is done in parts, or on the host, and finds the same."""
     index, vectors = filled(3000)
     rows, left = index._devices[0], iter(range(failures))
     search = rows._search
 
     def fails(*given, on_host=False):
         if not on_host and next(left, None) is not None:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory, says a test")
+            raise error
         return search(*given, on_host=on_host)
 
     monkeypatch.setattr(rows, "_search", fails)
@@ -369,6 +435,95 @@ def test_out_of_memory_in_a_search_takes_smaller_products_and_at_last_the_host(m
     expected = flat.search([b"scope"] * 50, vectors[::60], 4, 0.0)
     assert [[one.key for one in some] for some in found] == [[one.key for one in some] for some in expected]
     assert len(index.troubles) == min(failures, 5)
+
+
+def raising(error):
+    def fails(*given, **settings):
+        raise error
+
+    return fails
+
+
+def test_search_on_the_host_takes_no_memory_of_the_device(monkeypatch):
+    """Law 10: scopes that grew side by side lie scattered, and come to the host as they lie, not gathered."""
+    monkeypatch.setattr("semcache.semantic.nearest._MOST_RUNS", 1)
+    rows = DeviceRows(4, "cpu", torch.float32)
+    mine = [rows.take() for _ in range(8)][::2]
+    vectors = np.random.default_rng(2).standard_normal((4 * SLAB_ROWS, 4)).astype(np.float32)
+    for number, slot in enumerate(mine):
+        rows.write(slot * SLAB_ROWS, vectors[number * SLAB_ROWS : (number + 1) * SLAB_ROWS])
+    together = rows.together(mine)
+    assert together.is_scattered
+    expected = rows.search(together, SLAB_ROWS, vectors[:3], 5)
+    monkeypatch.setattr(rows, "_gather", raising(NO_MEMORY[0]))
+    near, found = rows.search(together, SLAB_ROWS, vectors[:3], 5)
+    assert np.array_equal(found, expected[1])
+    assert np.allclose(near, expected[0])
+
+
+def test_graphs_of_all_scopes_go_where_the_device_has_no_memory(monkeypatch):
+    """Where a search had no memory there are no graphs any more, and none of another scope keeps its own."""
+    monkeypatch.setattr("semcache.semantic.graphs.Graph", PlainGraph)
+    monkeypatch.setattr("semcache.semantic.rows._GRAPH_AFTER", 1)
+    index, vectors = filled(600)
+    filled(600, scope=b"other", index=index)
+    rows = index._devices[0]
+    rows._use_graphs = True
+    for scope in (b"scope", b"other"):
+        index.search([scope], vectors[:1], 1, 0.0)
+    assert len(rows._graphs) == 2
+    left, search = iter([1]), rows._search
+
+    def fails_once(*given, on_host=False):
+        if next(left, None) is not None:
+            raise NO_MEMORY[0]
+        return search(*given, on_host=on_host)
+
+    monkeypatch.setattr(rows, "_search", fails_once)
+    [[found]] = index.search([b"other"], vectors[5:6], 1, 0.0)
+    assert found.key == b"other-5"
+    assert len(rows._graphs) == 0
+
+
+@pytest.mark.parametrize("error", [*NO_MEMORY, RuntimeError("says a test")])
+def test_rows_that_could_not_be_moved_are_never_found(monkeypatch, error):
+    """Law 10: where what waits cannot be written, no row is believed any more until the index is made anew."""
+    index, vectors = filled(2048)
+    index.search([b"scope"], vectors[:1], 1, 0.0)
+    index.remove(b"scope-5")  # the last row is to take its place
+    with monkeypatch.context() as patch:
+        patch.setattr(index._devices[0], "_gather", raising(error))
+        with pytest.raises(TierError) as raised:
+            index.search([b"scope"], vectors[:1], 1, 0.0)
+        assert raised.value.reason == "lost"
+    for ask in (
+        lambda: index.search([b"scope"], vectors[5:6], 1, 0.0),
+        lambda: index.within(vectors[5], 0.9, 0.0),
+        lambda: index.vectors([b"scope-5", b"scope-6"]),
+    ):
+        with pytest.raises(TierError, match="could not be brought") as raised:
+            ask()
+        assert raised.value.reason == "lost"
+    index.clear()
+    filled(2048, index=index)
+    assert index.search([b"scope"], vectors[5:6], 1, 0.0)[0][0].key == b"scope-5"
+
+
+@pytest.mark.parametrize("error", [*NO_MEMORY, RuntimeError("says a test")])
+@pytest.mark.parametrize("how", ["one", "many"])
+def test_rows_that_cannot_be_read_are_a_lost_device(monkeypatch, error, how):
+    """Law 10: whatever keeps rows from being read is told as "lost", for the worker to begin anew."""
+    index, _ = filled(600)
+    rows = index._devices[0]
+    rows.flush()
+    if how == "many":
+        monkeypatch.setattr(rows, "_gather", raising(error))
+    else:
+        chunk = type("Chunk", (), {"__getitem__": raising(error)})()
+        monkeypatch.setattr(rows, "_where", lambda row: (chunk, row))
+    with pytest.raises(TierError) as raised:
+        index.vectors([b"scope-7"]) if how == "many" else index.vector(b"scope-7")
+    assert raised.value.reason == "lost"
 
 
 def test_lost_device_is_said(monkeypatch):

@@ -177,6 +177,22 @@ def test_vectors_that_are_none_are_made_anew_and_searched_for_again(rig):
     assert [reason for reason, _ in r.faults] == ["embed"]
 
 
+def test_search_without_memory_for_its_queries_is_made_from_the_host(rig, monkeypatch):
+    """Law 10: where a device has no memory for queries that lie there, those on the host are searched for."""
+    r = rig()
+    search = r.index.search
+
+    def fails(scopes, vectors, k, now):
+        if isinstance(vectors, torch.Tensor):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, says a test")
+        return search(scopes, vectors, k, now)
+
+    monkeypatch.setattr(r.index, "search", fails)
+    assert [keys(one)[0] for one in r.many(["row 3", "row 4"])] == [b"row 3", b"row 4"]
+    assert [reason for reason, _ in r.faults] == ["memory"]
+    assert r.embedder.alone == []
+
+
 def test_device_lost_while_it_embeds_fails_who_waits(rig):
     """Law 10: a device whose end shows when it is waited for is an error for who waits, and all begins anew."""
     r = rig()

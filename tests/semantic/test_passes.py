@@ -11,7 +11,7 @@ from semcache.errors import TierError
 from semcache.semantic.batcher import Batcher, Found
 from semcache.semantic.device import DeviceIndex
 from semcache.semantic.embedder import SentenceTransformerEmbedder
-from semcache.semantic.graphs import is_lost
+from semcache.semantic.failing import is_lost, is_short
 from semcache.semantic.passes import _MOST_GRAPHS, SAMPLES, Passes, shapes
 from semcache.semantic.transformer import _tail_of
 
@@ -202,7 +202,8 @@ def test_batcher_searches_for_what_passes_make_where_it_is(on_device, embedder, 
 
 
 @pytest.mark.parametrize("failures", [2, 99])
-def test_out_of_memory_takes_smaller_passes_and_at_last_the_cpu(on_device, embedder, monkeypatch, failures):
+@pytest.mark.parametrize("says", ["torch", "cuBLAS"])
+def test_out_of_memory_takes_smaller_passes_and_at_last_the_cpu(on_device, embedder, monkeypatch, failures, says):
     """Law 10: without memory the vectors come all the same, in smaller passes or from the CPU, and it is told."""
     import torch
 
@@ -210,6 +211,8 @@ def test_out_of_memory_takes_smaller_passes_and_at_last_the_cpu(on_device, embed
 
     def fails(ids):
         if next(left, None) is not None:
+            if says == "cuBLAS":
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
             raise torch.cuda.OutOfMemoryError("CUDA out of memory, says a test")
         return start(ids)
 
@@ -253,8 +256,20 @@ def test_other_errors_are_not_the_devices_end(on_device, monkeypatch):
         (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False),
         (ValueError("CUDA error"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
     ],
 )
 def test_is_lost_tells_the_devices_errors_from_others(error, expected):
     """What CUDA says of itself means that it has ended; a spoilt capture and errors of a call do not."""
     assert is_lost(error) is expected
+
+
+def test_memory_that_a_library_of_the_device_lacks_is_memory():
+    """What cuBLAS and cuDNN say of memory is taken as what torch says of it, and no error of a call is."""
+    import torch
+
+    assert is_short(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_short(RuntimeError("CUDA error: out of memory"))
+    assert is_short(torch.cuda.OutOfMemoryError("tried to allocate 2 GiB"))
+    assert not is_short(RuntimeError("CUDA error: unspecified launch failure"))
+    assert not is_short(ValueError("out of memory"))
