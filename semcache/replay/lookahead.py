@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.errors import TierError
 from semcache.model import Neighbour, Request
+from semcache.semantic.asking import Many
 from semcache.semantic.batcher import Found
 
 if TYPE_CHECKING:
@@ -158,9 +159,7 @@ class LookAhead:
         future.set_result(Found(vector, neighbours, self._embed_share_ns, search_ns))
         return future
 
-    def search_many(
-        self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False
-    ) -> Future[list[Found | Exception]]:
+    def search_many(self, scopes: Sequence[bytes], texts: Sequence[str], k: int, *, with_vectors: bool = False) -> Many:
         """Return what `Batcher.search_many` would, done already."""
         future: Future[list[Found | Exception]] = Future()
         found: list[Found | Exception] = []
@@ -170,7 +169,7 @@ class LookAhead:
             except TierError as error:
                 found.append(error)
         future.set_result(found)
-        return future
+        return Many([(list(range(len(texts))), future)])
 
     def _found_ahead(self, scope: bytes, text: str, vector: NDArray[float32], k: int) -> list[Neighbour] | None:
         """Return what was found ahead, made good; None where too much of it is gone by now."""
