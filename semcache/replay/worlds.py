@@ -88,18 +88,21 @@ class Trace:
         self._scopes = {
             scope: (members, vectors.matrix[[at[row] for row in members]]) for scope, members in scopes.items()
         }
+        # As an index keeps them, in half precision: what is asked is compared with these.
+        self._kept = {scope: matrix.astype("float16").astype("float32") for scope, (_, matrix) in self._scopes.items()}
         self._found: dict[int, Rows] = {}
 
     def search(self, done: Callable[[int, int], None]) -> None:
         """Find all neighbours; `done` is told how many rows of how many."""
         searched, rows = 0, len(self._place)
-        for members, matrix in self._scopes.values():
+        for scope, (members, matrix) in self._scopes.items():
+            kept = self._kept[scope]
             before = self._asked_before(members, members)
             for start in range(0, len(members), _BLOCK_ROWS):
                 done(searched, rows)
                 block = members[start : start + _BLOCK_ROWS]
                 widths = before[start : start + len(block)]
-                similarities = matrix[start : start + len(block)] @ matrix[: max(widths)].T
+                similarities = matrix[start : start + len(block)] @ kept[: max(widths)].T
                 for offset, (row, width) in enumerate(zip(block, widths, strict=True)):
                     self._found[row] = self._nearest(
                         similarities[offset, :width], members, start + offset, _MOST_NEIGHBOURS
@@ -159,7 +162,7 @@ class Trace:
         scope, own = self._place[row]
         members, matrix = self._scopes[scope]
         width = self._asked_before(members, [row])[0]
-        rest = self._nearest(matrix[:width] @ matrix[own], members, own, width)
+        rest = self._nearest(self._kept[scope][:width] @ matrix[own], members, own, width)
         is_new = ~np.isin(rest.rows, found.rows)
         return Rows(
             np.concatenate([found.rows, rest.rows[is_new]]),
@@ -209,7 +212,7 @@ class Trace:
             near = found.rows[new].tolist()
             scored[new] = self._score.rate(
                 self._texts[row], matrix[own], [self._texts[one] for one in near],
-                matrix[[self._place[one][1] for one in near]], found.similarities[new].tolist(), self._read,
+                self._kept[scope][[self._place[one][1] for one in near]], found.similarities[new].tolist(), self._read,
             )  # fmt: skip
         return scored
 
