@@ -22,6 +22,7 @@ from semcache.errors import ConfigurationError
 from semcache.model import Neighbour
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS, Arena, Slab
 from semcache.semantic.failing import is_lost, losing
+from semcache.semantic.half import nearest_first
 from semcache.semantic.index import FlatIndex
 from semcache.semantic.large import LargeIndex
 from semcache.semantic.rows import DeviceRows
@@ -331,8 +332,7 @@ class DeviceIndex(FlatIndex):
 
         alive = self._lives.are_alive(found, self._now)
         near = np.where(alive, near, np.float32(-np.inf))
-        order = np.argsort(-near, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(near, order, axis=1), np.take_along_axis(found, order, axis=1)
+        return nearest_first(near, found, k)
 
     def _living_alone(
         self, shard: _Shard, used: int, queries: Any, k: int

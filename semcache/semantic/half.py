@@ -33,6 +33,16 @@ def untyped_faiss() -> Any:
     return faiss
 
 
+def nearest_first(
+    similarities: NDArray[float32], numbers: NDArray[int64], k: int
+) -> tuple[NDArray[float32], NDArray[int64]]:
+    """Return the k largest of each query's similarities, in order, with their numbers: both [n, at most k]."""
+    import numpy as np
+
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(numbers, order, axis=1)
+
+
 class Scanner:
     """Finds the nearest of rows given in parts, float16[n, d], n at most 1,024. Not locked: one thread owns it."""
 
@@ -72,8 +82,7 @@ class Scanner:
                     self._scan(queries, rows, ids, similarities, numbers)
                 else:
                     similarities, numbers = self._multiply(queries, rows, ids, similarities, numbers)
-        order = np.argsort(-similarities, axis=1, kind="stable")
-        return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(numbers, order, axis=1)
+        return nearest_first(similarities, numbers, k)
 
     def _living(
         self, rows: NDArray[float16], alive: NDArray[bool_] | None, first: int

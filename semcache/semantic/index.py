@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from semcache.model import Neighbour
 from semcache.semantic.arena import COLD, FREE, HOT, OFFSET, SHIFT, SLAB_ROWS
-from semcache.semantic.half import NO_ROW, Scanner
+from semcache.semantic.half import NO_ROW, Scanner, nearest_first
 from semcache.semantic.scoped import SCOPE_BYTES, ScopedRows, text_bytes, texts_bytes
 from semcache.semantic.threads import limit_faiss_threads
 from semcache.semantic.vectors import LARGEST_SQUARE, LEAST_SQUARE, Gathered
@@ -228,9 +228,7 @@ class FlatIndex(ScopedRows):
         all_near, all_rows = found_in[0]
         if len(found_in) > 1:
             all_near, all_rows = map(np.hstack, zip(*found_in, strict=True))
-            order = np.argsort(-all_near, axis=1, kind="stable")[:, :k]
-            all_near = np.take_along_axis(all_near, order, axis=1)
-            all_rows = np.take_along_axis(all_rows, order, axis=1)
+            all_near, all_rows = nearest_first(all_near, all_rows, k)
         return self._neighbours(all_rows.tolist(), all_near.clip(-1.0, 1.0).tolist())
 
     def _scan(

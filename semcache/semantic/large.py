@@ -73,14 +73,15 @@ class LargeIndex(FlatIndex):
         self._aside = Aside("semcache-index")
         self._job: Job | None = None
         self._finished: deque[Job] = deque()
+        self._sealed: dict[bytes, Sealed] = {}
         self._changed = threading.Event()
         self._finalizer = weakref.finalize(self, self._aside.close)
         super().__init__(dimension, max_bytes, max_rows)
 
     def clear(self) -> None:
         self._job = None  # what comes of it is of rows that are no more
-        gone = [segment for sealed in getattr(self, "_sealed", {}).values() for segment in sealed.segments]
-        self._sealed: dict[bytes, Sealed] = {}
+        gone = [segment for sealed in self._sealed.values() for segment in sealed.segments]
+        self._sealed = {}
         self._places: dict[int, tuple[Segment, int]] = {}
         self._ripe: dict[bytes, None] = {}
         self._draining: deque[tuple[bytes, Segment]] = deque()

@@ -8,10 +8,11 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING
 
 from semcache.semantic.arena import FREE, OFFSET, SHIFT, SLAB_ROWS
+from semcache.semantic.half import NO_ROW, nearest_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Segment:
         lives = (found >= 0) & (self.expires[found] > now)
         if (lives.sum(axis=1) < np.minimum(k, (found >= 0).sum(axis=1))).any():
             alive = (self.expires > now) & (self.state != FREE)
-            self.soonest = float(self.expires[self.state != FREE].min(initial=np.inf))
+            self.soonest = self._first_end()
             living = int(alive.sum())
             if living * _MOST_EFFORT < len(self):
                 return None
@@ -87,10 +88,13 @@ class Segment:
             near, found = self.graph.search(queries, k, self._at_effort(effort, living)[0], bits)
             return near, self._as_rows(found)
         if lives.all():
-            self.soonest = self.soonest or float(self.expires[self.state != FREE].min(initial=np.inf))
-        near, found = np.where(lives, near, np.float32(-np.inf)), np.where(lives, found, -1)
-        order = np.argsort(-near, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(near, order, axis=1), self._as_rows(np.take_along_axis(found, order, axis=1))
+            self.soonest = self.soonest or self._first_end()
+        near, found = nearest_first(np.where(lives, near, np.float32(-np.inf)), np.where(lives, found, NO_ROW), k)
+        return near, self._as_rows(found)
+
+    def _first_end(self) -> float:
+        """Return when the first life of its rows is over."""
+        return float(self.expires[self.state != FREE].min(initial=inf))
 
     def _at_effort(self, effort: int, living: int) -> tuple[int, NDArray[uint8] | None]:
         """Return how many candidates to keep, more where many are holes, and which rows may be found."""

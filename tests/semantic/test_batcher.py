@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import contextmanager
 from hashlib import blake2b
 from math import inf
 
@@ -96,18 +97,25 @@ class Rig:
         return future
 
 
-@pytest.fixture
-def rig():
+@contextmanager
+def rigs_of(kind):
+    """Give what makes rigs of a kind; those that were made are let go and closed at the end."""
     rigs = []
 
     def make(**settings):
-        rigs.append(Rig(**settings))
+        rigs.append(kind(**settings))
         return rigs[-1]
 
     yield make
     for made in rigs:
         made.embed.gate.set()
         made.batcher.close(SOON)
+
+
+@pytest.fixture
+def rig():
+    with rigs_of(Rig) as make:
+        yield make
 
 
 def keys(found):

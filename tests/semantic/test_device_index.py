@@ -78,6 +78,11 @@ def filled(rows, *, scope=b"scope", index=None, dimension=32, **settings):
     return index, vectors
 
 
+def lose(*_):
+    """Say what CUDA says of its end."""
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 def test_search_in_half_precision_finds_the_nearest():
     """Recall@1 against float32 is whole to ties: what half precision confuses is told apart once more."""
     import torch
@@ -288,10 +293,7 @@ def test_one_lost_device_of_several_is_said(monkeypatch):
     """Where one of several devices fails the search says so, for the worker to begin anew without it."""
     index, vectors = filled(4000, device="cpu,cpu")
 
-    def fails(*given):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(index._devices[1], "_search", fails)
+    monkeypatch.setattr(index._devices[1], "_search", lose)
     with pytest.raises(TierError) as raised:
         index.search([b"scope"], vectors[:1], 1, 0.0)
     assert raised.value.reason == "lost"
@@ -530,10 +532,7 @@ def test_lost_device_is_said(monkeypatch):
     """What CUDA says of its end comes as TierError("lost"), for the worker to begin anew."""
     index, vectors = filled(600)
 
-    def fails(*given):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(index._devices[0], "_search", fails)
+    monkeypatch.setattr(index._devices[0], "_search", lose)
     with pytest.raises(TierError) as raised:
         index.search([b"scope"], vectors[:1], 1, 0.0)
     assert raised.value.reason == "lost"

@@ -6,6 +6,7 @@ from math import inf
 
 import numpy as np
 import pytest
+from test_batcher import SOON, rigs_of
 
 from semcache.errors import TierError
 from semcache.plan import Exchange, arun, run
@@ -17,9 +18,6 @@ from semcache.tier import AlsoFailed
 from semcache.together import together
 
 pytestmark = pytest.mark.semantic
-
-SOON = 30
-"""Seconds within which what must happen happens; a test that passes waits far less."""
 
 
 class Held:
@@ -66,16 +64,8 @@ class Rig:
 
 @pytest.fixture
 def rig():
-    rigs = []
-
-    def make(**settings):
-        rigs.append(Rig(**settings))
-        return rigs[-1]
-
-    yield make
-    for one in rigs:
-        one.embed.gate.set()
-        one.batcher.close(SOON)
+    with rigs_of(Rig) as make:
+        yield make
 
 
 def fresh(count):
